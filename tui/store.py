@@ -19,28 +19,18 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import read_bytes
-from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import ACTIVE, Run, Status, ended_state, has_stalled
 from ppo_unified.runs.metrics import AWAITED, sort_tags
 from ppo_unified.runs.progress import steps_left
 from ppo_unified.runs.signals import why_ended
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
-from tui.runs.entries import LOG, UNREADABLE, Entry
+from tui.log_record import CurveReader, LogRecord
+from tui.runs.entries import UNREADABLE, Entry
 
 SCAN_S, LOOK_S = 1.0, 0.4  # interval between scans of the folder, and between checks of active runs
 SCAN_SHARE = 100  # scans use at most 1/100 of a processor, so a large tree is scanned less often
 PACE_S = 10.0  # the speed is averaged over this time
 CACHED = 200_000_000  # maximum bytes of curves that are no longer watched
-SCORES = (  # metrics that other programs use as their score, in order of preference
-    "eval/score",
-    "eval/mean_reward",
-    "rollout/ep_rew_mean",
-    "charts/episodic_return",
-    "objective/scores",
-    "train/objective/scores",
-    "train/reward",
-    "train/rewards/mean",
-)
 _LOOKS = 3  # attempts to read a run.json that changes during the check
 
 
@@ -82,11 +72,11 @@ class Store:
         self._scanned = self._looked = -math.inf
         self._scan_s = SCAN_S
         self._runs: dict[str, _RunRecord] = {}
-        self._logs: dict[str, Entry] = {}
+        self._logs: dict[str, LogRecord] = {}
         self._watched: tuple[str, ...] = ()
         self._trimmed_for: tuple[str, ...] = ()  # the watched runs when the cache was last trimmed
         self._unread: frozenset[str] = frozenset()  # watched runs that the last update had no time to read
-        self._readers: OrderedDict[str, EventReader] = OrderedDict()  # least recently watched first
+        self._readers: OrderedDict[str, CurveReader] = OrderedDict()  # least recently watched first
         self._curves: dict[str, Mapping[str, Curve]] = {}
 
     # methods for any thread
@@ -151,7 +141,8 @@ class Store:
         runs, logs, now = {}, {}, self.clock()
         for folder in found:
             if folder.stamp is None:
-                logs[folder.key] = _log_entry(folder, self._logs.get(folder.key))
+                log = logs[folder.key] = self._logs.get(folder.key) or LogRecord(folder)
+                log.update(folder)
             else:
                 record = runs[folder.key] = self._runs.get(folder.key) or _RunRecord(folder)
                 if record.has_changed(folder.stamp):
@@ -159,10 +150,12 @@ class Store:
         self._runs, self._logs = runs, logs
         for key in [key for key in self._readers if key not in runs and key not in logs]:
             self._drop(key)
+        for key, reader in self._readers.items():
+            reader.set_parts(self._parts(key))
         self._scan_s = max(SCAN_S, SCAN_SHARE * (time.thread_time() - started))
 
     def _read(self, budget_s: float) -> tuple[set[str], bool]:
-        """Continue reading the watched runs, each for its share of the time.
+        """Continue reading the watched runs, each for its share of the time, then the ends of the other logs.
 
         Return the runs with new points, and True if there is more to read. Runs that were not read because time ran out
         come first in the next update.
@@ -178,21 +171,46 @@ class Store:
             if remaining <= 0:
                 break
         self._unread = frozenset(left)
-        return advanced, bool(left) or any(key not in self._readers or self._readers[key].pending for key in keys)
+        pending = bool(left) or any(key not in self._readers or self._readers[key].pending for key in keys)
+        return advanced, pending or self._read_ends(deadline)
 
     def _read_one(self, key: str, budget_s: float) -> bool:
         """Continue reading one run. Return True if it had new points or was read for the first time."""
         new = key not in self._readers
         if new:
-            self._readers[key] = EventReader(self.folder / key)
-        reader = self._readers[key]
+            self._readers[key] = CurveReader(self.folder / key, self._parts(key))
         self._readers.move_to_end(key)
-        if not reader.poll(budget_s):
-            return new
-        self._curves[key] = {tag: Curve(*series.numpy()) for tag, series in reader.series.items()}
-        if key in self._logs:
-            self._logs[key] = _with_curves(self._logs[key], self._curves[key])
-        return True
+        return self._poll(key, budget_s) or new
+
+    def _poll(self, key: str, budget_s: float) -> bool:
+        """Read new points of a run that has a reader. Return True if there are any."""
+        reader, log = self._readers[key], self._logs.get(key)
+        changed = reader.poll(budget_s)
+        if changed:
+            self._curves[key] = {tag: Curve(*series.numpy()) for tag, series in reader.series.items()}
+        if log is not None:
+            log.is_stale |= changed
+            if log.is_stale and not reader.pending:  # the last step is unknown before everything has been read
+                log.show(reader)
+        return changed
+
+    def _parts(self, key: str) -> tuple[str, ...]:
+        """Return the sub-folders that contain a run's curves."""
+        return self._logs[key].parts if key in self._logs else ("",)
+
+    def _read_ends(self, deadline: float) -> bool:
+        """Read the end of each log that is not watched and has changed. Return True if there are more such logs."""
+        watched = set(self._watched)
+        for key, log in self._logs.items():
+            if key in watched or not log.is_stale:
+                continue
+            if time.monotonic() >= deadline:
+                return True
+            if key in self._readers:
+                self._poll(key, deadline - time.monotonic())
+            else:
+                log.read_end()
+        return False
 
     def _trim_cache(self) -> None:
         """Drop the least recently watched curves until the unwatched ones fit into the cache."""
@@ -214,10 +232,11 @@ class Store:
 
     def _publish(self) -> bool:
         """Publish the results. Return True if an entry or the damage has changed."""
-        damage = {key: "; ".join(reader.damage.values()) for key, reader in self._readers.items() if reader.damage}
+        damage = {key: "; ".join(found) for key, reader in self._readers.items() if (found := reader.damage)}
         if damaged := damage != self.damage:
             self.damage = MappingProxyType(damage)
-        entries = {key: record.entry for key, record in self._runs.items()} | self._logs
+        entries = {key: record.entry for key, record in self._runs.items()}
+        entries |= {key: log.entry for key, log in self._logs.items()}
         if entries == self.entries:
             return damaged
         self.entries = MappingProxyType(dict(sorted(entries.items())))
@@ -342,36 +361,3 @@ class _RunRecord:
 def _is_due(now: float, last: float, interval_s: float) -> bool:
     """Return True if an interval is over, or if the clock was set back."""
     return not 0 <= now - last < interval_s
-
-
-def _log_entry(folder: Folder, before: Entry | None) -> Entry:
-    """Return the entry of a foreign folder, with the data already read from its curves."""
-    state = UNREADABLE if folder.problem else LOG
-    if before is None:
-        status = Status(name=Path(folder.path).name, state=state, started=folder.started)
-    elif before.status.started == folder.started and before.problem == folder.problem:
-        return before
-    else:
-        status = replace(before.status, state=state, started=folder.started)
-    return Entry(folder.key, Path(folder.path), True, status, state, problem=folder.problem)
-
-
-def _with_curves(entry: Entry, curves: Mapping[str, Curve]) -> Entry:
-    """Return a foreign entry with the last step, duration and score that its curves contain."""
-    there = [curve for curve in curves.values() if len(curve.steps)]
-    if not there:
-        return entry
-    status = replace(
-        entry.status,
-        step=max(int(curve.steps[-1]) for curve in there),
-        heartbeat=max(float(curve.walls[-1]) for curve in there),
-        elapsed_s=max(0.0, max(float(c.walls[-1]) for c in there) - min(float(c.walls[0]) for c in there)),
-    )
-    curve = next((curves[tag] for tag in SCORES if tag in curves and len(curves[tag].steps)), None)
-    if curve is not None:
-        finite = np.flatnonzero(np.isfinite(curve.values))
-        if finite.size:
-            best = finite[np.argmax(curve.values[finite])]
-            status.score, status.best_score = float(curve.values[finite[-1]]), float(curve.values[best])
-            status.best_step = int(curve.steps[best])
-    return replace(entry, status=status)

@@ -1,9 +1,14 @@
-"""Decode the payloads of event records into points of curves. Records with equal byte layouts are decoded together."""
+"""Decode the payloads of event records into points of curves. Records with equal byte layouts are decoded together.
+
+Other data, such as images, is only counted.
+"""
 
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -18,6 +23,47 @@ _MOST_LAYOUTS = 64  # maximum number of layouts to cache for each payload length
 _LONGEST_LAYOUT = 1 << 16  # maximum bytes of a record with a layout; longer ones are decoded one by one
 
 
+_KINDS = {  # field of a value or an event, or TensorBoard plugin -> what it contains
+    **dict.fromkeys(("image", "images"), "image"),
+    **dict.fromkeys(("histo", "histograms"), "histogram"),
+    **dict.fromkeys(("graph_def", "meta_graph_def", "graphs", "graph_keras_model"), "graph"),
+    "audio": "audio clip",
+    "text": "text",
+    "hparams": "set of hyperparameters",
+    "pr_curves": "PR curve",
+    "mesh": "mesh",
+}
+_PARTS = {"hparams": "session_start_info", "mesh": "_VERTEX"}  # plugin with several values per item -> tag to count
+_AUXILIARY = ("custom_scalars", "graph_run_metadata", "graph_run_metadata_graph")  # plugins without data of their own
+
+
+class OtherData:
+    """Counts the data in event files that is not scalar, such as images."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()  # kind, such as 'image' -> number of values
+        self.step: int | None = None  # step of the last event that contains such data
+        self._plugins: dict[str, str] = {}  # tag -> plugin; only the first value of a tag names its plugin
+
+    def add(self, event: Any) -> None:
+        """Count what an event contains besides scalars. Events must be added in file order."""
+        kinds = [self._kind(value) for value in event.summary.value if _number(value) is None]
+        kinds += [_KINDS[field] for field in ("graph_def", "meta_graph_def") if event.HasField(field)]
+        if found := [kind for kind in kinds if kind]:
+            self.counts.update(found)
+            self.step = event.step
+
+    def _kind(self, value: Any) -> str:
+        """Return the kind of a value, or an empty string if it belongs to another value."""
+        field = value.WhichOneof("value")
+        if field in _KINDS:
+            return _KINDS[field]
+        plugin = self._plugins.setdefault(value.tag, value.metadata.plugin_data.plugin_name)
+        if plugin in _AUXILIARY or not value.tag.endswith(_PARTS.get(plugin, "")):
+            return ""
+        return _KINDS.get(plugin, "other value")
+
+
 class Block:
     """Decodes the events of one block of a file. Records with the same known layout are decoded together."""
 
@@ -27,6 +73,7 @@ class Block:
         self._chunks: list[Chunk] = []
         self._starts: list[tuple[int, int]] = []  # (row, step) of every SessionLog.START
         self._single: dict[str, list[tuple[int, int, float, float]]] = {}  # tag -> (row, step, wall, value)
+        self._others: list[tuple[int, Any]] = []  # (row, event) of events that may contain more than scalars
 
     def decode(self, rows: np.ndarray, payloads: Sequence[bytes]) -> None:
         """Decode the records at `rows`, which all have the same length."""
@@ -66,13 +113,23 @@ class Block:
             return
         if event.HasField("session_log") and event.session_log.status == SessionLog.START:
             self._starts.append((row, event.step))
+        has_others = event.WhichOneof("what") != "summary"
         for value in event.summary.value:
             number = _number(value)
-            if number is not None:
+            if number is None:
+                has_others = True
+            else:
                 self._single.setdefault(value.tag, []).append((row, event.step, event.wall_time, number))
+        if has_others:
+            self._others.append((row, event))
 
-    def add_to(self, curves: Curves) -> None:
-        """Append all points to `curves` in file order. Each START event removes earlier points at or after its step."""
+    def add_to(self, curves: Curves, others: OtherData) -> None:
+        """Append all points to `curves` in file order, and count other data.
+
+        Each START event removes earlier points at or after its step.
+        """
+        for _, event in sorted(self._others, key=itemgetter(0)):
+            others.add(event)
         chunks = [*self._chunks, *self._singles()]
         first = 0
         for row, step in sorted(self._starts):

@@ -10,6 +10,7 @@ import struct
 
 import google_crc32c
 
+TAIL_FILES = 8  # number of files in a folder that are read if only the newest data is needed
 PREFIX = "events.out.tfevents"  # the names of event files contain this text
 HEADER = struct.Struct("<QI")  # length of the payload, masked checksum of that length
 CRC = struct.Struct("<I")

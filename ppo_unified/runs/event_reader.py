@@ -17,8 +17,8 @@ from typing import IO, NamedTuple
 import google_crc32c
 import numpy as np
 
-from ppo_unified.runs.event_decoder import Block
-from ppo_unified.runs.event_format import CRC, HEADER, PREFIX, masked_crc
+from ppo_unified.runs.event_decoder import Block, OtherData
+from ppo_unified.runs.event_format import CRC, HEADER, PREFIX, TAIL_FILES, masked_crc
 from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Curves, Series
 
@@ -26,6 +26,7 @@ _LONGEST = 1 << 28  # maximum bytes of a record; if its length field is larger, 
 _BLOCK = 1 << 18  # number of bytes to read at once; a longer record is still read completely
 _HEAD = 1 << 10  # number of bytes at the start of a file that identify its content
 _MOST_HEADERS = 4096  # maximum number of valid record headers to cache
+_WIDER = (1, 8, 64)  # factors by which more of a file's end is read until it contains the start of a record
 _MOST_LENGTHS = 512  # maximum number of payload lengths whose layouts are cached
 
 
@@ -56,12 +57,16 @@ class EventReader:
     An incomplete record at the end of a file is left for the next poll. A record with a damaged payload is skipped.
     After a record with a damaged length, the rest of the file is ignored. `damage` contains the file name and position
     of damaged records. If a file shrinks or is replaced, all files are read again.
+
+    With `tail`, only about the last `tail` bytes of each of the newest files are read.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, tail: int = 0) -> None:
+        self.folder, self.tail = folder, tail
+        self.is_partial = False  # True if `tail` has excluded the start of a file
         self.damage: dict[str, str] = {}  # file name -> description of the damage
         self.pending = False  # True if the last poll ran out of time
+        self.others = OtherData()
         self._curves = Curves()
         self._files: dict[str, _File] = {}
         self._unreadable: set[str] = set()  # files that could not be opened
@@ -88,7 +93,7 @@ class EventReader:
         grown = self._grown_files()
         found = grown is None
         if grown is None:
-            self._files, self._curves = {}, Curves()
+            self._files, self._curves, self.others = {}, Curves(), OtherData()
             self._unreadable.clear()
             self.damage.clear()
             grown = self._grown_files()
@@ -108,13 +113,19 @@ class EventReader:
         names: list[str] = []
         with suppress(OSError):
             names = sorted(name for name in os.listdir(self.folder) if PREFIX in name)
+        if self.tail and len(names) > TAIL_FILES:
+            names, self.is_partial = names[-TAIL_FILES:], True
         grown = []
         for name in names:
             try:
                 found = (self.folder / name).stat()
                 if not stat.S_ISREG(found.st_mode):
                     continue
-                file = self._files.setdefault(name, _File((found.st_dev, found.st_ino)))
+                file = self._files.get(name)
+                if file is None:
+                    first = find_last_records(self.folder / name, found.st_size, self.tail) if self.tail else 0
+                    file = self._files[name] = _File((found.st_dev, found.st_ino), offset=first)
+                    self.is_partial |= first > 0
                 if self._is_replaced(name, file, found):
                     return None
                 if found.st_size > file.offset and not file.ended:
@@ -208,8 +219,27 @@ class EventReader:
         if damaged:
             where = f"the record at byte {offset + int(records.starts[max(damaged)])} is damaged and was skipped"
             self.damage[name] = f"{self.folder / name}: {where}"
-        block.add_to(self._curves)
+        block.add_to(self._curves, self.others)
         return len(damaged) < len(records.payloads)
+
+
+def find_last_records(path: Path, size: int, tail: int) -> int:
+    """Return the offset of the first record that starts in the last `tail` bytes of a file.
+
+    If no record starts there, search more of the file. If there is still none, return the file's `size`.
+    """
+    with open(path, "rb", buffering=0) as file:
+        for span in (tail * factor for factor in _WIDER):
+            if size <= span:
+                return 0
+            file.seek(size - span)
+            data = file.read(span)
+            empty = np.frombuffer(data, np.uint8) == 0  # the upper half of a record's length is 0
+            for start in np.flatnonzero(empty[4:-7] & empty[5:-6] & empty[6:-5] & empty[7:-4]).tolist():
+                length, crc = HEADER.unpack_from(data, start)
+                if length and masked_crc(data[start : start + 8]) == crc:
+                    return size - span + start
+    return size
 
 
 def _is_blank(file: IO[bytes], offset: int) -> bool:

@@ -227,7 +227,7 @@ def test_log_age_is_that_of_its_oldest_file(tmp_path: Path, clock: Clock) -> Non
 
 
 @pytest.mark.parametrize("tag", ["eval/score", "eval/mean_reward", "rollout/ep_rew_mean", "charts/episodic_return"])
-def test_watched_log_has_step_score_and_best(tmp_path: Path, clock: Clock, tag: str) -> None:
+def test_log_has_step_score_and_best(tmp_path: Path, clock: Clock, tag: str) -> None:
     folder = tmp_path / "log"
     folder.mkdir()
     writer = EventWriter(folder)
@@ -235,12 +235,12 @@ def test_watched_log_has_step_score_and_best(tmp_path: Path, clock: Clock, tag: 
         writer.scalars(step, {tag: value, "train/loss": 100.0})
     writer.scalars(8, {"train/loss": 100.0})
     it = Store(tmp_path, clock)
-    assert it.update().listed
-    assert it.entries["log"].status.score is None  # not watched yet
-    it.watch(["log"])
-    assert it.update() == (True, frozenset({"log"}), False)
-    status = it.entries["log"].status
+    assert it.update() == (True, frozenset(), False)
+    status = it.entries["log"].status  # although its curves are not watched
     assert (status.step, status.score, status.best_score, status.best_step) == (8, 2.0, 9.0, 3)
+    it.watch(["log"])
+    assert it.update() == (False, frozenset({"log"}), False)
+    assert it.entries["log"].status == status
     it.watch([])
     writer.close()
     clock.now += 5
@@ -275,7 +275,7 @@ def test_unreadable_folder_is_reported(tmp_path: Path, clock: Clock, monkeypatch
 
     def refuse(
         path: str,
-    ) -> tuple[list[str], float | None]:  # simulates a missing permission, which root would not notice
+    ) -> tuple[list[str], list[str], float]:  # simulates a missing permission, which root would not notice
         if path in closed:
             raise PermissionError(13, "Permission denied")
         return scan(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -39,6 +40,13 @@ class Entry:
     speed: float | None = None  # steps/s: over the last seconds of a running run, over all time of an ended one
     eta_s: float | None = None
     problem: str = ""  # why the run cannot be read
+    not_shown: str = ""  # data of another program that charts cannot show, such as '3 images, 12 histograms'
+
+
+def describe_not_shown(entry: Entry) -> str:
+    """Return a sentence about the data of another program that charts cannot show, or "" if there is none."""
+    command = shlex.join(["ppo-unified", "tensorboard", "--runs", str(entry.path)])
+    return f"Not shown: {entry.not_shown}. To see all data: {command}" if entry.not_shown else ""
 
 
 def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:

@@ -11,7 +11,7 @@ from ppo_unified.runs.progress import format_percent, format_phase, fraction_don
 from ppo_unified.runs.signals import UNRECORDED, why_ended
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, display_width, format_duration, format_number, pad
-from tui.runs.entries import Entry
+from tui.runs.entries import Entry, describe_not_shown
 from tui.runs.run_list import RunList
 
 GAP = 2  # columns between two facts
@@ -89,6 +89,7 @@ def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str
     first = [(wrong, style)] if wrong else []
     first += [(reason, "$text-muted")] if entry.state == "stopped" and reason else []
     first += [(f"Some curves could not be read: {damage}", "$text-error")] if damage else []
+    first += [(text, "$text-muted")] if (text := describe_not_shown(entry)) else []
     texts = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
     lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
     if len(lines) <= most:
