@@ -41,7 +41,7 @@ class CurveReader:
         self.folder, self._tail = folder, tail
         self.pending = False  # True if the last poll ran out of time
         self._readers: dict[str, EventReader] = {}
-        self._next = 0  # number of the sub-folder that the next poll reads first
+        self._left: list[str] = []  # the sub-folders that the last poll had no time to read
         self._changed = False
         self.set_parts(parts)
 
@@ -55,15 +55,16 @@ class CurveReader:
     def poll(self, budget_s: float | None = None) -> bool:
         """Read new records for about `budget_s` seconds. Return True if the curves changed."""
         deadline = time.monotonic() + budget_s if budget_s is not None else float("inf")
-        readers, found = list(self._readers.values()), self._changed
-        self._changed = self.pending = False
-        for number in range(len(readers)):
-            place = (self._next + number) % len(readers)
-            found |= readers[place].poll(None if budget_s is None else max(0.0, deadline - time.monotonic()))
-            self.pending = readers[place].pending or (time.monotonic() >= deadline and number + 1 < len(readers))
-            if self.pending:
-                self._next = place if readers[place].pending else place + 1
+        found, self._changed = self._changed, False
+        left = self._left = [part for part in self._left if part in self._readers] or list(self._readers)
+        while left:
+            reader = self._readers[left[0]]
+            found |= reader.poll(None if budget_s is None else max(0.0, deadline - time.monotonic()))
+            if not reader.pending:
+                del left[0]
+            if time.monotonic() >= deadline:
                 break
+        self.pending = bool(left)
         return found
 
     @property
@@ -97,8 +98,8 @@ class CurveReader:
 
     @property
     def other_step(self) -> int:
-        """The last step of such values; 0 if there is none."""
-        return max((reader.others.step or 0 for reader in self._readers.values()), default=0)
+        """The largest step of such values; 0 if there is none."""
+        return max((reader.others.step for reader in self._readers.values()), default=0)
 
 
 class LogRecord:

@@ -42,7 +42,7 @@ class OtherData:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # kind, such as 'image' -> number of values
-        self.step: int | None = None  # step of the last event that contains such data
+        self.step = 0  # largest step of an event that contains such data
         self._plugins: dict[str, str] = {}  # tag -> plugin; only the first value of a tag names its plugin
 
     def add(self, event: Any) -> None:
@@ -51,7 +51,7 @@ class OtherData:
         kinds += [_KINDS[field] for field in ("graph_def", "meta_graph_def") if event.HasField(field)]
         if found := [kind for kind in kinds if kind]:
             self.counts.update(found)
-            self.step = event.step
+            self.step = max(self.step, event.step)
 
     def _kind(self, value: Any) -> str:
         """Return the kind of a value, or an empty string if it belongs to another value."""
