@@ -107,6 +107,19 @@ def pad(text: str, width: int) -> str:
     return text + " " * (width - display_width(text))
 
 
+def elide(text: str, width: int) -> str:
+    """Return `text`. If it is wider than `width` columns, replace its middle by '~', as in 'cartpole-l~-s12'."""
+    if display_width(text) <= width:
+        return text
+    start, end = text[: len(text) // 2], text[len(text) // 2 :]
+    while display_width(start) + display_width(end) > width - 1 and (start or end):
+        if display_width(start) >= display_width(end):
+            start = start[:-1]
+        else:
+            end = end[1:]
+    return start + "~"[:width] + end
+
+
 def format_table(
     rows: Sequence[Mapping[str, str]], color: bool = False, paint: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[str]:

@@ -213,7 +213,7 @@ ACTIONS: tuple[Action, ...] = (
         rank=7,
         needs="ungrouped",
     ),
-    Action("log_y", "l", "Log y", "Switch the y axis between linear and logarithmic", "charts"),
+    Action("log_y", "l", "Log y", "Switch the y axis of the current chart between linear and logarithmic", "charts"),
     Action("log_x", "L", "Log x", "Switch the x axis between linear and logarithmic", "charts"),
     Action("smoother", "full_stop", "Smooth more", "Smooth the curves more; the raw values stay visible", "charts"),
     Action("rougher", "comma", "Smooth less", "Smooth the curves less", "charts"),

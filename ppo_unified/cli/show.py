@@ -145,8 +145,9 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], canvas: Canvas) 
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) -> list[str]:
     """Draw a table of the runs above a grid of charts that fills the width, and the height if it is limited."""
-    from ppo_unified.runs.metrics import find_metric, title
+    from ppo_unified.runs.metrics import find_metric, is_score, levels, title
     from ppo_unified.terminal.chart import MARKS, Line, draw
+    from ppo_unified.terminal.ticks import Tick
 
     marks = [MARKS[number % len(MARKS)] for number in range(len(watched))] if len(watched) > 1 else []
     seen = [take_snapshot(one.run) for one in watched]
@@ -165,6 +166,7 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
     last = max(
         (int(series.steps[-1]) for one in watched for series in one.reader.series.values() if len(series)), default=1
     )
+    thresholds = [_threshold(one.run) for one in watched] if any(map(is_score, tags)) else []
     rows = []
     for first in range(0, len(tags), across):
         charts = []
@@ -172,10 +174,22 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
             lines = [Line("", *_curve(one.reader, tag)) for one in watched]
             metric = find_metric(tag)
             caption = clean(title(tag)) + (f" [{metric.unit}]" if metric and metric.unit else "")
+            marked = [Tick(*level) for level in levels(tag, thresholds)]
             style = {"unicode": canvas.unicode, "color": canvas.color}
-            charts.append(draw(lines, width, height, caption, x_range=(0, last), **style))
+            charts.append(draw(lines, width, height, caption, x_range=(0, last), levels=marked, **style))
         rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]
     return head + rows
+
+
+def _threshold(run: Run) -> float | None:
+    """Return the score at which a run's task is solved, or None if the run has no threshold or its options are lost."""
+    from ppo_unified.runs.metrics import score_threshold
+    from ppo_unified.runs.query import read_options
+
+    try:
+        return score_threshold(read_options(run))
+    except UsageError:
+        return None
 
 
 def _curve(reader: EventReader, tag: str) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 
 class Metric(NamedTuple):
@@ -245,6 +245,18 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+LIMITS = {  # limits of the health checks that compare a metric itself, not a quantity computed from several values
+    "policy/kl": 0.3,
+    "policy/clip_fraction": 0.5,
+    "policy/action_clip_fraction": 0.9,
+    "policy/action_spread": 0.01,
+    "value/explained_variance": -0.1,
+    "invariant/first_ratio_error": 1e-2,
+    "invariant/optimizer_steps_error": 0.0,
+    "ref/kl": 25.0,
+    "reward/score_std": 1e-6,
+}
+
 USUAL = (  # metrics that are shown first, in this order
     "eval/score",
     "episode/return",
@@ -285,6 +297,31 @@ def describe(tag: str) -> str:
         return ""
     unit = f" (unit: {metric.unit})" if metric.unit else ""
     return f"{metric.meaning}{unit}" + (f". It {metric.healthy}." if metric.healthy else "")
+
+
+def is_score(tag: str) -> bool:
+    """Return True for the metrics that the option eval.threshold refers to."""
+    return tag in ("eval/score", "eval/return")
+
+
+def score_threshold(options: Mapping[str, Any]) -> float | None:
+    """Return the score of a solved task from a run's options with dotted keys, or None if there is none."""
+    threshold = options.get("eval.threshold")
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool):
+        return None
+    return float(threshold) if -1e300 < threshold < 1e300 else None  # a file may contain any number
+
+
+def levels(tag: str, thresholds: Iterable[float | None]) -> list[tuple[float, str]]:
+    """Return the values that a chart of the metric marks with a line, with their names.
+
+    They are the health limit or, for scores, the thresholds of the drawn runs. More than three thresholds belong to
+    different tasks and are omitted.
+    """
+    if is_score(tag):
+        solved = sorted({threshold for threshold in thresholds if threshold is not None})
+        return [(threshold, "solved") for threshold in solved] if len(solved) <= 3 else []
+    return [(LIMITS[tag], "limit")] if tag in LIMITS else []
 
 
 def title(tag: str) -> str:

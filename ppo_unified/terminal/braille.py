@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-NOTHING, CROSS = -1, -2  # styles of empty cells and of the crosshair; the other styles belong to layers
+NOTHING, CROSS, LEVEL = -1, -2, -3  # styles of empty cells, the crosshair and levels; layers have the other styles
+MARKED = 10  # a curve with fewer visible points shows a marker at each of them
 _BETWEEN_MARKS = 10  # minimum number of columns between two letters on a curve
 
 
@@ -25,6 +26,7 @@ class Layer(NamedTuple):
     style: int
     mark: str  # the layer's character in ASCII, and its letter along the curve if curves have letters
     sparse: bool = False  # draws every other dot, for a band behind its curve
+    points: tuple[np.ndarray, np.ndarray] | None = None  # x and y of the points that get a marker
 
 
 class Picture(NamedTuple):
@@ -41,7 +43,7 @@ class Glyphs(NamedTuple):
     """The characters of a chart, and the layout of the dots in a character cell."""
 
     dots: tuple[tuple[int, ...], ...]  # for each column of dots, the bit of each dot in a cell's number
-    point: str
+    point: str  # marks a single point of a curve
     side: str
     tick: str
     corner: str
@@ -57,8 +59,8 @@ class Glyphs(NamedTuple):
         return len(self.dots)
 
 
-BRAILLE = Glyphs(((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80)), "•", "│", "┤", "└", "─", "┴")
-ASCII = Glyphs(((1,),), "*", "|", "+", "+", "-", "+")
+BRAILLE = Glyphs(((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80)), "●", "│", "┤", "└", "─", "┴")
+ASCII = Glyphs(((1,),), "o", "|", "+", "+", "-", "+")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Columns:
             min(len(x), int(after[-1]) + 1),
         )  # one point beyond each edge: the curve continues there
         self._part, self._size, self._points = slice(start, stop), columns, stop - start
+        self._x, self._visible = x, slice(int(after[0]), int(after[-1]))
         x, after = x[start:stop], after - start
         self._inside = np.flatnonzero(after[1:] > after[:-1])
         self._starts, self._end = after[self._inside], int(after[-1])
@@ -116,6 +119,13 @@ class Columns:
             low, high = np.fmin(low, ends, out=low), np.fmax(high, ends, out=high)
         return low, high
 
+    def few_points(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return x and y of the curve's visible points if there are fewer than MARKED, otherwise None."""
+        if self._visible.stop - self._visible.start >= MARKED:
+            return None
+        x, y = self._x[self._visible], y[self._visible]
+        return x, log10(y) if log_y else y
+
 
 @lru_cache(maxsize=8)  # the curves of a page share their window
 def _column_edges(left: float, right: float, columns: int) -> np.ndarray:
@@ -138,13 +148,21 @@ def log10(values: np.ndarray) -> np.ndarray:
 
 
 def paint(
-    layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs, *, covering: bool, letters: bool
+    layers: Sequence[Layer],
+    view: View,
+    width: int,
+    height: int,
+    glyphs: Glyphs,
+    *,
+    covering: bool,
+    letters: bool,
+    levels: Sequence[tuple[float, str]] = (),
 ) -> Picture:
-    """Paint layers on top of each other, the first one at the bottom.
+    """Paint layers on top of each other, the first one at the bottom, and behind them a dashed line at each level.
 
     If `covering` is True, a cell shows only the dots of its top layer, because it has only one colour. Otherwise it
     shows the dots of all layers. If `letters` is True, each layer that is not sparse shows its mark at intervals. A
-    curve that covers only one cell always shows a mark there.
+    curve that covers only one cell always shows a mark there. A level consists of its y value and its name.
     """
     bits = np.zeros((height, width), np.uint8)
     owner = np.full((height, width), NOTHING, np.int16)
@@ -157,22 +175,29 @@ def paint(
         if layer.sparse:
             continue
         places = _mark_places(hit, curves.index(number), len(curves)) if letters else _single_cell(hit)
-        marks += [(place, layer.mark if letters else glyphs.point, number) for place in places]
+        names = [(place, layer.mark if letters else glyphs.point, number) for place in places]
+        points = [(place, glyphs.point, number) for place in _point_cells(layer, view, hit.shape, glyphs)]
+        if not letters or glyphs is BRAILLE:
+            marks += [*points, *names]
+        else:  # in ASCII, all cells of a curve show its letter, unless its points cover all of them
+            marks += [*names, *(points if np.count_nonzero(hit) > len(points) else [])]
     if glyphs is BRAILLE:
         codes = np.where(owner >= 0, bits + np.uint32(0x2800), np.uint32(32))
     else:
         codes = np.array([*(ord(layer.mark) for layer in layers), 32], np.uint32)[owner]
     for place, mark, number in marks:
         codes[tuple(place)], owner[tuple(place)] = ord(mark), number
-    return Picture(codes, np.array([*(layer.style for layer in layers), NOTHING], np.int16)[owner])
+    picture = Picture(codes, np.array([*(layer.style for layer in layers), NOTHING], np.int16)[owner])
+    for at, name in levels:
+        _add_level(picture, int(_dot_rows(np.array(at), view, height * glyphs.rows)), name, glyphs)
+    return picture
 
 
 def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: Glyphs) -> np.ndarray:
     """Return the dots that each layer covers in each cell, as a number per cell [layers, height, width]."""
     size, rows = glyphs.rows, height * glyphs.rows
     ends = np.array([(layer.high, layer.low) for layer in layers]).reshape(-1, 2, width * glyphs.columns)
-    half = 0.5 + 1e-9  # rounds a tie between two dots down in spite of rounding errors
-    ends = np.floor((view.high - ends) * ((rows - 1) / (view.high - view.low)) + half)  # rows of dots, 0 is the top
+    ends = _dot_rows(ends, view, rows)
     ends[:, 1] += 1  # the row below the last covered row
     ends = np.where(np.isnan(ends).any(axis=1, keepdims=True), 0, np.clip(ends, 0, rows)).astype(np.int16)
     cells = np.arange(0, rows, size, dtype=np.int16)[:, None]
@@ -185,6 +210,43 @@ def _bits(layers: Sequence[Layer], view: View, width: int, height: int, glyphs: 
         if layer.sparse:
             bits[number] &= _checkerboard(width, height, glyphs)
     return bits
+
+
+def _dot_rows(values: np.ndarray, view: View, rows: int) -> np.ndarray:
+    """Return the row of dots, as a float, in which each value lies. Row 0 is at the top."""
+    half = 0.5 + 1e-9  # rounds a tie between two dots down in spite of rounding errors
+    return np.floor((view.high - values) * ((rows - 1) / (view.high - view.low)) + half)
+
+
+def _point_cells(layer: Layer, view: View, shape: tuple[int, int], glyphs: Glyphs) -> list[np.ndarray]:
+    """Return the cells of a layer's points, without those that are not finite."""
+    if layer.points is None:
+        return []
+    (height, width), (x, y) = shape, layer.points
+    x, y = x[np.isfinite(y)], y[np.isfinite(y)].astype(np.float64)  # as exact as the columns of the layer
+    across = np.floor((x - view.left) / (view.right - view.left) * (width * glyphs.columns - 1) + 0.5)
+    columns = np.clip(across // glyphs.columns, 0, width - 1)
+    rows = np.clip(_dot_rows(y, view, height * glyphs.rows) // glyphs.rows, 0, height - 1)
+    return list(np.stack((rows, columns), axis=1).astype(np.int16))
+
+
+def _add_level(picture: Picture, dot: int, name: str, glyphs: Glyphs) -> None:
+    """Draw a dashed line at a row of dots where cells are free, and its name or at least its value beside the curves.
+
+    The value is the last word of the name.
+    """
+    (codes, styles), (row, part) = picture, divmod(dot, glyphs.rows)
+    free = styles == NOTHING
+    dashes = free[row] & (np.arange(codes.shape[1]) % 2 == 0)
+    bits = sum(column[part] for column in glyphs.dots)
+    codes[row, dashes], styles[row, dashes] = ord(glyphs.floor) if glyphs is ASCII else 0x2800 + bits, LEVEL
+    for text in (name, name.rpartition(" ")[2]):
+        for near in (row, row - 1, row + 1):
+            start = free[near].tobytes().rfind(b"\1" * (len(text) + 1)) if 0 <= near < len(free) else -1
+            if start >= 0:
+                place = slice(start, start + 1 + len(text))
+                codes[near, place], styles[near, place] = [*map(ord, f" {text}")], LEVEL
+                return
 
 
 @cache

@@ -6,26 +6,21 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
+from itertools import accumulate
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import NamedTuple
 
 import numpy as np
 
 from ppo_unified.terminal.braille import ASCII, BRAILLE, NOTHING, Columns, Glyphs, Layer, View, log10, paint, spans
-from ppo_unified.text import BOLD, DIM, apply_style, display_width, format_number, pad
+from ppo_unified.terminal.ticks import GUTTER, Tick, axis_labels, log_places, nice_ticks, plain_ticks
+from ppo_unified.text import BOLD, DIM, apply_style, display_width, elide, format_number, pad
 
 MARKS = ascii_uppercase + ascii_lowercase + digits  # distinguish curves without colour
 COLORS = ("36", "33", "35", "32", "34", "31")  # the basic ANSI colours, which follow the theme of the terminal
-_GUTTER = 8  # minimum width of the labels on the left, so that stacked charts line up
-_DAY = 86400
-_TIME_STEPS = (
-    *(1, 2, 5, 10, 15, 30),
-    *(60, 120, 300, 600, 900, 1800),
-    *(3600, 7200, 10800, 21600, 43200),
-    *(_DAY * days for days in (1, 2, 5, 10, 20, 50, 100)),
-)
+LEAST_TITLE = 12  # a title is not shortened below this width to make room for more than one value
+_NEAR = 1 / 3  # a level is drawn up to this share of the curves' range away from them
 _LARGEST = 1e250  # larger values are drawn as this value
 
 
@@ -35,13 +30,6 @@ class Line(NamedTuple):
     label: str
     x: np.ndarray
     y: np.ndarray
-
-
-class Tick(NamedTuple):
-    """A position on an axis and its label."""
-
-    at: float
-    label: str
 
 
 def smooth(values: np.ndarray, weight: float, count: int = 0, last: float = 0.0) -> np.ndarray:
@@ -78,86 +66,6 @@ def _decaying_sums(values: np.ndarray, weight: float) -> np.ndarray:
     return sums
 
 
-def nice_ticks(low: float, high: float, count: int) -> list[float]:
-    """Return about `count` round numbers inside [low, high], or [low] if the range is empty."""
-    if not math.isfinite(high - low) or high <= low:
-        return [low]
-    raw = (high - low) / max(1, count)
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [k * step for k in range(first, last + 1)]
-
-
-def plain_ticks(low: float, high: float, count: int) -> list[Tick]:
-    """Return ticks with labels at round numbers."""
-    return [Tick(at, format_number(at, (high - low) / 100)) for at in nice_ticks(low, high, count)]
-
-
-def log_ticks(low: float, high: float, count: int) -> list[Tick]:
-    """Return ticks for a logarithmic axis from 10**low to 10**high.
-
-    They are at powers of ten if the axis contains at least three of them. Otherwise they are at 1, 2 and 5 times
-    powers of ten, or at round numbers.
-    """
-    decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
-    if len(decades) > 2:
-        stride = math.ceil(len(decades) / max(1, count))
-        return [Tick(k, format_number(10.0**k, 10.0**k)) for k in decades if k % stride == 0]
-    exponents = range(math.floor(low), math.ceil(high) + 1)
-    inside = [k + math.log10(m) for k in exponents for m in (1, 2, 5) if low - 1e-9 <= k + math.log10(m) <= high + 1e-9]
-    if 2 <= len(inside) <= count + 1:
-        return [Tick(at, format_number(10.0**at, 10.0 ** math.floor(at + 1e-9))) for at in inside]
-    values = [value for value in nice_ticks(10.0**low, 10.0**high, count) if value > 0]
-    return [Tick(math.log10(value), format_number(value, (10.0**high - 10.0**low) / 100)) for value in values]
-
-
-def time_ticks(low: float, high: float, count: int, clock: bool) -> list[Tick]:
-    """Return ticks for a time axis. It contains seconds since the epoch if `clock` is True, otherwise durations."""
-    raw = (high - low) / max(1, count)
-    if raw < 0.5 or not math.isfinite(raw):
-        return [Tick(at, _format_tick_time(at, 1) if clock else f"{at:.4g}s") for at in nice_ticks(low, high, count)]
-    step = next((step for step in _TIME_STEPS if step >= raw), 0) or _DAY * 10 ** math.ceil(math.log10(raw / _DAY))
-    zone = local_time(low).tm_gmtoff if clock else 0
-    first, last = math.ceil((low + zone) / step), math.floor((high + zone) / step)
-    places = [k * step - zone for k in range(first, last + 1)]
-    return [Tick(at, _format_tick_time(at, step) if clock else span_label(at)) for at in places]
-
-
-def local_time(at: float) -> time.struct_time:
-    """Convert seconds since the epoch to local time. Values out of range, such as nanoseconds, become 1970-01-01."""
-    try:
-        return time.localtime(at)
-    except (ValueError, OverflowError, OSError):
-        return time.gmtime(0)
-
-
-def _format_tick_time(at: float, step: float) -> str:
-    moment = local_time(at)
-    midnight = moment.tm_hour == moment.tm_min == moment.tm_sec == 0
-    return time.strftime(
-        "%Y-%m" if step > 50 * _DAY else "%m-%d" if midnight else "%H:%M" if step >= 60 else "%H:%M:%S", moment
-    )
-
-
-def format_local_time(at: float) -> str:
-    """Format seconds since the epoch as local date and time."""
-    return time.strftime("%m-%d %H:%M:%S", local_time(at))
-
-
-def span_label(seconds: float) -> str:
-    """Format a duration in its two largest units, such as '45s', '1h30m' or '2d6h'."""
-    left = round(seconds)
-    parts = []
-    for unit, sign in ((_DAY, "d"), (3600, "h"), (60, "m"), (1, "s")):
-        amount, left = divmod(left, unit)
-        if amount:
-            parts.append(f"{amount}{sign}")
-        elif parts:
-            break
-    return "".join(parts[:2]) or "0"
-
-
 def find_view(lines: Sequence[Line], x_range: tuple[float, float] | None = None) -> View | None:
     """Return the window that shows all curves, or None if they have no finite value."""
     xs = [line.x for line in lines if len(line.x)]
@@ -174,10 +82,15 @@ def add_margins(view: View) -> View:
     left, right, low, high = view.left, view.right, view.low, view.high
     if right <= left:
         left, right = left - (abs(left) / 2 or 1.0), right + (abs(right) / 2 or 1.0)
-    if high - low <= 1e-6 * max(abs(low), abs(high)):  # treats a constant with float32 noise as a constant
+    if _is_constant(low, high):
         middle = (low + high) / 2
         low, high = middle - (abs(middle) / 10 or 1.0), middle + (abs(middle) / 10 or 1.0)
     return View(left, right, low, high)
+
+
+def _is_constant(low: float, high: float) -> bool:
+    """Return True if a range has no height, except for the rounding noise of float32."""
+    return high - low <= 1e-6 * max(abs(low), abs(high))
 
 
 def draw(
@@ -190,11 +103,13 @@ def draw(
     color: bool = False,
     log_y: bool = False,
     x_range: tuple[float, float] | None = None,
+    levels: Sequence[Tick] = (),
 ) -> list[str]:
     """Draw a chart with a title, the last values, curves and axes.
 
     The chart has `height` rows (at least 4) of `width` columns (at least 20). If there are several lines, each has a
-    letter in the legend and along its curve, and with `color` also a colour.
+    letter in the legend and along its curve, and with `color` also a colour. A level, such as a limit, is a dashed
+    line with a name.
     """
     width, height = max(20, width), max(4, height)
     glyphs = BRAILLE if unicode else ASCII
@@ -205,19 +120,20 @@ def draw(
     if view is None:
         points = any(len(line.x) for line in lines)
         why = ("no value above 0" if log_y else "no finite value") if points else "no points yet"
-        return [head, *(pad(" " * _GUTTER + (why if row == 1 else ""), width) for row in range(1, height))]
+        return [head, *(pad(" " * GUTTER + (why if row == 1 else ""), width) for row in range(1, height))]
     finite = np.concatenate([line.y[np.isfinite(line.y)] for line in shown])
+    view, levels = fit_levels(view, levels, log_y)
     labels = y_labels((float(finite.min()), float(finite.max())), view, height - 3, log_y, glyphs)
-    gutter = max(_GUTTER, *map(len, labels.values()))
-    body = _draw_curves(shown, view, width - gutter - 1, height - 3, glyphs, color)
+    room = width - GUTTER - 1
+    body = _draw_curves(shown, view, room, height - 3, glyphs, color, levels)
     rows = [head]
     for row, text in enumerate(body):
-        side = labels.get(row, "").rjust(gutter) + (glyphs.tick if row in labels else glyphs.side)
+        side = labels.get(row, "").rjust(GUTTER) + (glyphs.tick if row in labels else glyphs.side)
         rows.append((apply_style(side, DIM) if color else side) + text)
-    room = width - gutter - 1
-    ticks = place_ticks(plain_ticks(view.left, view.right, max(1, room // 7)), view, room, gutter)
-    floor, below = floor_row(ticks, room, glyphs), label_row(ticks, width, gutter)
-    axis = [" " * gutter + glyphs.corner + floor, below]
+    ticks = place_ticks(plain_ticks(view.left, view.right, max(1, room // 7)), view, room, GUTTER)
+    hidden = sum(int(np.count_nonzero(line.y <= 0)) for line in bounded) if log_y else 0
+    floor = floor_row(ticks, room, glyphs, nonpositive_note(hidden, room))
+    axis = [" " * GUTTER + glyphs.corner + floor, label_row(ticks, width, GUTTER)]
     return rows + [apply_style(row, DIM) if color else row for row in axis]
 
 
@@ -238,66 +154,97 @@ def _clip_values(values: np.ndarray) -> np.ndarray:
 
 def _legend(lines: Sequence[Line], width: int, title: str, color: bool) -> str:
     """Return the first row of a chart: the title, then the letter, label and last value of each curve that fits."""
-    text, used = apply_style(pad(title, display_width(title)), BOLD) if color and title else title, display_width(title)
-    if used > width:
-        return pad(title, width)
-    for number, line in enumerate(lines):
-        mark = MARKS[number % len(MARKS)] if len(lines) > 1 else ""
+    marks = [MARKS[number % len(MARKS)] if len(lines) > 1 else "" for number in range(len(lines))]
+    entries = []
+    for mark, line in zip(marks, lines, strict=True):
         last = format_number(float(line.y[-1])) if len(line.y) else "-"
         label = line.label if len(lines) > 1 or not title else ""  # the title names a single curve
-        entry = " ".join(part for part in (mark, label, last) if part)
-        more = f"  +{len(lines) - number}" if number else ""
-        if used + 2 + display_width(entry) + (6 if number + 1 < len(lines) else 0) > width:
-            text, used = text + more, used + len(more)
-            break
-        text += ("  " if used else "") + (apply_style(entry, COLORS[number % len(COLORS)]) if color and mark else entry)
-        used += display_width(entry) + (2 if used else 0)
-    return text + " " * (width - used)
+        entries.append(" ".join(part for part in (mark, label, last) if part))
+    titles = [title, title.partition(" [")[0], title.partition(" (")[0]]  # without the unit, without the decoding
+    title, shown = fit_title(titles, [f"  {entry}" for entry in entries], width)
+    parts = [title] if title else []
+    styled = [apply_style(title, BOLD) if color else title] if title else []
+    for number, entry in enumerate(entries[:shown]):
+        parts.append(entry)
+        styled.append(apply_style(entry, COLORS[number % len(COLORS)]) if color and len(lines) > 1 else entry)
+    more = [f"+{len(entries) - shown}"] if shown < len(entries) else []
+    return "  ".join([*styled, *more]) + " " * (width - display_width("  ".join([*parts, *more])))
 
 
-def y_labels(
-    ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs, most: int = 0
-) -> dict[int, str]:
+def fit_title(titles: Sequence[str], entries: Sequence[str], width: int) -> tuple[str, int]:
+    """Return the title and the number of entries that fit into a heading of `width` columns.
+
+    `titles` are alternatives from the longest to the shortest; the last one is cut in the middle if necessary. The
+    first entry takes precedence over the title, and the others over all but LEAST_TITLE columns of it. If an entry does
+    not fit, there is space for '  +N', where N is the number of hidden entries.
+    """
+    ends, total = [0, *accumulate(map(display_width, entries))], len(entries)
+
+    def used(shown: int) -> int:
+        return ends[shown] + (len(f"  +{total - shown}") if shown < total else 0)
+
+    least = min(LEAST_TITLE, display_width(titles[-1]))
+    shown = next((n for n in range(total, 1, -1) if least + used(n) <= width), 0)
+    shown = shown or (1 if total and used(1) <= width else 0)
+    room = width - used(shown)
+    return next((title for title in titles if display_width(title) <= room), elide(titles[-1], max(0, room))), shown
+
+
+def y_labels(ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs) -> dict[int, str]:
     """Return the labels of a y axis by row. They are the exact minimum and maximum, and round numbers if they fit.
 
-    `most` (at least 8) is the maximum width of a label. If the width allows it, different values get different labels.
+    On a logarithmic axis, the ends and the view are logarithms. The labels are at most GUTTER columns wide.
     """
-    ticks = [t for t in nice_ticks(view.low, view.high, rows // 2) if not log_y or t == round(t)]
-    constant = not view.low == ends[0] < ends[1] == view.high
-    wanted = [ends[0]] if constant or rows == 1 else [*ends, *ticks]
-    resolution = 0.0 if log_y or constant else (view.high - view.low) / 10
-    values: dict[int, float] = {}
-    for value in wanted:
-        row = round((view.high - value) / (view.high - view.low) * (rows * glyphs.rows - 1)) // glyphs.rows
-        if value in ends or not {row - 1, row, row + 1} & values.keys():
-            values[row] = 10.0**value if log_y else value
-    labels = {row: format_number(value, resolution) for row, value in values.items()}
-    if most and (max(map(len, labels.values())) > most or len(set(labels.values())) < len(labels)):
-        return {row: _format_within(value, most) for row, value in values.items()}
-    return labels
+    constant = rows == 1 or _is_constant(*ends)
+    ticks = log_places(view.low, view.high, rows // 2) if log_y and not constant else []
+    ticks = sorted(ticks, key=lambda at: at != round(at)) if log_y else nice_ticks(view.low, view.high, rows // 2)
+    places: dict[int, float] = {}
+    for at in ends[:1] if constant else (*ends, *ticks):
+        row = round((view.high - at) / (view.high - view.low) * (rows * glyphs.rows - 1)) // glyphs.rows
+        if at in ends or not {row - 1, row, row + 1} & places.keys():
+            places[row] = at
+    labels = axis_labels([10.0**at if log_y else at for at in places.values()], log_y)
+    kept: dict[int, str] = {}
+    for (row, at), label in zip(places.items(), labels, strict=True):
+        if at in ends or label not in kept.values():
+            kept[row] = label
+    return kept
 
 
-def _format_within(value: float, most: int) -> str:
-    """Format a number with as many digits as fit into `most` columns. `most` must be at least 8."""
-    for count in range(most, 0, -1):
-        text = f"{value:.{count}g}"
-        mantissa, _, exponent = text.partition("e")
-        if exponent and 1e3 <= abs(value) < 1e15:
-            text = format_number(value, abs(value) / 10.0 ** (count - 1))
-        elif exponent:
-            text = f"{mantissa}e{int(exponent)}"
-        if len(text) <= most:
-            return text
-    return ""  # not reached: 8 columns are enough for every float, such as -1e-300
+def fit_levels(view: View, levels: Sequence[Tick], log_y: bool) -> tuple[View, list[Tick]]:
+    """Return a view that includes the nearby levels, and these levels with their values in their labels.
+
+    The curves keep at least 60% of the height, because levels farther away than a third of their range are omitted.
+    """
+    if not levels:
+        return view, []
+    reach = _NEAR * (view.high - view.low)
+    named = [Tick(at, f"{name} {axis_labels([at])[0]}") for at, name in levels]
+    placed = [tick._replace(at=math.log10(tick.at)) for tick in named if tick.at > 0] if log_y else named
+    near = [tick for tick in placed if view.low - reach <= tick.at <= view.high + reach]
+    low, high = min([view.low, *(tick.at for tick in near)]), max([view.high, *(tick.at for tick in near)])
+    return View(view.left, view.right, low, high), near
 
 
-def _draw_curves(lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool) -> list[str]:
+def nonpositive_note(count: int, width: int) -> str:
+    """Say how many values a logarithmic axis cannot show, in at most half of `width` columns, or return ''."""
+    if not count:
+        return ""
+    text = f"{count} value{'s' if count > 1 else ''} <= 0 not shown"
+    return text if 2 * len(text) <= width else f"{count} <= 0 not shown"
+
+
+def _draw_curves(
+    lines: Sequence[Line], view: View, width: int, height: int, glyphs: Glyphs, color: bool, levels: Sequence[Tick]
+) -> list[str]:
     """Return the rows of the plot without its axes, each `width` columns wide."""
     layers = []
     for number, line in enumerate(lines):
-        low, high = Columns(line.x, view, width * glyphs.columns).minmax(line.y)
-        layers.append(Layer(low, high, number, MARKS[number % len(MARKS)] if len(lines) > 1 else glyphs.point))
-    picture = paint(layers, view, width, height, glyphs, covering=color, letters=len(lines) > 1)
+        columns = Columns(line.x, view, width * glyphs.columns)
+        mark = MARKS[number % len(MARKS)] if len(lines) > 1 else "*"
+        layers.append(Layer(*columns.minmax(line.y), number, mark, points=columns.few_points(line.y)))
+    several = len(lines) > 1
+    picture = paint(layers, view, width, height, glyphs, covering=color, letters=several, levels=levels)
     if not color:
         return ["".join(map(chr, row)) for row in picture.codes.tolist()]
     codes = [*COLORS[: len(lines)], ""]  # index -1, the last one, is NOTHING
@@ -322,11 +269,13 @@ def place_ticks(ticks: Sequence[Tick], view: View, room: int, gutter: int) -> li
     return placed
 
 
-def floor_row(placed: Sequence[tuple[int, int, str]], room: int, glyphs: Glyphs) -> str:
-    """Return the line below a plot, with a notch at each tick."""
+def floor_row(placed: Sequence[tuple[int, int, str]], room: int, glyphs: Glyphs, note: str = "") -> str:
+    """Return the line below a plot, with a notch at each tick and a note at its right end if there is space."""
     floor = [glyphs.floor] * room
     for column, _, _ in placed:
         floor[column] = glyphs.notch
+    if note and len(note) + 3 <= room:
+        floor[-len(note) - 3 : -1] = f" {note} "
     return "".join(floor)
 
 

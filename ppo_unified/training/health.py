@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo_unified.runs.metrics import LIMITS
 from ppo_unified.training import measures
 from ppo_unified.training.measures import (
     EVALUATED,
@@ -70,7 +71,7 @@ CHECKS: tuple[Check, ...] = (
         "kl",
         ("policy/kl",),
         measures.mean,
-        0.3,
+        LIMITS["policy/kl"],
         True,
         f"The mean KL over the last {WINDOW} iterations",
         "The policy changes so much in one iteration that the collected samples no longer represent it.",
@@ -83,7 +84,7 @@ CHECKS: tuple[Check, ...] = (
         "clip_fraction",
         ("policy/clip_fraction",),
         measures.mean,
-        0.5,
+        LIMITS["policy/clip_fraction"],
         True,
         f"The mean clip fraction over the last {WINDOW} iterations",
         "At more than half of the steps, the ratio is outside the clip range, so clipping may stop the gradient there.",
@@ -107,7 +108,7 @@ CHECKS: tuple[Check, ...] = (
         "action_clipping",
         ("policy/action_clip_fraction",),
         measures.smaller_mean,
-        0.9,
+        LIMITS["policy/action_clip_fraction"],
         True,
         f"The mean fraction of clipped actions, both over the first {START} and over the last {WINDOW} iterations,",
         "Almost all continuous actions are outside the bounds, so after clipping the environment receives almost "
@@ -119,7 +120,7 @@ CHECKS: tuple[Check, ...] = (
         "action_spread",
         ("policy/action_spread",),
         measures.peak,
-        0.01,
+        LIMITS["policy/action_spread"],
         False,
         f"The highest spread of the actions so far, averaged over {WINDOW} iterations,",
         "The policy has tried only a tiny part of the action space, so it cannot find good actions elsewhere.",
@@ -130,7 +131,7 @@ CHECKS: tuple[Check, ...] = (
         "explained_variance",
         (*CRITIC, "value/mean"),
         measures.mean_explained_variance,
-        -0.1,
+        LIMITS["value/explained_variance"],
         False,
         f"From iteration {SETTLED} on, the mean explained variance over the last {WINDOW} iterations",
         "The critic predicts the returns worse than a constant would, so the advantages are noisier than necessary.",
@@ -157,7 +158,7 @@ CHECKS: tuple[Check, ...] = (
         "first_ratio",
         ("invariant/first_ratio_error",),
         measures.smallest_magnitude,
-        1e-2,
+        LIMITS["invariant/first_ratio_error"],
         True,
         f"The smallest first-ratio error of the last {WINDOW} iterations",
         "The log-probs at the start of the update differ from those in the rollout, although the weights are the same.",
@@ -170,7 +171,7 @@ CHECKS: tuple[Check, ...] = (
         "optimizer_steps",
         ("invariant/optimizer_steps_error",),
         measures.smallest_magnitude,
-        0.0,
+        LIMITS["invariant/optimizer_steps_error"],
         True,
         f"The smallest number of missing optimizer steps in the last {WINDOW} iterations",
         "The updates took fewer optimizer steps than the number of epochs times the number of minibatches.",
@@ -206,7 +207,7 @@ CHECKS: tuple[Check, ...] = (
         "ref_kl",
         ("ref/kl",),
         measures.mean,
-        25.0,
+        LIMITS["ref/kl"],
         True,
         f"The mean KL to the reference model over the last {WINDOW} iterations, in nats per response,",
         "The policy has drifted so far from the reference model that a learned reward can no longer be trusted.",
@@ -272,7 +273,7 @@ CHECKS: tuple[Check, ...] = (
         "reward_spread",
         ("reward/score_std",),
         measures.largest,
-        1e-6,
+        LIMITS["reward/score_std"],
         False,
         f"The largest standard deviation of the scores in the last {WINDOW} iterations",
         "All responses get the same score, so the policy cannot learn from them.",

@@ -251,6 +251,7 @@ def test_show_draws_default_metrics(run_command: Any) -> None:
     assert "eval/score (greedy) [score]  450" in out
     assert "loss/value" in out
     assert "optim/lr" not in out
+    assert "solved 490" in out
     assert all(display_width(line) <= 80 for line in out.splitlines())
     assert rows(out)["base-s1"][1] == "finished"
 

@@ -198,7 +198,8 @@ def read_field(values: tuple[str, str], folder: Path) -> None:
 
 
 def draw_chart(values: tuple[list[float], list[float], int, int, bool], folder: Path) -> None:
-    from ppo_unified.terminal.chart import Line, draw, time_ticks
+    from ppo_unified.terminal.chart import Line, draw
+    from ppo_unified.terminal.ticks import time_ticks
 
     xs, ys, width, height, log_y = values
     count = min(len(xs), len(ys))

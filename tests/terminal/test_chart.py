@@ -14,16 +14,13 @@ from ppo_unified.terminal.chart import (
     Line,
     draw,
     find_view,
+    fit_title,
     label_row,
-    log_ticks,
-    nice_ticks,
     place_ticks,
-    plain_ticks,
     smooth,
-    span_label,
-    time_ticks,
     y_labels,
 )
+from ppo_unified.terminal.ticks import Tick, axis_labels, log_ticks, nice_ticks, plain_ticks, span_label, time_ticks
 from ppo_unified.text import display_width
 
 SGR = re.compile(r"\x1b\[[0-9;]*m")
@@ -90,7 +87,7 @@ def test_nonfinite_values_leave_a_gap(bad: float) -> None:
 def test_single_point_between_gaps_stays_visible() -> None:
     y = np.full(50, np.nan)
     y[20] = 3.0
-    assert cells(draw([Line("", np.arange(50), y)], 60, 8)).count("•") == 1
+    assert cells(draw([Line("", np.arange(50), y)], 60, 8)).count("●") == 1
 
 
 def test_log_axis_straightens_decay_and_skips_nonpositive() -> None:
@@ -98,7 +95,7 @@ def test_log_axis_straightens_decay_and_skips_nonpositive() -> None:
     straight = draw([Line("", x, -x)], 60, 12, x_range=(0, 999))
     decay = draw([Line("", x, 10 ** (-x / 100))], 60, 12, log_y=True, x_range=(0, 999))
     assert cells(straight) == cells(decay)
-    assert decay[1].startswith("       1┤")
+    assert decay[1].startswith("     1e0┤")
     holes = np.where(x % 500 < 250, np.exp(-x), -1.0)
     lows = np.isnan(
         Columns(x, View(0, 999, 0, 1), 50).minmax(np.log10(holes, out=np.full(1000, np.nan), where=holes > 0))[0]
@@ -145,10 +142,10 @@ def test_chart_has_the_exact_size_for_any_data(width: int, height: int, color: b
 def test_single_point_is_centred_and_labelled() -> None:
     chart = draw([Line("", np.array([2000]), np.array([21.5]))], 40, 6, "eval/score")
     assert chart[0].split() == ["eval/score", "21.5"]
-    assert cells(chart).count("•") == 1
+    assert cells(chart).count("●") == 1
     assert any(row.lstrip().startswith("21.5┤") for row in chart)
-    middle = chart[2].index("•")
-    assert "2k" in chart[-1][middle - 1 : middle + 3]
+    middle = chart[2].index("●")
+    assert "2000" in chart[-1][middle - 2 : middle + 3]
 
 
 def test_constant_curve_is_one_row_with_one_label() -> None:
@@ -187,15 +184,85 @@ def test_short_labels_keep_sign_and_magnitude(seed: int) -> None:
         low = float(rng.uniform(-1, 1) * 10.0**exponent)
         high = low + abs(low) * float(rng.choice([1, 1e-1, 1e-2, 1e-4]) * rng.uniform(0.1, 1))
         view = View(0, 1, low, high)
-        labels = y_labels((low, high), view, 10, False, BRAILLE, 8)
+        labels = y_labels((low, high), view, 10, False, BRAILLE)
         assert max(map(len, labels.values())) <= 8
         for at, label in ((low, labels[9]), (high, labels[0])):
             assert at_label(label) == pytest.approx(at, rel=0.06)
         if high - low >= 0.05 * abs(low):
             assert at_label(labels[9]) < at_label(labels[0])
-    assert y_labels((-0.001234, -0.0052), View(0, 1, -0.0052, -0.001234), 2, False, BRAILLE, 8)[0] == "-0.00123"
+    assert y_labels((-0.001234, -0.0052), View(0, 1, -0.0052, -0.001234), 2, False, BRAILLE)[0] == "-0.00123"
     near = View(0, 1, -1234.57, -1234.56)
-    assert set(y_labels((near.low, near.high), near, 2, False, BRAILLE, 8).values()) == {"-1234.57", "-1234.56"}
+    assert set(y_labels((near.low, near.high), near, 2, False, BRAILLE).values()) == {"-1234.57", "-1234.56"}
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "expected"),
+    [
+        ((0.0003, 0.005, 0.02), False, "0.0003 0.005 0.02"),
+        ((0.0003, 0.001, 0.02), True, "0.0003 0.001 0.02"),
+        ((1e-6, 1e-3, 1, 1e3), True, "1e-6 1e-3 1e0 1e3"),
+        ((0, 2.5e-5, 1e-4), False, "0 2.5e-5 1e-4"),
+        ((12_000, 500_000, 1.3e6), False, "12k 500k 1.3M"),
+        ((-500, 0, 500), False, "-500 0 500"),
+        ((90, 1000, 1600), False, "90 1000 1600"),
+        ((3e-9, 2, 5.1), False, "~0 2 5.1"),
+        ((3e-9, 1e-3, 5.1), True, "3e-9 1e-3 5.1e0"),
+        ((499.25, 500.75), False, "499.25 500.75"),
+        ((0.1,), False, "0.1"),
+        ((0.0, 0.0), False, "0 0"),
+        ((-1e300, 1e300), False, "-1e300 1e300"),
+    ],
+)
+def test_axis_has_one_number_style(values: tuple[float, ...], log: bool, expected: str) -> None:
+    assert axis_labels(values, log) == expected.split()
+
+
+def test_log_axis_labels_are_one_two_five() -> None:
+    def labels(low: float, high: float, rows: int) -> list[str]:
+        ends = (np.log10(low), np.log10(high))
+        found = y_labels(ends, View(0, 1, *ends), rows, True, BRAILLE)
+        return [found[row] for row in sorted(found)]
+
+    assert labels(0.0003, 0.02, 16) == ["0.02", "0.01", "0.005", "0.002", "0.001", "0.0005", "0.0003"]
+    assert labels(22, 487.3, 16) == ["487.3", "200", "100", "50", "22"]
+    assert labels(22, 487.3, 4) == ["487.3", "22"]
+    assert labels(1e-6, 1e3, 9) == ["1e3", "1e0", "1e-3", "1e-6"]
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+@pytest.mark.parametrize("points", [1, 2, 3, 9, 10, 50])
+def test_few_points_are_marked(points: int, unicode: bool) -> None:
+    line = Line("a", np.arange(points) * 10, np.arange(points) % 3 * 1.0)
+    alone, both = (cells(draw([line] * runs, 80, 12, unicode=unicode)) for runs in (1, 2))
+    marker = "●" if unicode else "o"
+    assert alone.count(marker) == (points if points < 10 else 0)
+    assert (marker in both) == (1 < points < 10)  # the letter marks a single point
+    assert {"A", "B"} & set(both)
+
+
+def test_draw_marks_levels_and_counts_hidden_values() -> None:
+    x = np.arange(100.0)
+    for unicode in (True, False):
+        chart = draw([Line("", x, x)], 60, 12, unicode=unicode, levels=[Tick(110.0, "solved"), Tick(900.0, "limit")])
+        assert "solved 110" in chart[1]
+        assert "limit" not in "".join(chart)
+        assert "".join(chart).isascii() != unicode
+    assert " 1 value <= 0 not shown " in draw([Line("", x, x)], 60, 12, log_y=True)[-2]
+    assert " 1 <= 0 not shown " in draw([Line("", x, x)], 40, 12, log_y=True)[-2]
+    assert "<= 0" not in draw([Line("", x, x + 1)], 60, 12, log_y=True)[-2]
+
+
+def test_heading_keeps_values_before_the_name() -> None:
+    assert fit_title(["eval/score (greedy)", "eval/score"], ["  487"], 36) == ("eval/score (greedy)", 1)
+    assert fit_title(["eval/score (greedy)", "eval/score"], ["  487"], 16) == ("eval/score", 1)
+    assert fit_title(["value/explained_variance"], ["  487", "  486", "  485"], 28) == ("value/~riance", 3)
+    assert fit_title(["value/explained_variance"], ["  487", "  486", "  485"], 25) == ("value/e~variance", 1)
+    assert fit_title(["a"], [], 5) == ("a", 0)
+    line = Line("", np.arange(5), np.full(5, 0.987))
+    heads = [draw([line], width, 6, "eval/score (greedy) [reward]")[0] for width in (40, 30, 24, 20, 14)]
+    titles = ["eval/score (greedy) [reward]", "eval/score (greedy)", "eval/score", "eval/score", "eval/score"]
+    assert [head.rstrip() for head in heads] == [f"{title}  0.987" for title in titles]
+    assert draw([line], 24, 6, "value/explained_variance")[0] == "value/ex~variance  0.987"
 
 
 def at_label(label: str) -> float:

@@ -26,11 +26,11 @@ from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.processes import stop
+from ppo_unified.terminal.ticks import GUTTER
 from tui import app as program
 from tui import pacing
 from tui.actions import ACTIONS, PLACES, Place, actions_of, applicable_actions
 from tui.app import Terminal
-from tui.charts.chart_picture import GUTTER
 from tui.charts.metric_screen import MetricScreen, OnePlot
 from tui.charts.plots import Plots
 from tui.dialogs import ConfirmDialog, PromptDialog, TextDialog
@@ -431,8 +431,12 @@ def test_enter_and_second_click_open_a_run(runs: Path) -> None:
 
 
 def test_metric_screen_opens_from_list_and_run_page(runs: Path) -> None:
+    for config in runs.glob("*/config.toml"):
+        config.write_text(config.read_text(encoding="utf-8") + "[eval]\nthreshold = 6.5\n", encoding="utf-8")
+
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await wait_until(pilot, lambda: find_plots(app).current is not None)
+        await wait_until(pilot, lambda: "solved 6.5" in screen_text(app))
         await pilot.press("f")
         await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
         assert len([screen for screen in app.screen_stack if isinstance(screen, MetricScreen)]) == 1
@@ -441,6 +445,7 @@ def test_metric_screen_opens_from_list_and_run_page(runs: Path) -> None:
         assert find_plots(app).settings.log_y
         await pilot.press("enter")
         await wait_until(pilot, lambda: isinstance(app.screen, RunPage) and app.screen.plots.current is not None)
+        await wait_until(pilot, lambda: "solved 6.5" in screen_text(app))
         await pilot.press("f")
         await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
         await wait_until(pilot, lambda: bool(app.screen.query_one(OnePlot).tags))

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from rich.style import Style
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.events import MouseMove, MouseScrollDown, MouseScrollUp
@@ -19,12 +20,14 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-from ppo_unified.terminal.braille import BRAILLE, Columns, Layer, View, paint
+from ppo_unified.terminal.braille import BRAILLE, LEVEL, Columns, Layer, View, paint
 from ppo_unified.terminal.chart import smooth
+from ppo_unified.terminal.ticks import GUTTER, Tick
 from ppo_unified.text import display_width, format_number
 from tui.actions import Place, actions_of, bindings
 from tui.charts import traces as tui_traces
-from tui.charts.chart_picture import GUTTER
+from tui.charts.chart_lines import Inks, title_line
+from tui.charts.chart_picture import ChartPicture, Look, paint_chart
 from tui.charts.export import PaperChart, write_svg
 from tui.charts.metric_screen import MetricScreen, value_table
 from tui.charts.plot import Plot
@@ -71,12 +74,17 @@ class Source:
         self.asked: list[str] = []
         self.group = ""
         self.repeats: set[str] = set()  # the runs whose seed another run represents
+        self.thresholds: list[float | None] = [None] * runs
 
     def traces(self, tag: str) -> list[Trace]:
         self.asked.append(tag)
         colors = series_colors(self.keys, self.keys[-1])
         pinned, group = self.keys[-1], self.group
-        return [Trace(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in self.repeats) for k in self.keys]
+        scores = self.thresholds if tag == "eval/score" else [None] * len(self.keys)
+        return [
+            Trace(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in self.repeats, threshold)
+            for k, threshold in zip(self.keys, scores, strict=True)
+        ]
 
     def grow(self, tag: str, points: int) -> None:
         for k, key in enumerate(self.keys):
@@ -377,7 +385,7 @@ def test_crosshair_value_is_the_nearest_point() -> None:
 
 
 def test_settings_round_trip_and_invalid_ones_keep_defaults() -> None:
-    settings = Settings(9, 2, "loss", "kl", "time", True, True, 0.9, True, (1.5, 7.0), False)
+    settings = Settings(9, 2, "loss", "kl", "time", True, ["loss/value"], 0.9, True, (1.5, 7.0), False)
     assert Settings.from_dict(settings.to_dict()) == settings
     assert Settings.from_dict(Settings().to_dict()) == Settings()
     wrong = {"grid": "4", "page": None, "words": 3, "log_y": 1, "window": "x", "smoothing": "a"}
@@ -387,6 +395,9 @@ def test_settings_round_trip_and_invalid_ones_keep_defaults() -> None:
     odd = {"grid": 5, "page": -3, "x_axis": "moon", "smoothing": 1.5, "window": [3, 1], "unknown": 1}
     assert Settings.from_dict(odd) == Settings()
     assert Settings.from_dict({"window": [float("nan"), 1]}).window is None
+    for older in (True, False):  # earlier versions stored one setting for all charts
+        assert Settings.from_dict({"log_y": older, "grid": 9}) == Settings(grid=9)
+    assert Settings.from_dict({"log_y": ["a/b", 3]}).log_y == ["a/b"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, *GRIDS])
@@ -416,7 +427,9 @@ def test_only_visible_charts_are_requested(size: tuple[int, int]) -> None:
             assert plot.size.width >= LEAST_WIDTH
             assert plot.size.height >= LEAST_HEIGHT
             lines = lines_of(plot)
-            assert lines[0].startswith(plot.tag)
+            values = [format_number(value) for value in reversed(plot.values())]
+            assert lines[0].startswith(plot.tag[:6])
+            assert [part for part in lines[0].split() if part in values] == values
             assert all(display_width(line) == plot.size.width for line in lines)
             assert any("⠀" < character <= "⣿" for character in "".join(lines))
         assert page_line(app.plots).startswith("1-6 of 10  [ ] turn page  x: step")
@@ -625,7 +638,7 @@ def test_x_axis_key_cycles_through_axes() -> None:
     drive(app, test)
 
 
-def test_log_axes_can_be_toggled() -> None:
+def test_log_y_applies_to_the_current_chart_only() -> None:
     source = Source(1, 1000)
     steps, walls, _ = curve(1000)
     source.curves["run-0", "eval/score"] = (steps, walls, (1e-6 * steps.astype(float) ** 2).astype(np.float32))
@@ -634,12 +647,19 @@ def test_log_axes_can_be_toggled() -> None:
 
     async def test(pilot: Pilot[None]) -> None:
         plots = app.plots
-        assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))  # -0.001234 does not fit
         await act(pilot, "log_y")
-        assert lines_of(plots.plots[0])[0].startswith("eval/score (greedy) log")
-        assert not lines_of(plots.plots[1])[0].startswith(
-            "episode/return log"
-        )  # no value > 0, so the axis remains linear
+        assert plots.settings.log_y == ["eval/score"]
+        assert "log y: eval/score" in page_line(plots)
+        heads = [lines_of(plot)[0] for plot in plots.plots]
+        assert heads[0].startswith("eval/score (greedy) log ")
+        assert not any(" log" in head for head in heads[1:])
+        await pilot.press("tab", "tab")
+        await act(pilot, "log_y")
+        assert plots.settings.log_y == ["eval/score", "episode/return"]
+        assert lines_of(plots.plots[1])[1].strip() == "no value above 0; press l"
+        await act(pilot, "log_y")
+        assert plots.settings.log_y == ["eval/score"]
+        assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))
         await act(pilot, "log_x")
         assert shown_window(plots) == pytest.approx(Window(1, 4))
         body = [line[GUTTER + 1 :] for line in lines_of(plots.plots[0])[1:-1]]
@@ -656,9 +676,144 @@ def test_log_axes_can_be_toggled() -> None:
         assert plots.cross is not None
         assert 3000 < plots.cross < 10_000
         await act(pilot, "x_axis", 2)
-        assert "x: time of day  log y" in page_line(plots)  # the time of day is never logarithmic
+        assert "x: time of day  zoomed" not in page_line(plots)  # the time of day is never logarithmic
+        assert "x: time of day  log y: eval/score" in page_line(plots)
 
     drive(app, test)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((80, 24), 6), ((80, 24), 1)])
+def test_log_chart_counts_the_values_it_cannot_show(size: tuple[int, int], grid: int) -> None:
+    source = Source(2, 100)
+    steps, walls, values = curve(100)
+    source.curves["run-0", "eval/score"] = (steps, walls, np.where(np.arange(100) % 10 == 0, 0, values))
+    source.curves["run-1", "eval/score"] = (steps, walls, np.where(np.arange(100) < 2, -values, values))
+    app = Charts(source, Settings(grid=grid, log_y=["eval/score"]))
+
+    async def test(pilot: Pilot[None]) -> None:
+        plots = app.plots
+        row, words = (-2, " values <= 0 not shown ") if grid == 1 else (-1, " <= 0 not shown")
+        assert "12" + words in lines_of(plots.plots[0])[row]
+        await act(pilot, "zoom_in")  # hides the first points
+        assert "7" + words in lines_of(plots.plots[0])[row]
+        await act(pilot, "log_y")
+        assert "<= 0" not in "\n".join(lines_of(plots.plots[0]))
+
+    drive(app, test, size)
+
+
+@pytest.mark.parametrize("unicode", [True, False])
+def test_few_points_have_markers(unicode: bool, tmp_path: Path) -> None:
+    source, glyph = Source(1), "●" if unicode else "o"
+    for tag, points in zip(TAGS, (1, 2, 3, 9, 10, 300), strict=False):
+        source.curves["run-0", tag] = curve(points)
+    app = Charts(source, unicode=unicode, exports=tmp_path)
+
+    async def test(pilot: Pilot[None]) -> None:
+        counts = []
+        for tag in TAGS[:6]:
+            app.show([tag])
+            await pilot.pause()
+            counts.append("".join(line[GUTTER + 1 :] for line in lines_of(app.plots.plots[0])[1:-2]).count(glyph))
+        assert counts == [1, 2, 3, 9, 0, 0]
+        await act(pilot, "zoom_in", 12)  # only few of the 300 points remain visible
+        assert glyph in "".join(line[GUTTER + 1 :] for line in lines_of(app.plots.plots[0])[1:-2])
+        await act(pilot, "zoom_reset")
+        app.show(["policy/kl"])
+        await act(pilot, "export")
+        await app.workers.wait_for_complete()
+
+    drive(app, test)
+    assert (tmp_path / "policy-kl.svg").read_text(encoding="utf-8").count("<circle") == 3
+
+
+@pytest.mark.parametrize("log_y", [True, False])
+@pytest.mark.parametrize("letters", [True, False])
+@pytest.mark.parametrize("tag", ["eval/score", "value/explained_variance", "学習/損失の長い名前の測定", "a" * 90])
+def test_values_take_precedence_over_names_in_titles(tag: str, letters: bool, log_y: bool) -> None:
+    style, x = Style(), np.arange(3.0)
+    for width in (36, 40, 66, 120):
+        for runs in (1, 2, 4, 30):
+            drawn = [DrawnCurve(f"a-run-{k}", "#E69F00", False, x, x, x) for k in range(runs)]
+            numbers = [format_number(487.25 + k) for k in range(runs)]
+            inks = Inks(style, style, style, style, *[[style] * runs] * 3)
+            head = title_line(tag, log_y, drawn, numbers, letters, width, inks).text
+            assert display_width(head) == width
+            assert head[:3] == tag[:3]
+            parts = head.split()
+            shown = [number for number in reversed(numbers) if number in parts]
+            assert shown == numbers[::-1][: len(shown)]
+            hidden = runs - len(shown)
+            assert (f"+{hidden}" in parts) == (hidden > 0)
+            assert len(shown) >= min(runs, 1 if letters else 2)
+            assert ("log" in parts) == log_y
+            assert head.startswith(tag) or "~" in parts[0]
+            if display_width(tag) + 20 <= width and runs == 1:
+                assert head.startswith(tag)
+
+
+def test_levels_near_the_curves_are_dashed_lines() -> None:
+    steps, walls, _ = curve(300)
+    values = np.linspace(0, 300, 300)
+
+    def painted(levels: Sequence[tuple[float, str]], log_y: bool = False) -> ChartPicture:
+        drawn = prepare_curves([Trace("a", "a", "#ffffff", (steps, walls, values))], "step", 0.0, False)
+        look = Look(window=Window(10, 3000), log_y=log_y)
+        picture = paint_chart(drawn, look, (60, 15), BRAILLE, False, [Tick(*level) for level in levels])
+        assert isinstance(picture, ChartPicture)
+        return picture
+
+    def rows_of(picture: ChartPicture) -> set[int]:
+        dashed = (picture.picture.styles == LEVEL) & (picture.picture.codes >= 0x2800)
+        return set(np.flatnonzero(dashed.any(axis=1)).tolist())
+
+    plain, inside = painted([]), painted([(150.0, "limit")])
+    assert rows_of(plain) == set()
+    assert (inside.view, rows_of(inside)) == (plain.view, {6})
+    text = "".join(map(chr, inside.picture.codes[6]))
+    assert " limit 150" in text
+    own = plain.picture.styles >= 0
+    np.testing.assert_array_equal(inside.picture.codes[own], plain.picture.codes[own])  # the curve is on top
+    above = painted([(399.0, "solved")])
+    assert (above.view.high, rows_of(above)) == (399.0, {0})
+    assert "300" in above.labels.values()  # the labels remain those of the curve
+    assert painted([(401.0, "solved"), (-101.0, "limit")]).view == plain.view  # too far away
+    assert painted([(475.0, "solved")], log_y=True).view.high == pytest.approx(np.log10(475))
+    assert painted([(0.0, "limit")], log_y=True).levels == []
+
+
+def test_chart_draws_thresholds_and_health_limits(tmp_path: Path) -> None:
+    source = Source(2)
+    source.thresholds = [475.0, 475.0]
+    steps, walls, _ = curve(300)
+    source.curves |= {(key, "eval/score"): (steps, walls, np.linspace(0, 450, 300)) for key in source.keys}
+    source.curves |= {(key, "policy/kl"): (steps, walls, np.linspace(0, 0.25, 300)) for key in source.keys}
+    source.curves |= {(key, "policy/entropy"): (steps, walls, np.linspace(0, 0.25, 300)) for key in source.keys}
+    app = Charts(source, Settings(grid=4), exports=tmp_path)
+
+    async def test(pilot: Pilot[None]) -> None:
+        tags = ["eval/score", "policy/kl", "policy/entropy"]
+        app.show(tags)
+        await act(pilot, "export")
+        texts = ["\n".join(lines_of(plot)) for plot in app.plots.plots]
+        assert ["solved 475" in text for text in texts] == [True, False, False]
+        assert ["limit 0.3" in text for text in texts] == [False, True, False]
+        assert "Health limit: 0.3" in (explanation("policy/kl") or "")
+        drawings = [plot.drawings for plot in app.plots.plots]
+        source.thresholds = [475.0, 200.0]
+        app.show(tags)
+        await pilot.pause()
+        assert [plot.drawings for plot in app.plots.plots] == [drawings[0] + 1, *drawings[1:]]
+        assert all(label in "\n".join(lines_of(app.plots.plots[0])) for label in ("solved 475", "solved 200"))
+        await act(pilot, "enlarge")
+        assert isinstance(app.screen, MetricScreen)
+        assert "solved 475" in "\n".join(lines_of(app.screen.plots.plots[0]))
+        await app.workers.wait_for_complete()
+
+    drive(app, test)
+    svg = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
+    assert ">solved 475<" in svg
+    assert svg.count("stroke-dasharray") == 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -866,7 +1021,7 @@ def test_seeds_are_grouped_only_over_steps() -> None:
 
 
 def test_export_writes_every_value_and_overwrites_nothing(tmp_path: Path) -> None:
-    app = Charts(Source(), Settings(smoothing=0.9, log_y=True), exports=tmp_path / "exports")
+    app = Charts(Source(), Settings(smoothing=0.9, log_y=["eval/score"]), exports=tmp_path / "exports")
 
     async def test(pilot: Pilot[None]) -> None:
         steps, walls, values = curve(300, 5)
@@ -1020,7 +1175,7 @@ def test_metric_screen_actions_and_return() -> None:
             await act(pilot, name)
         settings = app.plots.settings
         assert (settings.log_y, settings.smoothing, settings.x_axis, settings.aggregate) == (
-            True,
+            [TAGS[6]],
             0.6,
             "relative",
             True,

@@ -13,10 +13,11 @@ from textual.strip import Strip
 
 from ppo_unified.runs import metrics
 from ppo_unified.terminal import braille, chart
-from ppo_unified.terminal.braille import CROSS, NOTHING, Glyphs
+from ppo_unified.terminal.braille import CROSS, LEVEL, NOTHING, Glyphs
 from ppo_unified.terminal.chart import MARKS
-from ppo_unified.text import clean, display_width, pad
-from tui.charts.chart_picture import GUTTER, TALL, ChartPicture
+from ppo_unified.terminal.ticks import GUTTER
+from ppo_unified.text import clean, display_width
+from tui.charts.chart_picture import TALL, ChartPicture
 from tui.charts.traces import DrawnCurve
 
 FAINT, BAND = 0.6, 0.7  # share of the background color in raw curves and in bands
@@ -69,33 +70,29 @@ def title_line(
     width: int,
     inks: Inks,
 ) -> Strip:
-    """Render the metric's tag and the curves' numbers in their colors, with the curves' names if there is space."""
+    """Render the metric's tag and the curves' numbers in their colors, with the curves' names if there is space.
+
+    The numbers take precedence over the tag, which is shortened in the middle if necessary.
+    """
     marks = [f"{MARKS[k % len(MARKS)]} " if letters and len(drawn) > 1 else "" for k in range(len(drawn))]
     named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
-    names = sum(map(display_width, named))
     ambiguous = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a single run needs no name
-    tags = [clean(text) for text in (metrics.title(tag), tag)]
-    if ambiguous and display_width(tags[0]) + names > width >= display_width(tags[1]) + names:
-        tags.pop(0)  # the names of the curves take precedence over the decoding
-    tag = pad(tags[0], min(display_width(tags[0]), max(0, width - 1)))
-    head = [Segment(tag, inks.title), Segment(" log" if log_y and display_width(tag) + 5 < width else "", inks.axis)]
+    scale = " log" if log_y else ""
+    tags, room = [clean(text) for text in (metrics.title(tag), tag)], width - len(scale)
+    entries = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
+    if ambiguous and display_width(tags[1]) + sum(map(display_width, named)) <= room:
+        entries = named  # the names of the curves take precedence over the decoding
+    title, shown = chart.fit_title(tags, entries[::-1], room)
+    head = [Segment(title, inks.title), Segment(scale, inks.axis)]
+    head += [Segment(entries[k], inks.bright[k]) for k in range(len(drawn) - 1, len(drawn) - 1 - shown, -1)]
+    head += [Segment(f"  +{len(drawn) - shown}", inks.axis)] if shown < len(drawn) else []
     left = width - sum(display_width(segment.text) for segment in head)
-    bare = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
-    entries = named if ambiguous and names <= left else bare
-    for number, entry in reversed(list(enumerate(entries))):
-        more = f"  +{number + 1}"
-        if display_width(entry) + (len(more) if number else 0) > left:
-            head.append(Segment(more[: max(0, left)], inks.axis))
-            left -= len(head[-1].text)
-            break
-        head.append(Segment(entry, inks.bright[number]))
-        left -= display_width(entry)
-    return Strip([*head, Segment(" " * left, inks.base)], width)
+    return Strip([*head, Segment(" " * left, inks.base)]).adjust_cell_length(width, inks.base)
 
 
 def curve_lines(picture: ChartPicture, cross: int | None, glyphs: Glyphs, width: int, inks: Inks) -> list[Strip]:
     """Render the plot, with y labels on the left and the crosshair in column `cross`."""
-    styles = {CROSS: inks.axis, NOTHING: inks.base}
+    styles = {CROSS: inks.axis, LEVEL: inks.axis, NOTHING: inks.base}
     styles |= {2 * k: style for k, style in enumerate(inks.bright)}
     styles |= {2 * k + 1: style for k, style in enumerate(inks.faint)}
     styles |= {2 * len(inks.dim) + k: style for k, style in enumerate(inks.dim)}
@@ -114,14 +111,24 @@ def axis_lines(
 ) -> list[Strip]:
     """Render the x axis of a chart of `size` (columns, rows). `cross` is the crosshair's column and its label."""
     (width, height), axis, strips = size, inks.axis, []
+    note = chart.nonpositive_note(picture.hidden, picture.room)
     if height >= TALL:
-        floor = chart.floor_row(picture.ticks, picture.room, glyphs)
+        floor = chart.floor_row(picture.ticks, picture.room, glyphs, note)
         strips.append(Strip([Segment(" " * GUTTER + glyphs.corner + floor, axis)], width))
+        note = ""
+    ticks = picture.ticks
+    if note:
+        start = width - len(note)
+        ticks = [*_ticks_beside(ticks, start - 2, width), (0, start, note)]
     if cross is None:
-        return [*strips, Strip([Segment(chart.label_row(picture.ticks, width, GUTTER)[:width], axis)], width)]
+        return [*strips, Strip([Segment(chart.label_row(ticks, width, GUTTER)[:width], axis)], width)]
     column, text = cross[0], f" {cross[1]} "[:width]
     start = max(0, min(GUTTER + 1 + column - len(text) // 2, width - len(text)))
-    free = [tick for tick in picture.ticks if tick[1] >= start + len(text) or tick[1] + len(tick[2]) <= start]
-    labels = chart.label_row(free, width, GUTTER)[:width]
+    labels = chart.label_row(_ticks_beside(ticks, start, start + len(text)), width, GUTTER)[:width]
     parts = [Segment(labels[:start], axis), Segment(text, inks.cross), Segment(labels[start + len(text) :], axis)]
     return [*strips, Strip(parts, width)]
+
+
+def _ticks_beside(ticks: Sequence[tuple[int, int, str]], start: int, end: int) -> list[tuple[int, int, str]]:
+    """Return the ticks whose labels are outside of the columns from `start` to `end`."""
+    return [tick for tick in ticks if tick[1] >= end or tick[1] + len(tick[2]) <= start]

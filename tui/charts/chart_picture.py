@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppo_unified.terminal import braille, chart
+from ppo_unified.terminal import braille, chart, ticks
 from ppo_unified.terminal.braille import Glyphs, Layer, Picture, View
-from ppo_unified.terminal.chart import MARKS, Tick
-from tui.charts.export import PaperChart
+from ppo_unified.terminal.chart import MARKS
+from ppo_unified.terminal.ticks import GUTTER, Tick
+from tui.charts.export import WIDTH, PaperChart
 from tui.charts.traces import DrawnCurve
 from tui.charts.window import Window
 
-GUTTER = 8  # columns of the y labels, constant so that stacked charts are aligned
 TALL = 12  # a chart with at least this many rows has a separate line for the x axis
 
 
 class Look(NamedTuple):
-    """The drawing options that all charts of a page share."""
+    """The drawing options of a chart. All charts of a page share them, except for `log_y`."""
 
     axis: str = "step"
     log_x: bool = False
@@ -32,20 +32,20 @@ class Look(NamedTuple):
     def x_label(self, x: float) -> str:
         """Format an x value."""
         if self.axis == "relative":
-            return chart.span_label(x)
-        return chart.format_local_time(x) if self.axis == "time" else f"{round(x):,}"
+            return ticks.span_label(x)
+        return ticks.format_local_time(x) if self.axis == "time" else f"{round(x):,}"
 
     def x_ticks(self, view: View, room: int) -> list[Tick]:
         """Return the ticks of an x axis of `room` columns."""
         count = max(2, room // (7 if self.axis == "step" else 10))
         if self.log_x:
-            ticks = chart.log_ticks(view.left, view.right, count)
+            placed = ticks.log_ticks(view.left, view.right, count)
             if self.axis == "relative":
-                ticks = [Tick(at, chart.span_label(10.0**at) if at >= 0 else label) for at, label in ticks]
-            return ticks
+                placed = [Tick(at, ticks.span_label(10.0**at) if at >= 0 else label) for at, label in placed]
+            return placed
         if self.axis == "step":
-            return chart.plain_ticks(view.left, view.right, count)
-        return chart.time_ticks(view.left, view.right, count, self.axis == "time")
+            return ticks.plain_ticks(view.left, view.right, count)
+        return ticks.time_ticks(view.left, view.right, count, self.axis == "time")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class ChartPicture:
     room: int  # columns of the plot, without the gutter and the axis line
     labels: dict[int, str]  # row -> y label
     ticks: list[tuple[int, int, str]]
+    levels: list[Tick]  # the values that dashed lines mark, in drawn coordinates
+    hidden: int  # number of visible points that a logarithmic y axis cannot show
 
     def column_of(self, x: float) -> int | None:
         """Return the plot's column, from 0, for an x value, or None if it is outside the window."""
@@ -96,9 +98,17 @@ class ChartPicture:
 
 
 def paint_chart(
-    drawn: Sequence[DrawnCurve], look: Look, size: tuple[int, int], glyphs: Glyphs, letters: bool
+    drawn: Sequence[DrawnCurve],
+    look: Look,
+    size: tuple[int, int],
+    glyphs: Glyphs,
+    letters: bool,
+    levels: Sequence[Tick] = (),
 ) -> ChartPicture | str:
-    """Paint the curves and axes in `size` (columns, rows), or return a message if there is nothing to paint."""
+    """Paint the curves and axes in `size` (columns, rows), or return a message if there is nothing to paint.
+
+    `levels` are the values that dashed lines mark, with their names. Lines far away from the curves are omitted.
+    """
     width, height = size
     rows = height - 1 - (2 if height >= TALL else 1)
     if look.window is None or not drawn:
@@ -106,20 +116,18 @@ def paint_chart(
     if rows < 1 or width < GUTTER + 4:
         return ""
     lines = [_with_log_x(one) for one in drawn] if look.log_x else drawn
-    span, room = View(*look.window, 0, 1), width - GUTTER - 1
-    log_y = look.log_y
-    layers = _layers(lines, span, room * glyphs.columns, log_y)
-    if log_y and not any(np.isfinite(layer.low).any() for layer in layers):
-        log_y, layers = False, _layers(lines, span, room * glyphs.columns, False)
+    room, log_y, several = width - GUTTER - 1, look.log_y, len(lines) > 1
+    layers = _layers(lines, View(*look.window, 0, 1), room * glyphs.columns, log_y)
+    hidden = sum(_count_nonpositive(one, look.window) for one in lines) if log_y else 0
     low = float(np.fmin.reduce([np.fmin.reduce(layer.low) for layer in layers]))
     high = float(np.fmax.reduce([np.fmax.reduce(layer.high) for layer in layers]))
     if not np.isfinite(high - low):
-        return "no finite values here"
-    view = chart.add_margins(View(*look.window, low, high))
-    labels = chart.y_labels((low, high), view, rows, log_y, glyphs, GUTTER)
-    picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters and len(lines) > 1)
-    ticks = chart.place_ticks(look.x_ticks(view, room), view, room, GUTTER)
-    return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, ticks)
+        return "no value above 0; press l" if hidden else "no finite values here"
+    view, levels = chart.fit_levels(chart.add_margins(View(*look.window, low, high)), levels, log_y)
+    labels = chart.y_labels((low, high), view, rows, log_y, glyphs)
+    picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters and several, levels=levels)
+    placed = chart.place_ticks(look.x_ticks(view, room), view, room, GUTTER)
+    return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, placed, levels, hidden)
 
 
 def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) -> PaperChart:
@@ -127,7 +135,8 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) 
     curves = [_with_log_x(one) for one in drawn] if look.log_x else drawn
     if picture.log_y:
         curves = [_with_log_y(one) for one in curves]
-    return PaperChart(curves, picture.view, picture.log_y, look.x_ticks(picture.view, 100))
+    note = chart.nonpositive_note(picture.hidden, WIDTH)
+    return PaperChart(curves, picture.view, picture.log_y, look.x_ticks(picture.view, 100), picture.levels, note)
 
 
 def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
@@ -146,9 +155,17 @@ def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) 
         mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
         complete, partial = one.split()
         if partial is not None:
-            curves.append(Layer(*places.minmax(partial, log_y), 2 * len(lines) + k, mark.lower()))
-        curves.append(Layer(*places.minmax(complete, log_y), 2 * k, mark))
+            points = places.few_points(partial, log_y)
+            curves.append(Layer(*places.minmax(partial, log_y), 2 * len(lines) + k, mark.lower(), points=points))
+        points = places.few_points(complete, log_y)
+        curves.append(Layer(*places.minmax(complete, log_y), 2 * k, mark, points=points))
     return [*bands, *reversed(raws), *curves]  # reversed: the reference's dense raw curve must not hide the others
+
+
+def _count_nonpositive(one: DrawnCurve, window: Window) -> int:
+    """Return the number of a curve's visible points that are not above 0."""
+    visible = slice(np.searchsorted(one.x, window.left), np.searchsorted(one.x, window.right, "right"))
+    return int(np.count_nonzero(one.raw[visible] <= 0))
 
 
 def _with_log_x(one: DrawnCurve) -> DrawnCurve:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -13,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.runs import metrics
-from ppo_unified.terminal import chart
-from ppo_unified.terminal.braille import Columns, View
-from ppo_unified.terminal.chart import Tick
+from ppo_unified.terminal.braille import MARKED, Columns, View
+from ppo_unified.terminal.ticks import Tick, log_ticks, plain_ticks
 from ppo_unified.text import clean, display_width
 from tui.charts.traces import DrawnCurve, Trace, paper_color
 
@@ -58,19 +58,21 @@ def write_csv(path: Path, traces: Sequence[Trace]) -> None:
 
 
 class PaperChart(NamedTuple):
-    """The content of a picture. Curves, view and ticks are in drawn coordinates (logarithms on a log axis)."""
+    """The content of a picture. Curves, view, ticks and levels are in drawn coordinates (logarithms on a log axis)."""
 
     drawn: Sequence[DrawnCurve]
     view: View
     log_y: bool
     ticks: Sequence[Tick]
+    levels: Sequence[Tick] = ()  # the values that dashed lines mark
+    note: str = ""  # a remark on the y axis
 
 
 def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
     """Write a chart as SVG with a white background."""
-    drawn, view, log_y, ticks = picture
+    drawn, view, log_y, ticks, levels, note = picture
     plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
-    title = clean(metrics.title(tag)) + (" (log)" if log_y else "")
+    title = clean(metrics.title(tag)) + (f" ({'; '.join(filter(None, ('log', note)))})" if log_y else "")
     places = _places(drawn)
     more = LINE * places[-1][1]  # height of the additional legend lines
     with open(path, "x", encoding="utf-8") as file:
@@ -86,7 +88,9 @@ def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
         file.write('<g clip-path="url(#plot)" fill="none" stroke-width="1.5" stroke-linejoin="round">\n')
         for one in drawn:
             file.writelines(_curve(one, view, plot))
-        file.write("</g>\n</g>\n</svg>\n")
+        file.write("</g>\n")
+        file.writelines(_levels(view, levels, plot))
+        file.write("</g>\n</svg>\n")
 
 
 def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
@@ -115,10 +119,18 @@ def _axes(view: View, log_y: bool, x_ticks: Sequence[Tick], plot: tuple[int, int
         x = (at - view.left) / (view.right - view.left) * width
         yield f'<path d="M{x:.1f} {height}v5" stroke="#555555"/>'
         yield f'<text x="{x:.1f}" y="{height + 20}" text-anchor="middle">{escape(label)}</text>\n'
-    for at, label in (chart.log_ticks if log_y else chart.plain_ticks)(view.low, view.high, 8):
+    for at, label in (log_ticks if log_y else plain_ticks)(view.low, view.high, 8):
         y = (view.high - at) / (view.high - view.low) * height
         yield f'<path d="M0 {y:.1f}H{width}" stroke="#dddddd"/>'
         yield f'<text x="-8" y="{y + 4:.1f}" text-anchor="end">{escape(label)}</text>\n'
+
+
+def _levels(view: View, levels: Sequence[Tick], plot: tuple[int, int]) -> Iterator[str]:
+    for at, label in levels:
+        y = (view.high - at) / (view.high - view.low) * plot[1]
+        yield f'<path d="M0 {y:.1f}H{plot[0]}" stroke="#555555" stroke-dasharray="6 4"/>'
+        above = y - 5 if y > 17 else y + 14
+        yield f'<text x="{plot[0] - 4}" y="{above:.1f}" text-anchor="end" fill="#555555">{escape(label)}</text>\n'
 
 
 def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
@@ -135,6 +147,10 @@ def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
     if partial is not None:
         yield f'<path d="{_path(_points(one.x, partial, view, plot))}" stroke="{color}" stroke-opacity="0.4"/>\n'
     yield f'<path d="{_path(_points(one.x, complete, view, plot))}" stroke="{color}"/>\n'
+    start, stop = np.searchsorted(one.x, view.left), np.searchsorted(one.x, view.right, "right")
+    if stop - start < MARKED:
+        for x, y in _points(one.x[start:stop], one.curve[start:stop], view, plot).tolist():
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>\n' if math.isfinite(y) else ""
 
 
 def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> np.ndarray:

@@ -12,10 +12,12 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from ppo_unified.runs import metrics
 from ppo_unified.terminal.braille import ASCII, BRAILLE
+from ppo_unified.terminal.ticks import GUTTER, Tick
 from ppo_unified.text import format_number, pad
 from tui.charts.chart_lines import Inks, axis_lines, curve_lines, curve_styles, title_line
-from tui.charts.chart_picture import GUTTER, ChartPicture, Look, paint_chart, paper_chart
+from tui.charts.chart_picture import ChartPicture, Look, paint_chart, paper_chart
 from tui.charts.export import PaperChart
 from tui.charts.traces import Averages, DrawnCurve, Trace, prepare_curves, seed_count, value_at
 
@@ -190,8 +192,7 @@ class Plot(Widget, can_focus=True):
         (width, height), glyphs = self.size, self._glyphs
         painted = self._paint_if_due()
         inks = self._own_inks = self._own_inks or self._inks()
-        log_y = isinstance(painted, ChartPicture) and painted.log_y
-        title = title_line(self.tag, log_y, self.curves, self.numbers(), self._has_letters(), width, inks)
+        title = title_line(self.tag, self._look.log_y, self.curves, self.numbers(), self._has_letters(), width, inks)
         if isinstance(painted, str):
             why = Strip([Segment(pad(" " * GUTTER + painted, width), inks.axis)], width)
             return [title, why, *[Strip.blank(width, inks.base)] * (height - 2)]
@@ -203,7 +204,8 @@ class Plot(Widget, can_focus=True):
     def _paint_if_due(self) -> ChartPicture | str:
         if self._painted is None:
             self.drawings += 1
-            self._painted = paint_chart(self.curves, self._look, self.size, self._glyphs, self._has_letters())
+            marked = [Tick(*level) for level in metrics.levels(self.tag, (trace.threshold for trace in self._traces))]
+            self._painted = paint_chart(self.curves, self._look, self.size, self._glyphs, self._has_letters(), marked)
         return self._painted
 
     def _has_letters(self) -> bool:

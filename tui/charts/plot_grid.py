@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from textual.containers import Container
 
@@ -29,8 +29,10 @@ class PlotGrid(Container):
         """The visible charts."""
         return [plot for plot in self._pool if plot.display]
 
-    def show(self, page: Page, traces: Mapping[str, Sequence[Trace]], look: Look, cross: float | None) -> None:
-        """Draw the metrics of a page. Unchanged charts are not redrawn."""
+    def show(
+        self, page: Page, traces: Mapping[str, Sequence[Trace]], look: Callable[[str], Look], cross: float | None
+    ) -> None:
+        """Draw the metrics of a page. Unchanged charts are not redrawn. `look` returns the options of a metric."""
         self.display = bool(page.tags)
         self.styles.grid_size_columns, self.styles.grid_size_rows = page.columns, page.rows
         if len(page.tags) > len(self._pool):
@@ -40,7 +42,7 @@ class PlotGrid(Container):
         for number, plot in enumerate(self._pool):
             plot.display = number < len(page.tags)
         for plot, tag in zip(self._pool, page.tags, strict=False):
-            plot.show(tag, traces[tag], look)
+            plot.show(tag, traces[tag], look(tag))
         self.set_cross(cross)
 
     def set_cross(self, x: float | None) -> None:

@@ -15,7 +15,7 @@ from textual.signal import Signal
 from textual.widget import Widget
 from textual.widgets import Static
 
-from ppo_unified.runs.metrics import find_metric
+from ppo_unified.runs.metrics import LIMITS, find_metric
 from ppo_unified.text import clean, pad
 from tui.charts.export import PaperChart, export_chart
 from tui.charts.pages import Page, Pages, divide, matching_tags, next_group
@@ -133,7 +133,7 @@ class Plots(Widget):
         page = self._page()
         traces = {tag: list(self.traces(tag)) for tag in page.tags}
         self._axis.fit([trace for some in traces.values() for trace in some])
-        self._grid.show(page, traces, self._axis.look(), self.cross)
+        self._grid.show(page, traces, self._axis.look, self.cross)
         self._grid.set_current(self.current)
         self._show_line(page, len({trace.key for some in traces.values() for trace in some if trace.repeat}))
         self.post_message(self.Updated())
@@ -255,8 +255,9 @@ class Plots(Widget):
         self.apply_settings()
 
     def action_log_y(self) -> None:
-        self.settings.log_y = not self.settings.log_y
-        self.apply_settings()
+        if self.current is not None:
+            self.settings.toggle_log_y(self.current.tag)
+            self.apply_settings()
 
     def action_log_x(self) -> None:
         self.settings.log_x = not self.settings.log_x
@@ -340,6 +341,7 @@ def explanation(tag: str) -> str:
     lines = [f"{tag}: {metric.meaning}"]
     lines += [f"Unit: {metric.unit}"] if metric.unit else []
     lines += [f"It {metric.healthy}."] if metric.healthy else []
+    lines += [f"Health limit: {LIMITS[tag]:g}, a dashed line if the curves come near it."] if tag in LIMITS else []
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ppo_unified.text import clean
@@ -26,7 +26,7 @@ class Settings:
     words: str = ""  # show only metrics whose name contains one of these words
     x_axis: str = "step"  # the axis that the user selected; see `axis`
     log_x: bool = False
-    log_y: bool = False
+    log_y: list[str] = field(default_factory=list)  # the metrics whose y axis is logarithmic
     smoothing: float = 0.0
     aggregate: bool = False  # draw runs that differ only in the seed as one curve
     window: tuple[float, float] | None = None  # visible part of the x axis; None shows all of it
@@ -64,16 +64,23 @@ class Settings:
         """Return the settings for the page of one run: the same look, but all metrics from the first page on."""
         return replace(self, page=0, group="", words="", aggregate=False, window=None, follow=True)
 
+    def toggle_log_y(self, tag: str) -> None:
+        """Switch the y axis of one metric between linear and logarithmic."""
+        others = [other for other in self.log_y if other != tag]  # a new list, because copies of the settings share it
+        self.log_y = others if tag in self.log_y else [*others, tag]
+
     def describe(self) -> list[str]:
         """Return a short description of the x axis and of each setting that is not the default."""
         parts = [f"x: {AXIS_LABELS[self.axis]}{' log' if self.has_log_x else ''}"]
         parts += [f"smoothing {self.smoothing:g}"] if self.smoothing else []
-        parts += ["log y"] if self.log_y else []
         parts += ["seeds grouped"] if self.aggregate else []
         parts += [f"group {clean(self.group)}/"] if self.group else []
         parts += [f"words: {clean(self.words)}"] if self.words else []
         if self.window is not None:
             parts.append("zoomed, following new data" if self.follow else "zoomed")
+        if self.log_y:
+            more = f" +{len(self.log_y) - 2}" if len(self.log_y) > 2 else ""
+            parts.append(f"log y: {', '.join(map(clean, self.log_y[:2]))}{more}")
         return parts
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +101,7 @@ class Settings:
         if isinstance(window, list | tuple) and len(window) == 2 and all(isinstance(x, int | float) for x in window):
             left, right = map(float, window)
             settings.window = (left, right) if math.isfinite(right - left) and left < right else None
+        settings.log_y = [tag for tag in settings.log_y if isinstance(tag, str)]
         defaults = cls()
         settings.grid = settings.grid if settings.grid in GRIDS else defaults.grid
         settings.page = max(0, settings.page)

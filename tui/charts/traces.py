@@ -34,6 +34,7 @@ class Trace(NamedTuple):
     pinned: bool = False  # the reference run, drawn on top
     group: str = ""  # runs of one group differ only in the seed
     repeat: bool = False  # another run of the group represents the same seed
+    threshold: float | None = None  # the score of a solved task, if the metric is the score
 
 
 class SeedStatistics(NamedTuple):

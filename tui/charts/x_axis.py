@@ -26,13 +26,13 @@ class XAxis:
         view = None if ends is None else chart.add_margins(View(*ends, 0, 1))
         self.whole = None if view is None else Window(view.left, view.right)
 
-    def look(self) -> Look:
-        """Return the drawing options for the charts of the page."""
+    def look(self, tag: str) -> Look:
+        """Return the drawing options for the chart of a metric."""
         settings = self.settings
         return Look(
             settings.axis,
             settings.has_log_x,
-            settings.log_y,
+            tag in settings.log_y,
             settings.smoothing,
             settings.aggregate,
             self.window,

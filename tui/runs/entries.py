@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import SOLVED, Run, Status
+from ppo_unified.runs.metrics import is_score, score_threshold
 from ppo_unified.runs.progress import fraction_done
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.runs.source import describe_source
@@ -67,6 +68,11 @@ def entry_options(entry: Entry) -> dict[str, Any]:
         return _read_options(entry.path, stamp_if_any(Run(entry.path).config))
     except UsageError:
         return {}
+
+
+def entry_threshold(entry: Entry | None, tag: str) -> float | None:
+    """Return the score at which an entry's task is solved, or None if the metric is not the score."""
+    return score_threshold(entry_options(entry)) if entry is not None and is_score(tag) else None
 
 
 def entry_group(entry: Entry) -> str:

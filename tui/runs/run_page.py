@@ -20,7 +20,7 @@ from ppo_unified.text import clean, display_width, pad
 from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.charts.traces import Trace, series_colors
-from tui.runs.entries import Entry
+from tui.runs.entries import Entry, entry_threshold
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions
 from tui.runs.run_head import format_head
@@ -218,8 +218,10 @@ class RunPage(RunActions):
 
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
+            groups = {key: "seeds" if key in others - {pinned} else "" for key in curves}
+            thresholds = {key: entry_threshold(self.store.entries.get(key), tag) for key in curves}
             traces = [
-                Trace(key, clean(key), colors[key], curve, key == pinned, "seeds" if key in others - {pinned} else "")
+                Trace(key, clean(key), colors[key], curve, key == pinned, groups[key], threshold=thresholds[key])
                 for key, curve in curves.items()
             ]
             return mark_repeats(self.store, traces)

@@ -22,10 +22,11 @@ from ppo_unified.runs import control, samples
 from ppo_unified.runs.folder import Run, read_warnings
 from ppo_unified.runs.metrics import describe
 from ppo_unified.runs.query import compared_options, flatten
-from ppo_unified.terminal.chart import Line, draw, local_time
+from ppo_unified.terminal.chart import Line, draw
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_option
 from ppo_unified.terminal.sample_table import format_samples
+from ppo_unified.terminal.ticks import local_time
 from ppo_unified.text import clean, format_duration, format_number, format_table
 from tui.folder_scanner import stamp_if_any
 from tui.runs.entries import Entry

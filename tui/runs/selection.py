@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ppo_unified.text import clean
 from tui.charts.traces import Trace, series_colors
-from tui.runs.entries import Entry
+from tui.runs.entries import Entry, entry_threshold
 from tui.runs.run_list import Marks
 from tui.runs.seeds import mark_repeats, seed_group
 from tui.store import Store
@@ -40,7 +40,8 @@ class Selection:
         for key, color in marks.colors.items():
             if (curve := self._store.curve(key, tag)) is not None:
                 group = seed_group(self._store, key) if aggregate else ""
-                drawn.append(Trace(key, clean(key), color, curve, key == marks.pinned, group))
+                threshold = entry_threshold(self._store.entries.get(key), tag)
+                drawn.append(Trace(key, clean(key), color, curve, key == marks.pinned, group, threshold=threshold))
         return mark_repeats(self._store, drawn)
 
     def toggle_mark(self, key: str) -> None:
