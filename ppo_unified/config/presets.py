@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.registry import all_adapters, config_model, find_adapter, load, skip_broken, toml_files
-from ppo_unified.config.schema import RunConfig, overlay, read_toml, validate
+from ppo_unified.config.schema import RECORDS, RunConfig, overlay, read_toml, validate
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
 
@@ -26,6 +26,14 @@ class PresetSummary(NamedTuple):
     title: str
     score: str  # the expected score
     time: str  # the expected duration
+
+
+class PresetDifference(NamedTuple):
+    """An option whose value differs from the preset's."""
+
+    option: str  # the full name, such as 'ppo.clip'
+    preset_value: Any
+    value: Any
 
 
 def preset_files() -> dict[str, Path]:
@@ -153,13 +161,40 @@ def reload_target(config: RunConfig) -> RunConfig:
     The target is known if it is a preset, an environment, or the value of an option such as `gym.env_id`. Otherwise,
     for example if it is a TOML file, return `config` itself.
     """
-    texts = [text for option, text in config.flatten().items() if isinstance(text, str) and option != "preset"]
-    for word in [config.preset] if config.preset in preset_files() else [*texts, config.preset]:
+    return _load_base(config, [*_recorded_words(config), config.preset]) or config
+
+
+def _recorded_words(config: RunConfig) -> list[str]:
+    """Return the words in `config` that may be its target. None of them requires the import of an environment."""
+    if config.preset in preset_files():
+        return [config.preset]
+    return [text for option, text in config.flatten().items() if isinstance(text, str) and option != "preset"]
+
+
+def _load_base(config: RunConfig, words: Iterable[str]) -> RunConfig | None:
+    for word in words:
         if _preset_name(_short_name(word)) == config.preset:
             with suppress(UsageError):
                 base = load_target(word)
                 return apply_recipe(base, config.recipe) if config.recipe else base
-    return config
+    return None
+
+
+def preset_differences(config: RunConfig) -> list[PresetDifference] | None:
+    """Return the options whose values differ from those of the preset and recipe of `config`, in the schema's order.
+
+    The preset may also be an environment id. Return None if this version does not know the preset or the recipe, for
+    example if the run's target was a TOML file.
+    """
+    base = _load_base(config, _recorded_words(config))
+    if type(base) is not type(config):
+        return None
+    before = base.flatten()
+    return [
+        PresetDifference(option, before[option], value)
+        for option, value in config.flatten().items()
+        if option not in RECORDS and value != before[option]
+    ]
 
 
 def naming_base(target: str, config: RunConfig) -> RunConfig:

@@ -15,7 +15,14 @@ from envs.gym.wrappers import parse_wrapper
 from ppo_unified import load_preset
 from ppo_unified.cli.flags import configure, read_flags
 from ppo_unified.config import suggestions
-from ppo_unified.config.presets import from_file, from_table, list_presets, load_target, preset_files
+from ppo_unified.config.presets import (
+    from_file,
+    from_table,
+    list_presets,
+    load_target,
+    preset_differences,
+    preset_files,
+)
 from ppo_unified.config.registry import config_model
 from ppo_unified.config.schema import RECORDS, known_options, overlay, read_toml, typed_options, validate
 from ppo_unified.config.values import format_flag, format_value, read_value
@@ -337,3 +344,12 @@ def test_rejected_option_is_explained_as_flag_and_key(flag: str) -> None:
     with pytest.raises(UsageError, match=rf"^x\.toml: gym\.frame_skip {reason}$"):
         validate(RefusingSection, {"gym": {"frame_skip": 4}}, "x.toml")
     assert RefusingSection().ratio_tolerance == GymConfig().ratio_tolerance == 1e-2
+
+
+def test_differences_from_preset_include_the_recipe() -> None:
+    changed = load_preset("sentiment", recipe="trl-early", seed=3, ppo={"clip": 0.4})
+    assert preset_differences(changed) == [("seed", 1, 3), ("ppo.clip", 0.2, 0.4)]
+    assert preset_differences(load_target("cartpole")) == []
+    assert preset_differences(load_preset("Foo-v1", optim={"lr": 0.1})) == [("optim.lr", 3e-4, 0.1)]
+    for unknown in ({"preset": "gone"}, {"recipe": "gone"}, {"preset": "sentiment"}):  # 'sentiment' is of another kind
+        assert preset_differences(load_target("cartpole").model_copy(update=unknown)) is None
