@@ -48,7 +48,7 @@ def _use_one_thread() -> None:
 def shorten_ui_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten all refresh intervals of the terminal UI, so that tests do not wait for them."""
     from tui import pacing, reader, store
-    from tui.runs import run_page
+    from tui.runs import detail_pane, run_page
 
     for module, name in (
         (reader, "QUIET_S"),
@@ -56,6 +56,7 @@ def shorten_ui_delays(monkeypatch: pytest.MonkeyPatch) -> None:
         (store, "SCAN_S"),
         (store, "LOOK_S"),
         (run_page, "LOOK_S"),
+        (detail_pane, "READ_S"),
     ):
         monkeypatch.setattr(module, name, 0.05)
     monkeypatch.setattr(pacing, "TYPING_SHARE", 2)

@@ -135,7 +135,13 @@ ACTIONS: tuple[Action, ...] = (
         writes=True,
     ),
     Action(
-        "compare", "c", "Compare", "Show the options that differ between the marked runs", "runs", rank=6, needs="runs"
+        "compare",
+        "c",
+        "Compare",
+        "Show the options that differ between the runs in the charts",
+        "runs",
+        rank=6,
+        needs="runs",
     ),
     Action(
         "inspect",
@@ -175,6 +181,15 @@ ACTIONS: tuple[Action, ...] = (
         needs="runs",
     ),
     Action("sort_reverse", "O", "Reverse", "Reverse the sort order of the list", "runs", needs="runs"),
+    Action(
+        "columns",
+        "C",
+        "Columns",
+        "Select the options that the list shows as columns; by default, it shows options that differ",
+        "runs",
+        needs="runs",
+    ),
+    Action("details", "t", "Details", "Show or hide the details of the selected run", "runs", rank=5, needs="runs"),
     Action("wider", "greater_than_sign", "Larger list", "Give the list more space", "runs"),
     Action("narrower", "less_than_sign", "Smaller list", "Give the charts more space", "runs"),
     Action(

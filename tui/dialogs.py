@@ -71,7 +71,7 @@ class PromptDialog(ModalScreen[str | None]):
         check: Callable[[str], object] | None = None,
         preview: Callable[[str], object] | None = None,
     ) -> None:
-        """Create a dialog that calls `preview` with each valid input, and with the initial value if it is canceled."""
+        """Create a dialog that calls `preview` with each input, and with the initial value if it is canceled."""
         super().__init__()
         self.question, self.value, self.hint, self.check, self.preview = title, clean(value), hint, check, preview
 
@@ -95,7 +95,7 @@ class PromptDialog(ModalScreen[str | None]):
     def on_input_changed(self, event: Input.Changed) -> None:
         problem = self._find_problem(event.value)
         self.query_one(".error", Static).update(Content(clean(problem)))
-        if self.preview is not None and not problem:
+        if self.preview is not None:
             self.preview(event.value)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:

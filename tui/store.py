@@ -25,7 +25,7 @@ from ppo_unified.runs.progress import steps_left
 from ppo_unified.runs.signals import why_ended
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
 from tui.log_record import CurveReader, LogRecord
-from tui.runs.entries import UNREADABLE, Entry
+from tui.runs.entries import UNREADABLE, Entry, entry_options
 
 SCAN_S, LOOK_S = 1.0, 0.4  # interval between scans of the folder, and between checks of active runs
 SCAN_SHARE = 100  # scans use at most 1/100 of a processor, so a large tree is scanned less often
@@ -127,8 +127,9 @@ class Store:
                 if record.status.state in ACTIVE:
                     record.refresh(now)
         advanced, pending = self._read(budget_s)
+        unread = self._read_options(budget_s)
         self._trim_cache()
-        return Changes(self._publish(), frozenset(advanced), pending)
+        return Changes(self._publish(), frozenset(advanced), pending or unread)
 
     def awaits_first_point(self) -> bool:
         """Return True if a watched run is active and has no point yet."""
@@ -212,6 +213,15 @@ class Store:
                 log.read_end()
         return False
 
+    def _read_options(self, budget_s: float) -> bool:
+        """Read the options of runs whose config.toml may have changed. Return True if there is more to read."""
+        unread, deadline = [r for r in self._runs.values() if r.has_unread_options], time.monotonic() + budget_s
+        while unread and self.entries:  # the first update only lists the runs
+            unread.pop().read_options()
+            if time.monotonic() > deadline:
+                break
+        return bool(unread)
+
     def _trim_cache(self) -> None:
         """Drop the least recently watched curves until the unwatched ones fit into the cache."""
         watched = self._watched
@@ -254,6 +264,7 @@ class _RunRecord:
         self._note_stamp: Stamp | None = None
         self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of recent changes of the step
         self._trainer: tuple[int, float] = (0, 0.0)
+        self.has_unread_options = False  # run.json has changed, so that config.toml may have changed too
         self.entry = Entry(folder.key, self._run.path, False, self.status, self.status.state)
 
     def has_changed(self, stamp: Stamp) -> bool:
@@ -291,9 +302,27 @@ class _RunRecord:
             eta_s = left / speed - waited if left / speed > waited else None  # None if the iteration is overdue
         if state == "crashed":
             status = replace(status, reason=self._crash_reason())
-        entry = Entry(self._key, self._run.path, False, status, state, self._note, speed, eta_s, self._problem)
+        entry = Entry(
+            self._key,
+            self._run.path,
+            False,
+            status,
+            state,
+            self._note,
+            speed,
+            eta_s,
+            self._problem,
+            options=self.entry.options,
+        )
         if entry != self.entry:
             self.entry = entry
+
+    def read_options(self) -> None:
+        """Read the options into the entry."""
+        self.has_unread_options = False
+        options = entry_options(self.entry)
+        if options != self.entry.options:
+            self.entry = replace(self.entry, options=options)
 
     def _crash_reason(self) -> str:
         """Return why the run's process ended. The reason of a process is determined once."""
@@ -319,7 +348,7 @@ class _RunRecord:
         stamp = stamp_if_any(self._status_path)
         if stamp == self._stamp or stamp is None:
             return False
-        self._stamp = stamp
+        self._stamp, self.has_unread_options = stamp, True
         try:
             self.status, self._problem = self._run.read_status(), ""
         except UsageError as error:

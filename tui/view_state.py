@@ -16,7 +16,6 @@ from platformdirs import user_state_path
 
 from ppo_unified.parsing import read_json
 from ppo_unified.runs.folder import write_atomically
-from tui.runs.run_list import COLUMNS
 
 
 @dataclass
@@ -29,7 +28,11 @@ class ViewState:
     query: str = ""
     sorted_by: str = "age"
     reverse: bool = False
-    list_share: int = 40  # per cent of the screen that the list uses
+    columns: list[str] = field(default_factory=list)  # options that the list shows; if empty, those that differ
+    list_share: int = 40  # per cent of the height that the list above the charts may use
+    list_width: int = 0  # per cent of the width that the list beside the charts uses; 0: as its columns need
+    details: bool = False  # show the details in place of the charts
+    details_beside: bool = True  # show the details below a list that is beside the charts
     charts: dict[str, Any] = field(default_factory=dict)
     typed: dict[str, dict[str, str]] = field(default_factory=dict)  # input of unstarted forms: target -> option -> text
 
@@ -43,7 +46,7 @@ class ViewState:
                 if type(table.get(f.name)) is type(getattr(state, f.name)):
                     setattr(state, f.name, table[f.name])
         state.marked = [key for key in state.marked if isinstance(key, str)]
-        state.sorted_by = state.sorted_by if state.sorted_by in COLUMNS else "age"
+        state.columns = [name for name in state.columns if isinstance(name, str)]
         state.typed = {target: _texts(options) for target, options in state.typed.items() if isinstance(options, dict)}
         return state
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from ppo_unified.runs.control import read_note_line
 from ppo_unified.runs.folder import SOLVED, Run, Status, find, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.runs.signals import why_ended
@@ -87,13 +88,14 @@ def _run_cells(seen: Snapshot) -> dict[str, str]:
 
 
 def make_remarks(chosen: Sequence[Snapshot], color: bool, health: Callable[[Status], list[str]]) -> list[list[str]]:
-    """Return lines of remarks for each run: its source, why it failed or crashed, and its health warnings."""
+    """Return lines of remarks for each run: its source, why it failed or crashed, its health warnings and its note."""
     lines_by_run = []
     for seen in chosen:
         source = describe_source(seen.status)
         lines = [(clean(f"started with the policy of {source}"), "")] if source else []
         lines += [(clean(why_ended(*seen)), RED)] if seen.state in ("failed", "crashed") else []
         lines += [(clean(text), YELLOW) for text in health(seen.status)]
+        lines += [(f"note: {clean(note)}", "")] if (note := read_note_line(seen.run)) else []
         lines_by_run.append([apply_style(text, style) if color else text for text, style in lines if text])
     return lines_by_run
 

@@ -19,8 +19,9 @@ from ppo_unified.cli.run_table import (
     run_table,
 )
 from ppo_unified.errors import UsageError
+from ppo_unified.runs.control import read_note_line
 from ppo_unified.runs.folder import all_runs, to_json
-from ppo_unified.runs.query import lookup, parse, read_options
+from ppo_unified.runs.query import Lookup, lookup, parse, read_options
 from ppo_unified.text import can_color, clean, print_err, print_out
 
 
@@ -37,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runs_folder(parser)
 
 
+def _lookup(seen: Snapshot) -> Lookup:
+    return lookup(seen.status, seen.state, partial(read_options, seen.run), partial(read_note_line, seen.run))
+
+
 def run(options: argparse.Namespace) -> int:
     """List the runs that match a query, the newest first."""
     query = parse(" ".join(options.query))
@@ -47,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     chosen = []
     for seen in everything:
         try:
-            if query.matches(lookup(seen.status, seen.state, partial(read_options, seen.run))):
+            if query.matches(_lookup(seen)):
                 chosen.append(seen)
         except UsageError as error:  # an unreadable config.toml must hide only its own run
             print(f"skipped: {clean(error)}", file=sys.stderr)

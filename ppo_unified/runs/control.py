@@ -167,6 +167,11 @@ def read_note(run: Run) -> str:
         return ""
 
 
+def read_note_line(run: Run) -> str:
+    """Return the first line of the run's note, which lists of runs show."""
+    return next(iter(read_note(run).splitlines()), "")
+
+
 def write_note(run: Run, text: str) -> None:
     """Write the run's note, or remove it if `text` is empty. Raises UsageError if the note cannot be written."""
     try:

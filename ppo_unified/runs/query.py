@@ -3,9 +3,10 @@
     failed|crashed preset:cartpole        runs that failed or crashed and whose preset contains "cartpole"
     score>=475 !ppo.lr=0.001              runs with a score of at least 475 and a learning rate other than 0.001
     reason:"out of memory"                quotes allow spaces in a value
+    note:baseline                         runs whose note contains "baseline"
 
 Terms are separated by spaces, and a run must match all of them. `|` separates alternatives; `!` negates the next term.
-A word matches any part of the name, preset or displayed state. `:` matches any part of a text value, or an equal
+A word matches any part of the name, preset, displayed state or note. `:` matches any part of a text value, or an equal
 number. Case is ignored. A comparison is false if the run has no value for the key, for example no score yet.
 
 To keep startup fast, this module avoids numpy and torch.
@@ -29,7 +30,7 @@ Lookup = Callable[[str], Any]  # returns the run's value of a key, or None
 _TOKEN = re.compile(r'\||(?:"[^"]*"|[^\s|"])+')
 _TERM = re.compile(r"(!*)([A-Za-z_][\w./-]*)(:|>=|<=|!=|=|>|<)(.*)", re.DOTALL)
 _OPERATORS = {":": eq, "=": eq, ">": gt, "<": lt, ">=": ge, "<=": le}
-_WORD_KEYS = ("name", "preset", "state")
+_WORD_KEYS = ("name", "preset", "state", "note")
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,23 @@ def parse(text: str) -> Query:
     return Query(tuple(map(tuple, groups)))
 
 
-def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]]) -> Lookup:
+def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]], note: Callable[[], str]) -> Lookup:
     """Return a function that looks up values of one run by key. `state` is the run's displayed state.
 
     A solved run has two states, 'solved' and 'finished', because it matches queries for either.
 
     The function `options`, such as `read_options` for the run, is called at most once, when an option is first looked
-    up. The returned function raises the same errors as `options`.
+    up. The returned function raises the same errors as `options`. The function `note` returns the run's note and is
+    also called only when needed.
     """
-    read = cache(options)
+    read, read_note = cache(options), cache(note)
 
     def value(key: str) -> Any:
         if key == "state":
             return (state, status.state) if state == SOLVED else state
-        return getattr(status, key) if key in _status_kinds() else read().get(key)
+        if key == "note":
+            return read_note()
+        return getattr(status, key) if key in _run_kinds() else read().get(key)
 
     return value
 
@@ -147,7 +151,7 @@ def _term(token: str) -> Term:
 def _resolve_key(word: str, token: str) -> str:
     """Replace '-' (which flags use) by '_' and return the full key. Raises UsageError if the key is unknown."""
     key = word.replace("-", "_").lower()
-    if key in _status_kinds() or key in _option_kinds():
+    if key in _run_kinds() or key in _option_kinds():
         return key
     raise UsageError(f"query {token!r}: unknown key {word!r}{_suggest_key(key)}")
 
@@ -161,26 +165,26 @@ def _suggest_key(unknown: str) -> str:
     if options:
         return f"; did you mean {' or '.join(map(repr, options))}?"
     is_metric = find_metric(unknown) is not None
-    if not is_metric and (known := did_you_mean(unknown, _status_kinds())):
+    if not is_metric and (known := did_you_mean(unknown, _run_kinds())):
         return known
-    if keys := [key for key in _status_kinds() if unknown in key.split("_")]:
+    if keys := [key for key in _run_kinds() if unknown in key.split("_")]:
         return f"; did you mean {' or '.join(map(repr, keys))}?"
     if tags := [unknown] if is_metric else [tag for tag in METRICS if unknown == tag.rpartition("/")[2]]:
         return f"; {' and '.join(tags)} cannot be used in queries; use 'score', 'best_score' or an option"
     if found := suggest(unknown, _option_kinds()):
         return f"; did you mean {found.option!r}?" + (f" ({found.note})" if found.note else "")
-    return f"; known keys: options such as optim.lr, and {', '.join(_status_kinds())}"
+    return f"; known keys: options such as optim.lr, and {', '.join(_run_kinds())}"
 
 
 def _is_number(key: str) -> bool:
-    kind = _status_kinds().get(key) or _option_kinds()[key]
+    kind = _run_kinds().get(key) or _option_kinds()[key]
     return kind in (int, float) or bool({int, float} & set(get_args(kind)) and type(None) in get_args(kind))
 
 
 @cache
-def _status_kinds() -> dict[str, Any]:
-    """Return the keys of run.json and their types."""
-    return get_type_hints(Status)
+def _run_kinds() -> dict[str, Any]:
+    """Return the keys of run.json, the key of the note, and their types."""
+    return get_type_hints(Status) | {"note": str}
 
 
 @cache

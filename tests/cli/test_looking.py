@@ -20,6 +20,7 @@ import pytest
 
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
+from ppo_unified.runs.control import write_note
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
 from ppo_unified.text import clean, display_width, format_duration, format_number, format_table, pad
@@ -188,6 +189,16 @@ def test_runs_strips_control_sequences(run_command: Any) -> None:
     _, out, _ = run_command("runs", "failed")
     assert out.splitlines()[2] == "  ValueError: reward is NaN boom"
     assert "\x1b" not in out
+
+
+def test_runs_searches_and_shows_notes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, note in (("a", "the \x1b[31mbaseline"), ("b", "")):
+        make(tmp_path, name, [1.0])
+        write_note(Run(tmp_path / name), note)
+    for query in ("note:BASE", "baseline"):
+        assert main(["runs", query, "--runs", str(tmp_path)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [lines[1].split()[0], lines[2:]] == ["a", ["  note: the baseline"]]
 
 
 def test_runs_json_adds_shown_state_to_run_json(run_command: Any, folder: Path) -> None:

@@ -185,7 +185,7 @@ def read_query(text: str, folder: Path) -> None:
     run = Run(folder / "a")
     write_input(run.path, "config.toml", b'kind = "gym"\n[ppo]\nclip = 0.3\n')
     status = Status(name="a", preset="cartpole", step=10**12, score=1e308, reason="\x1b[31mlost")
-    parse(text).matches(lookup(status, "failed", lambda: read_options(run)))
+    parse(text).matches(lookup(status, "failed", lambda: read_options(run), lambda: ""))
 
 
 def read_field(values: tuple[str, str], folder: Path) -> None:

@@ -13,6 +13,7 @@ from ppo_unified import load_preset
 from ppo_unified.config.registry import config_model
 from ppo_unified.config.schema import known_options
 from ppo_unified.errors import UsageError
+from ppo_unified.runs.control import read_note_line, write_note
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.query import flatten, lookup, parse, read_options
 
@@ -45,7 +46,10 @@ def many_runs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Run, Statu
 
 def select(many_runs: list[tuple[Run, Status]], text: str) -> set[str]:
     query = parse(text)
-    lookups = {run.name: lookup(status, status.state, partial(read_options, run)) for run, status in many_runs}
+    lookups = {
+        run.name: lookup(status, status.state, partial(read_options, run), partial(read_note_line, run))
+        for run, status in many_runs
+    }
     return {name for name, values in lookups.items() if query.matches(values)}
 
 
@@ -105,6 +109,18 @@ def test_quotes_protect_spaces_bars_and_signs(many_runs: list[tuple[Run, Status]
     assert not select(many_runs, '"score>1"')  # a quoted text is a word, and no run has such a name
 
 
+def test_words_and_note_terms_match_the_note(many_runs: list[tuple[Run, Status]]) -> None:
+    write_note(many_runs[3][0], "Baseline, lr too high\nsecond line")
+    try:
+        assert (
+            select(many_runs, 'note:"LR too"') == select(many_runs, "baseline") == select(many_runs, "note:,") == {"3"}
+        )
+        assert select(many_runs, "!baseline") == select(many_runs, "") - {"3"}
+        assert not select(many_runs, "second")  # only the first line, which the lists show
+    finally:
+        write_note(many_runs[3][0], "")
+
+
 def test_options_are_read_from_config_toml(many_runs: list[tuple[Run, Status]]) -> None:
     assert select(many_runs, "optim.lr=0.002") == {run.name for run, _ in many_runs if int(run.name) % 4 == 1}
     assert select(many_runs, "gym.env-id:cartpole optim.anneal:true policy.hidden:64") == select(many_runs, "")
@@ -112,21 +128,21 @@ def test_options_are_read_from_config_toml(many_runs: list[tuple[Run, Status]]) 
 
 
 def test_config_toml_is_read_only_for_option_terms(tmp_path: Path) -> None:
-    values = lookup(Status(name="a", score=3.0), "finished", partial(read_options, Run(tmp_path / "gone")))
+    values = lookup(Status(name="a", score=3.0), "finished", partial(read_options, Run(tmp_path / "gone")), str)
     assert parse("a score>2 state:finished").matches(values)
     with pytest.raises(UsageError, match=r"config\.toml: file not found"):
         parse("ppo.clip>0").matches(values)
 
 
 def test_state_term_uses_the_shown_state(tmp_path: Path) -> None:
-    values = lookup(Status(name="a", state="running"), "crashed", dict)
+    values = lookup(Status(name="a", state="running"), "crashed", dict, str)
     assert parse("state:crashed crashed").matches(values)
     assert not parse("running").matches(values)
 
 
 def test_solved_run_matches_solved_and_finished() -> None:
-    solved = lookup(Status(name="a", state="finished", reason="solved"), "solved", dict)
-    finished = lookup(Status(name="a", state="finished", reason="total_steps reached"), "finished", dict)
+    solved = lookup(Status(name="a", state="finished", reason="solved"), "solved", dict, str)
+    finished = lookup(Status(name="a", state="finished", reason="total_steps reached"), "finished", dict, str)
     for text in ("solved", "state:solved", "state=solved", "state!=stopped finished"):
         assert parse(text).matches(solved), text
     for text in ("finished", "state:finished", "state=finished"):

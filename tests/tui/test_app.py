@@ -197,6 +197,9 @@ def test_runs_list_sorts_by_any_column(runs: Path) -> None:
         assert listed_keys(app) == ["gamma", "beta", "alpha"]
         await pilot.press("O")
         assert listed_keys(app) == ["alpha", "beta", "gamma"]
+        await wait_until(pilot, lambda: list(run_list(app).columns)[-2:] == ["optim.lr", "seed"])
+        await pilot.press("o", "o")
+        assert listed_keys(app) == ["alpha", "beta", "gamma"]  # by seed
         await pilot.press("o")  # after the last column comes the first one
         assert (app.state.sorted_by, app.state.reverse) == ("name", False)
         assert listed_keys(app) == ["alpha", "beta", "gamma"]
@@ -289,12 +292,17 @@ def test_query_filters_runs_while_typing(runs: Path) -> None:
 
 def test_invalid_query_shows_an_error_below_it(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await pilot.press("slash")
+        await pilot.press("slash", *"alpha")
+        await wait_until(pilot, lambda: listed_keys(app) == ["alpha"])
         app.screen.query_one(Input).value = "color:red"
         await pilot.press("enter")
         assert isinstance(app.screen, PromptDialog)
         assert "color" in str(app.screen.query_one(".error", Static).content)
-        assert len(listed_keys(app)) == 3
+        await wait_until(pilot, lambda: len(listed_keys(app)) == 3)
+        assert "unknown key 'color'" in screen_text(app).splitlines()[-3]
+        assert screen_text(app).splitlines()[-2].rstrip().endswith("~")  # the list of known keys is longer
+        await pilot.press("escape")
+        assert app.state.query == ""
 
     drive(runs, act)
 
@@ -360,6 +368,29 @@ def test_run_page_starts_with_all_metrics_on_the_first_page(runs: Path) -> None:
         assert (kept.grid, kept.smoothing, kept.x_axis, kept.window, kept.follow) == (2, 0.9, "relative", None, True)
         await pilot.press("escape")
         assert (settings.page, settings.group, settings.words) == (2, "policy", "kl")
+
+    drive(runs, act)
+
+
+def test_charts_draw_only_listed_marked_runs(runs: Path) -> None:
+    write_note(Run(runs / "beta"), "the reference")
+    state = ViewState(marked=["alpha", "beta"], query="failed|note:reference")
+    state.save(runs)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await wait_until(pilot, lambda: curve_keys(app) == ["beta"])
+        assert "2 marked (1 hidden by the filter)" in screen_text(app)
+        await pilot.press("c")
+        assert "Mark at least two" in notifications(app)
+        await pilot.press("a")  # marks the listed runs and keeps the hidden mark
+        assert app.state.marked == ["alpha", "gamma", "beta"]
+        app.state.marked, app.state.query = ["alpha", "beta"], "gamma"
+        await pilot.press("p")  # the filter hides all marked runs, so the run under the cursor is drawn
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])
+        app.state.query = ""
+        await pilot.press("O")
+        await wait_until(pilot, lambda: curve_keys(app) == ["alpha", "beta", "gamma"])  # gamma is pinned
+        assert "hidden" not in screen_text(app)
 
     drive(runs, act)
 
@@ -938,6 +969,7 @@ def test_palette_finds_and_runs_actions(runs: Path) -> None:
 
 def test_theme_and_view_are_restored(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await wait_until(pilot, lambda: "seed" in run_list(app).columns)
         await pilot.press("T", "space", "p", "o", "l", "f")
         await wait_until(pilot, lambda: isinstance(app.screen, MetricScreen))
         await pilot.press("escape", "q")
@@ -947,7 +979,8 @@ def test_theme_and_view_are_restored(runs: Path) -> None:
         assert not app.current_theme.dark
         assert app.state.marked == ["gamma"]
         assert app.state.pinned == "beta"
-        assert app.state.sorted_by == "name"
+        assert app.state.sorted_by == "optim.lr"
+        await wait_until(pilot, lambda: listed_keys(app) == ["gamma", "alpha", "beta"])
         assert find_plots(app).settings.log_y
 
     drive(runs, act)
@@ -992,6 +1025,10 @@ def test_screen_is_ascii_without_unicode(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("space")
         await wait_until(pilot, lambda: "eval/score" in screen_text(app))
+        rows = screen_text(app).splitlines()
+        assert all(row.isascii() for row in rows[:-1]), [row for row in rows if not row.isascii()]
+        await pilot.press("t")
+        await wait_until(pilot, lambda: "options" in screen_text(app))
         rows = screen_text(app).splitlines()
         assert all(row.isascii() for row in rows[:-1]), [row for row in rows if not row.isascii()]
 

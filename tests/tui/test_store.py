@@ -119,6 +119,24 @@ def test_new_runs_appear_and_deleted_runs_disappear(tmp_path: Path, clock: Clock
     assert not it.entries
 
 
+def test_options_are_read_after_the_runs_are_listed(tmp_path: Path, clock: Clock) -> None:
+    for name in "ab":
+        make(tmp_path, name).config.write_text("seed = 1\n[optim]\nlr = 0.5\n")
+    make(tmp_path, "damaged").config.write_text("[")
+    it = Store(tmp_path, clock)
+    changes = it.update(0.0)
+    assert (changes.listed, changes.pending, it.entries["a"].options) == (True, True, {})
+    while it.update(0.0).pending:
+        pass
+    assert [dict(entry.options) for entry in it.entries.values()] == [{"seed": 1, "optim.lr": 0.5}] * 2 + [{}]
+    before = it.entries["b"]
+    make(tmp_path, "a", step=150).config.write_text("seed = 2\n")
+    clock.now += 1
+    read_all(it)
+    assert (it.entries["a"].options, it.entries["a"].status.step) == ({"seed": 2}, 150)
+    assert it.entries["b"] is before
+
+
 def test_returned_entries_are_never_modified(tmp_path: Path, clock: Clock) -> None:
     make(tmp_path, "a")
     it = Store(tmp_path, clock)
@@ -564,7 +582,7 @@ def test_only_watched_runs_curves_are_read(tmp_path: Path, clock: Clock) -> None
         log(make(tmp_path, name).path, tags=("x", "y"))
     it = Store(tmp_path, clock)
     it.watch(["a", "not there"])
-    assert it.update() == (True, frozenset({"a"}), False)
+    assert it.update() == (True, frozenset({"a"}), True)  # the options are still to be read
     assert (it.tags("a"), it.tags("b"), it.tags("not there")) == (["x", "y"], [], [])
     curve = it.curve("a", "x")
     assert curve is not None

@@ -16,7 +16,7 @@ from textual.widgets import Static
 
 from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
-from ppo_unified.text import clean, display_width, format_number, pad
+from ppo_unified.text import clean, display_width, elide, format_number, pad
 from tui.actions import Place, actions_of, bindings
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
@@ -222,7 +222,7 @@ def _format_rows(head: str, heads: Sequence[str], rows: Sequence[Row], most: int
         return "".join("  " + cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
 
     parts = [Content.styled(pad(head, name) + line(heads), "bold")]
-    parts += [Content.assemble("\n", (pad(row.name, name), row.color), line(row.cells)) for row in rows]
+    parts += [Content.assemble("\n", (pad(elide(row.name, name), name), row.color), line(row.cells)) for row in rows]
     return Content.assemble(*parts)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -42,6 +42,7 @@ class Entry:
     eta_s: float | None = None
     problem: str = ""  # why the run cannot be read
     not_shown: str = ""  # data of another program that charts cannot show, such as '3 images, 12 histograms'
+    options: Mapping[str, Any] = field(default_factory=dict)  # dotted names; empty until read, see `Store`
 
 
 def describe_not_shown(entry: Entry) -> str:
@@ -57,7 +58,7 @@ def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:
 
 def _lookup(entry: Entry) -> Lookup:
     """Return the lookup that a query uses for an entry. The displayed key is the entry's name."""
-    return lookup(replace(entry.status, name=entry.key), entry.state, partial(entry_options, entry))
+    return lookup(replace(entry.status, name=entry.key), entry.state, partial(entry_options, entry), lambda: entry.note)
 
 
 def entry_options(entry: Entry) -> dict[str, Any]:
@@ -119,9 +120,24 @@ _KEYS: dict[str, tuple[Key, bool]] = {  # column -> (value, True if the largest 
 }
 
 
+def _option_key(option: str) -> Key:
+    """Return a key that sorts numbers by value and puts them before all other values, which it sorts as text."""
+
+    def key(entry: Entry) -> Any:
+        value = entry.options.get(option)
+        if value is None or value == "":
+            return None
+        return (0, value, []) if isinstance(value, int | float) else (1, 0, _natural_key(str(value)))
+
+    return key
+
+
 def sort_entries(entries: Iterable[Entry], column: str, reverse: bool) -> list[Entry]:
-    """Sort entries by a column, in its default direction or reversed. Entries without a value come last."""
-    value, largest_first = _KEYS[column]
+    """Sort entries by a column or an option, in the default direction or reversed. Entries without a value come last.
+
+    The default direction of options is ascending.
+    """
+    value, largest_first = _KEYS.get(column) or (_option_key(column), False)
     there, missing = [], []
     for entry in entries:
         found = value(entry)

@@ -10,7 +10,7 @@ from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase, fraction_done, nearest_limit
 from ppo_unified.runs.signals import UNRECORDED, why_ended
 from ppo_unified.terminal.chat import wrap_text
-from ppo_unified.text import clean, display_width, format_duration, format_number, pad
+from ppo_unified.text import clean, display_width, elide, format_duration, format_number, pad
 from tui.runs.entries import Entry, describe_not_shown
 from tui.runs.run_list import RunList
 
@@ -18,25 +18,26 @@ GAP = 2  # columns between two facts
 SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cut to one line
 COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
 UNEXPLAINED = {  # shown if the reason is unknown
-    "crashed": "The process ended without recording a reason. Press 6 to see the end of its log.",
-    "stalled": "The process is alive but has made no progress for a minute. Press 3 to see its log.",
+    "crashed": "The process ended without recording a reason.",
+    "stalled": "The process is alive but has made no progress for a minute.",
 }
+KEYS = {"crashed": " Press 6 to see the end of its log.", "stalled": " Press 3 to see its log."}  # of the run's page
 
 
-def format_head(entry: Entry, width: int, height: int, damage: str = "") -> Content:
+def format_head(entry: Entry, width: int, height: int, damage: str = "", has_tabs: bool = True) -> Content:
     """Format the lines for a screen of `width` columns and `height` lines.
 
-    `damage` describes the damage of the run's event files.
+    `damage` describes the damage of the run's event files. If `has_tabs` is false, the text names no keys of tabs.
     """
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _shorten(clean(entry.state), width // 2), clean(entry.key)
-    name = _shorten(name, max(8, width - GAP - display_width(state)))
+    name = elide(name, max(8, width - GAP - display_width(state)))
     facts = _drop_to_fit(_facts(entry), width - display_width(name) - GAP - display_width(state))
     beneath = _drop_to_fit(_facts(entry), width + GAP)
     below = [(_join(beneath), "")] if beneath and not facts else []
     parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
     parts += [Content(" " * GAP + _join(facts))] if facts else []
-    remarks = _remarks(entry, width, height // SHARE, damage)
+    remarks = _remarks(entry, width, height // SHARE, damage, KEYS.get(entry.state, "") if has_tabs else "")
     parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *remarks]]
     return Content.assemble(*parts)
 
@@ -76,21 +77,23 @@ def _join(facts: Sequence[tuple[int, str]]) -> str:
     return (" " * GAP).join(text for _, text in facts)
 
 
-def _remarks(entry: Entry, width: int, most: int, damage: str) -> list[tuple[str, str]]:
+def _remarks(entry: Entry, width: int, most: int, damage: str, keys: str) -> list[tuple[str, str]]:
     """Return the lines of the error, the health warnings and the note, with their styles.
 
     If they need more than `most` lines, each is cut to one line; the Events tab shows the full texts.
     """
     reason, ended = why_ended(Run(entry.path), entry.status, entry.state), entry.state in ("failed", "crashed")
     known = "" if reason == UNRECORDED else reason
-    wrong = entry.problem or (known if ended else "") or UNEXPLAINED.get(entry.state, "")
+    unexplained = UNEXPLAINED[entry.state] + keys if entry.state in UNEXPLAINED else ""
+    wrong = entry.problem or (known if ended else "") or unexplained
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
     warnings, note = read_warnings(entry.status), [(entry.note, "$text-muted")] if entry.note else []
     first = [(wrong, style)] if wrong else []
     first += [(reason, "$text-muted")] if entry.state == "stopped" and reason else []
     first += [(f"Some curves could not be read: {damage}", "$text-error")] if damage else []
     first += [(text, "$text-muted")] if (text := describe_not_shown(entry)) else []
-    texts = [*first, *((f"! {warning.name}: {warning.text}", "$text-warning") for warning in warnings), *note]
+    alarms = [f"! {warning.name} since step {warning.since:,}: {warning.text}" for warning in warnings]
+    texts = [*first, *((alarm, "$text-warning") for alarm in alarms), *note]
     lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
     if len(lines) <= most:
         return lines

@@ -16,17 +16,17 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from ppo_unified.runs.folder import read_warnings
+from ppo_unified.runs.folder import ACTIVE, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
-from ppo_unified.text import clean, display_width, format_duration, format_number, pad
+from ppo_unified.text import clean, display_width, elide, format_duration, format_number, pad
 from tui.runs.entries import Entry
 
-_LONGEST_NAME = 40
+_LONGEST_NAME, SHORT_NAME = 40, 24  # longer names are cut to 40 columns; if space is short, down to 24
 AGEING_S = 5.0  # interval between updates of the age column
 
 
 class Column(NamedTuple):
-    """One column of the table.
+    """One column of the table. It is hidden while all its cells are empty or '-'.
 
     `width` is the minimum width. If space is short, columns with the highest `drop` are hidden first; 0 means never. A
     text column is as wide as its longest cell, and the width of a number column is constant.
@@ -37,6 +37,7 @@ class Column(NamedTuple):
     drop: int
     right: bool
     cell: Callable[[Entry, float], str]
+    help: str
 
 
 def _remark(entry: Entry) -> str:
@@ -51,20 +52,42 @@ def _health(entry: Entry) -> str:
     return f"! {names}" if names else ""
 
 
+def _eta(entry: Entry) -> str:
+    """Return the ETA, or '?' if an active run has none, so that the column does not disappear for a moment."""
+    if entry.eta_s is None:
+        return "?" if entry.state in ACTIVE else "-"
+    return format_duration(entry.eta_s)
+
+
 COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries`
-    "name": Column("run", 0, 0, False, lambda e, _: clean(e.key)),
-    "state": Column("state", 8, 0, False, lambda e, _: clean(e.state)),
-    "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-"),
-    "step": Column("step", 6, 0, True, lambda e, _: format_number(e.status.step)),
-    "percent": Column("done", 4, 3, True, lambda e, _: format_percent(e.status)),
-    "score": Column("score", 7, 0, True, lambda e, _: format_number(e.status.score)),
-    "best": Column("best", 7, 4, True, lambda e, _: format_number(e.status.best_score)),
-    "speed": Column("steps/s", 7, 6, True, lambda e, _: format_number(e.speed) if e.speed else "-"),
-    "eta": Column("ETA", 7, 2, True, lambda e, _: "-" if e.eta_s is None else format_duration(e.eta_s)),
+    "name": Column("run", 0, 0, False, lambda e, _: clean(e.key), "name of the run folder"),
+    "state": Column("state", 8, 0, False, lambda e, _: clean(e.state), "what the run is doing, or how it ended"),
+    "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-", "target of the run"),
+    "step": Column("step", 6, 0, True, lambda e, _: format_number(e.status.step), "environment steps or tokens so far"),
+    "percent": Column("done", 4, 3, True, lambda e, _: format_percent(e.status), "fraction of the run's limit"),
+    "score": Column(
+        "score", 7, 0, True, lambda e, _: format_number(e.status.score), "score of the last greedy evaluation"
+    ),
+    "best": Column("best", 7, 4, True, lambda e, _: format_number(e.status.best_score), "highest of these scores"),
+    "speed": Column(
+        "steps/s",
+        7,
+        6,
+        True,
+        lambda e, _: format_number(e.speed) if e.speed else "-",
+        "speed over the last seconds, or over all time if the run has ended",
+    ),
+    "eta": Column("ETA", 7, 2, True, lambda e, _: _eta(e), "estimated time until the limit; ? if unknown"),
     "age": Column(
-        "age", 7, 5, True, lambda e, now: format_duration(now - e.status.started) if e.status.started else "-"
+        "age",
+        7,
+        5,
+        True,
+        lambda e, now: format_duration(now - e.status.started) if e.status.started else "-",
+        "time since the run started",
     ),
 }
+OPTIONAL = 8  # `drop` of the first column that shows an option that differs; the others follow
 NOTE = 8  # minimum width of the note column, which uses the remaining space
 REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidden until REMARK columns are free
 
@@ -138,6 +161,9 @@ class RunList(ScrollView, can_focus=True):
         self._key, self._row = "", 0
         self._awaited = ""  # the cursor moves to this run as soon as it is listed
         self._unicode, self._clock = unicode, clock
+        self.columns: Mapping[str, Column] = COLUMNS  # those with values, which may be more than fit
+        self.wanted_width = 0  # width at which all columns fit
+        self._options: Mapping[str, Column] = {}
         self._widths: dict[str, int] = {}
         self._heads: list[tuple[int, int, str]] = []  # (first column, last column, name) of each header
         self._last_drawn: tuple[object, list[object]] = (None, [])  # layout of the table and content of each line
@@ -147,9 +173,12 @@ class RunList(ScrollView, can_focus=True):
         """The run under the cursor."""
         return self.entries[self._row] if self._row < len(self.entries) else None
 
-    def show(self, entries: Sequence[Entry], marks: Marks) -> None:
-        """Show `entries` in this order. The cursor stays on its run, or on its line if the run is gone."""
-        self.entries, self.marks = entries, marks
+    def show(self, entries: Sequence[Entry], marks: Marks, options: Mapping[str, Column]) -> None:
+        """Show `entries` in this order, with additional columns for `options`.
+
+        The cursor stays on its run, or on its line if the run is gone.
+        """
+        self.entries, self.marks, self._options = entries, marks, options
         rows = {entry.key: row for row, entry in enumerate(entries)}
         row = rows.get(self._key, min(self._row, max(0, len(entries) - 1)))
         if self._awaited in rows:
@@ -240,22 +269,37 @@ class RunList(ScrollView, can_focus=True):
         self._scroll_to_cursor()
 
     def _measure(self) -> None:
-        """Compute the columns that fit and their widths."""
+        """Compute the columns that have values, and those that fit and their widths."""
         now, room = self._clock(), self.scrollable_content_region.width
-        widths, longest = {}, min(_LONGEST_NAME, room // 3)
-        for name, column in COLUMNS.items():
+        self.columns = columns = self._with_values(now)
+        widths = {}
+        for name, column in columns.items():
             cells = [] if column.right else [column.cell(entry, now) for entry in self.entries]
             widest = max(map(display_width, cells), default=0)
-            widths[name] = max(column.width, len(column.head), min(longest, widest))
+            widths[name] = max(column.width, display_width(column.head), min(_LONGEST_NAME, widest))
         remark = REMARK if any(map(_remark, self.entries)) else 0
-        for name in sorted((n for n in COLUMNS if COLUMNS[n].drop), key=lambda n: -COLUMNS[n].drop):
-            if self._total(widths) + (remark if COLUMNS[name].drop >= DEAR else 0) <= room:
+        self.wanted_width = self._total(widths) + REMARK
+        standard = {name: width for name, width in widths.items() if columns[name].drop < OPTIONAL}
+        over = max(0, self._total(standard) + remark - room)
+        widths["name"] = max(min(widths["name"], SHORT_NAME), widths["name"] - over)
+        for name in sorted((n for n in columns if columns[n].drop), key=lambda n: -columns[n].drop):
+            if self._total(widths) + (remark if columns[name].drop >= DEAR else 0) <= room:
                 break
             del widths[name]
         if (over := self._total(widths) - room) > 0:
             widths["name"] = max(8, widths["name"] - over)
         self._widths = widths
         self.virtual_size = Size(room, len(self.entries) + 1)
+
+    def _with_values(self, now: float) -> Mapping[str, Column]:
+        columns = {**COLUMNS, **self._options}
+        if not self.entries:
+            return columns
+        return {
+            name: column
+            for name, column in columns.items()
+            if any(column.cell(entry, now) not in ("", "-") for entry in self.entries)
+        }
 
     def has_column(self, name: str) -> bool:
         """Return True if a column is visible."""
@@ -279,7 +323,7 @@ class RunList(ScrollView, can_focus=True):
     def _head(self, width: int) -> Strip:
         text, self._heads = "  ", []
         for name, size in self._widths.items():
-            column = COLUMNS[name]
+            column = self.columns[name]
             arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
             head = column.head + (arrow if name == self.sorted_by else "")
             head = head.rjust(size) if column.right else pad(head, size)
@@ -297,10 +341,9 @@ class RunList(ScrollView, can_focus=True):
         segments = [self._mark(entry)]
         used = 2
         for number, (name, size) in enumerate(self._widths.items()):
-            column = COLUMNS[name]
-            text = pad(column.cell(entry, now), size)
-            if column.right:
-                text = text.rstrip().rjust(size)
+            column = self.columns[name]
+            cell = column.cell(entry, now)
+            text = pad(cell, size).rstrip().rjust(size) if column.right else pad(elide(cell, size), size)
             style = base
             if name == "state" and not current:
                 style = self.get_component_rich_style(f"run-list--{self.STATES.get(entry.state, 'dim')}")

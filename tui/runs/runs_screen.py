@@ -13,14 +13,18 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import compared_options, parse
 from ppo_unified.terminal.option_diff import difference_lines
+from ppo_unified.text import clean
 from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
-from tui.charts.settings import Settings
+from tui.charts.settings import LEAST_WIDTH, Settings
 from tui.dialogs import PromptDialog, TextDialog
+from tui.runs.detail_pane import DetailPane
 from tui.runs.entries import Entry, select_entries, sort_entries
+from tui.runs.option_columns import MOST as MOST_OPTIONS
+from tui.runs.option_columns import OptionColumns, rank_differences, read_names
 from tui.runs.run_actions import RunActions
-from tui.runs.run_list import COLUMNS, Marks, RunList
-from tui.runs.run_page import RunPage
+from tui.runs.run_list import Marks, RunList
+from tui.runs.run_page import CHART_ACTIONS, RunPage
 from tui.runs.selection import Selection
 from tui.runs.status_lines import QueryLine, TopLine
 from tui.services import Services
@@ -28,6 +32,10 @@ from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
 LEAST, MOST, STEP = 15, 80, 5  # share of the screen for the list, in per cent
+FITTED = 65  # maximum share of the width if the list is as wide as its columns need
+NARROW = 121  # a list beside the charts may always be this wide, so that it shows as much as on a narrow screen
+CHARTS = 2 * LEAST_WIDTH  # if possible, the charts keep space for two columns
+ABOVE = 60  # maximum share of the height for a list above the details
 NO_RUNS = """No runs yet.
 
 n, Enter, Enter     train CartPole until it is solved (a few seconds)
@@ -49,12 +57,15 @@ class RunsScreen(RunActions):
         super().__init__(services)
         self.store, self.selection = store, Selection(store, services.state)
         self._query_error = ""
+        self._options = OptionColumns()
         self._top, self._query = TopLine(services.runs, services.readonly), QueryLine()
 
     def compose(self) -> ComposeResult:
         self.run_list = RunList(self.services.unicode, self.store.clock)
         self.plots = Plots(Settings.from_dict(self.services.state.charts), self.services.unicode)
-        self._panes = Container(self.run_list, self.plots, id="panes")
+        self.details = DetailPane()
+        self._left = Container(self.run_list, self.details, id="left")
+        self._panes = Container(self._left, self.plots, id="panes")
         yield self._top
         yield self._panes
         yield self._query
@@ -99,19 +110,21 @@ class RunsScreen(RunActions):
             chosen, self._query_error = select_entries(everything, parse(state.query)), ""
         except UsageError as error:
             chosen, self._query_error = everything, str(error)
+        self.selection.listed = frozenset(entry.key for entry in chosen)
         runs = self.run_list
         runs.sorted_by, runs.reverse = state.sorted_by, state.reverse
         runs.empty = f"None of the {len(everything)} runs matches the filter." if everything else NO_RUNS
         chosen = sort_entries(chosen, state.sorted_by, state.reverse)
-        runs.show(chosen, self._marks())
+        runs.show(chosen, self._marks(), self._options.update(chosen, state.columns))
         self._resize_list()
         self._update_lines()
         self._redraw()
 
     def _update_lines(self) -> None:
         state, entries, runs = self.services.state, self.store.entries, self.run_list
-        hidden_sort = "" if runs.has_column(state.sorted_by) else state.sorted_by
-        self._top.show(entries.values(), len(self.selection.marked_keys()), hidden_sort)
+        hidden_sort = "" if runs.has_column(state.sorted_by) else clean(state.sorted_by)
+        marked, visible = len(self.selection.marked_keys()), len(self.selection.listed_marks())
+        self._top.show(entries.values(), marked, marked - visible, hidden_sort)
         problem = self._query_error or self.store.problem or self._damage()
         self._query.show(state.query, problem, len(runs.entries), len(entries))
 
@@ -137,14 +150,28 @@ class RunsScreen(RunActions):
             self.services.read_now()
         marks = self._marks()
         self.run_list.set_marks(marks)
+        self._show_details()
+        if not self.plots.display:
+            return
         traces = partial(self.selection.traces, marks, aggregate=self.plots.settings.aggregate)
         self.plots.show(self.store.chart_tags(keys), traces)
         self.refresh_footer()
 
+    def _show_details(self) -> None:
+        entry = self.entry
+        self.details.show(entry, self.store.damage.get(entry.key, "") if entry else "")
+
     # actions on the list
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Disable chart actions while the details hide the charts."""
+        if action in CHART_ACTIONS and self.has_class("-details"):
+            return False
+        return super().check_action(action, parameters)
+
     def on_run_list_moved(self) -> None:
-        if not self.selection.marked_keys():
+        self._show_details()
+        if not self.selection.listed_marks():
             self._redraw()
             self._update_lines()
         self.refresh_footer()
@@ -220,8 +247,8 @@ class RunsScreen(RunActions):
         self.app.push_screen(ask, on_answer)
 
     def action_sort(self) -> None:
-        names = list(COLUMNS)
-        self._sort(names[(names.index(self.services.state.sorted_by) + 1) % len(names)])
+        names, current = list(self.run_list.columns), self.services.state.sorted_by
+        self._sort(names[(names.index(current) + 1 if current in names else 0) % len(names)])
 
     def action_sort_reverse(self) -> None:
         self._sort(self.services.state.sorted_by)
@@ -241,16 +268,51 @@ class RunsScreen(RunActions):
         self._resize_list(-STEP)
 
     def _resize_list(self, by: int = 0) -> None:
-        """Set the list's share of the screen. If the list is above the charts, it is no taller than its runs need."""
-        state, runs = self.services.state, self.run_list
-        if by:
-            state.list_share = min(MOST, max(LEAST, state.list_share + by))
-            self.services.save_state()
+        """Set the size of the list, and show or hide the details and the charts."""
+        state, runs, screen = self.services.state, self.run_list, self._panes.size
         beside = self.has_class("-beside")
-        lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + 2
-        share = self._panes.size.height * state.list_share // 100
-        runs.styles.width = f"{state.list_share}%" if beside else "100%"
-        runs.styles.height = "100%" if beside else max(4, min(lines, share))
+        if by and beside:
+            share = state.list_width or 100 * self._left.size.width // screen.width
+            state.list_width = min(MOST, max(LEAST, share + by))
+        elif by:
+            state.list_share = min(MOST, max(LEAST, state.list_share + by))
+        details = state.details_beside if beside else state.details
+        fitted = min(runs.wanted_width + 1, max(NARROW, min(screen.width * FITTED // 100, screen.width - CHARTS)))
+        lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + (1 if details else 2)
+        share = screen.height * (ABOVE if beside else state.list_share) // 100
+        self.details.display, self.plots.display = details, beside or not details
+        self.set_class(details and not beside, "-details")
+        self._left.styles.width = (f"{state.list_width}%" if state.list_width else fitted) if beside else "100%"
+        self._left.styles.height = "100%" if beside or details else "auto"
+        runs.styles.height = "100%" if beside and not details else max(4, min(lines, share))
+        if by:
+            self.services.save_state()
+
+    def action_details(self) -> None:
+        state = self.services.state
+        if self.has_class("-beside"):
+            state.details_beside = not state.details_beside
+        else:
+            state.details = not state.details
+        self.services.save_state()
+        self._resize_list()
+        self.refresh_bindings()
+        self.call_after_refresh(self._redraw)
+
+    def action_columns(self) -> None:
+        state = self.services.state
+        entries = self.run_list.entries
+        known = {option for entry in self.store.entries.values() for option in entry.options}
+
+        def on_answer(text: str | None) -> None:
+            if text is not None:
+                state.columns = read_names(text, known)
+                self._show_marks()
+
+        hint = " ".join(rank_differences(entries)[:MOST_OPTIONS]) or "seed optim.lr"
+        title = "Options to show as columns (none: options that differ between listed runs)"
+        check = partial(read_names, known=known)
+        self.app.push_screen(PromptDialog(title, " ".join(state.columns), hint, check=check), on_answer)
 
     def on_resize(self) -> None:
         self._resize_list()
@@ -282,8 +344,11 @@ class RunsScreen(RunActions):
             self._redraw()
 
     def explain(self) -> str | None:
-        """Return the description of the current chart's metric for the help dialog."""
-        return self.plots.explain()
+        """Describe the current chart's metric and the columns with scores for the help dialog."""
+        chart = None if self.has_class("-details") else self.plots.explain()
+        columns = self.run_list.columns
+        lines = [f"Column {columns[name].head}: {columns[name].help}" for name in ("score", "best") if name in columns]
+        return "\n".join([*([chart, ""] if chart else []), *lines])
 
 
 forward_actions(RunsScreen, (action.name for action in actions_of("charts")))

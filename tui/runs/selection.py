@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ppo_unified.text import clean
 from tui.charts.traces import Trace, series_colors
@@ -18,14 +18,22 @@ class Selection:
 
     def __init__(self, store: Store, state: ViewState) -> None:
         self._store, self._state = store, state
+        self.listed: Collection[str] = frozenset()  # the runs that match the filter
 
     def marked_keys(self) -> list[str]:
         """Return the marked runs that exist."""
         return [key for key in self._state.marked if key in self._store.entries]
 
+    def listed_marks(self) -> list[str]:
+        """Return the marked runs that are listed. The filter hides the other marked runs."""
+        return [key for key in self.marked_keys() if key in self.listed]
+
     def drawn_keys(self, current: Entry | None) -> list[str]:
-        """Return the marked runs, or the current run if none is marked. The pinned run is last and drawn on top."""
-        keys = self.marked_keys() or ([current.key] if current is not None else [])
+        """Return the listed marked runs, or the current run if there are none.
+
+        The pinned run is last and drawn on top, even if it is not listed.
+        """
+        keys = self.listed_marks() or ([current.key] if current is not None else [])
         pinned = [self._state.pinned] if self._state.pinned in self._store.entries else []
         return [key for key in keys if key not in pinned] + pinned
 
