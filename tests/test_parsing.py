@@ -12,7 +12,7 @@ import pytest
 
 from ppo_unified import parsing
 from ppo_unified.cli.main import main
-from ppo_unified.runs import control, samples
+from ppo_unified.runs import control, notes, samples
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training import checkpoint
 
@@ -37,7 +37,7 @@ def test_reader_does_not_wait_for_a_silent_pipe(tmp_path: Path, name: str, capsy
         os.mkfifo(path)
     for command in (["runs"], ["note", "a"], ["inspect", "a"], ["show", "a"], ["resume", "a"]):
         assert main([*command, "--runs", str(tmp_path)]) in (0, 2)
-    assert not control.read_note(run)
+    assert not notes.read_note(run)
     assert control.list_events(run, Status(state="running"))
     with suppress(OSError):
         assert not samples.read_responses(run)

@@ -24,7 +24,7 @@ from ppo_unified.cli.export import DESCRIPTION, FORMAT, _check_target
 from ppo_unified.cli.main import main
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, samples
+from ppo_unified.runs import control, notes, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create, to_json
 from ppo_unified.runs.heartbeat import BestEffort
@@ -425,7 +425,7 @@ def make_hostile_run(runs: Path) -> Run:
     run.config.write_text(
         f'kind = "gym"\npreset = {json.dumps(EVIL)}\n[gym]\n{json.dumps(EVIL)} = {json.dumps(EVIL)}\n'
     )
-    control.write_note(run, EVIL)
+    notes.write_note(run, EVIL)
     for path in (run.log, run.command):
         path.write_text(f"{EVIL}\n" * 3)
     events = EventWriter(run.path)

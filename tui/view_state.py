@@ -50,6 +50,13 @@ class ViewState:
         state.typed = {target: _texts(options) for target, options in state.typed.items() if isinstance(options, dict)}
         return state
 
+    def toggle_details(self, beside: bool) -> None:
+        """Show or hide the details, in the layout with the list beside or above the charts."""
+        if beside:
+            self.details_beside = not self.details_beside
+        else:
+            self.details = not self.details
+
     def save(self, runs: Path) -> None:
         """Save the state. Errors are ignored because losing the view is harmless."""
         with suppress(OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ppo_unified.cli.common import add_run, add_runs_folder
-from ppo_unified.runs import control
+from ppo_unified.runs import notes
 from ppo_unified.runs.folder import find
 from ppo_unified.text import clean_lines, print_out
 
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the note of a run, or print it if no text is given. An empty text removes it."""
     run = find(options.run, options.folder)
     if options.text is not None:
-        control.write_note(run, options.text)
-    elif text := control.read_note(run):
+        notes.write_note(run, options.text)
+    elif text := notes.read_note(run):
         print_out(clean_lines(text))
     return 0

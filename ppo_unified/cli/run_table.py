@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ppo_unified.runs.control import read_note_line
 from ppo_unified.runs.folder import SOLVED, Run, Status, find, read_warnings
+from ppo_unified.runs.notes import read_note_line
 from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.runs.signals import why_ended
 from ppo_unified.runs.source import describe_source

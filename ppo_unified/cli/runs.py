@@ -19,8 +19,8 @@ from ppo_unified.cli.run_table import (
     run_table,
 )
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.control import read_note_line
 from ppo_unified.runs.folder import all_runs, to_json
+from ppo_unified.runs.notes import read_note_line
 from ppo_unified.runs.query import Lookup, lookup, parse, read_options
 from ppo_unified.text import can_color, clean, print_err, print_out
 

@@ -1,4 +1,4 @@
-"""Start, resume, rename, delete and annotate runs, and list their events, from other processes.
+"""Start, resume, rename and delete runs, and list their events, from other processes.
 
 The command line and the terminal UI both call these functions. Each run is trained in a separate process. To keep
 startup fast, this module avoids torch.
@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +29,11 @@ from ppo_unified.runs.folder import (
     check_name,
     hidden_name,
     read_warnings,
-    write_atomically,
 )
 from ppo_unified.runs.signals import UNRECORDED, why_ended
 from ppo_unified.text import format_number
 
 LAST_BYTES, LAST_LINES = 8192, 20  # how much is shown of the end of a crashed run's log
-LONGEST_NOTE = 1 << 16  # maximum characters; longer notes are truncated when read
 
 
 class Event(NamedTuple):
@@ -156,33 +153,6 @@ def _check_idle(run: Run, what: str) -> None:
         where = f" on {status.host}" if elsewhere else ""
         stop_it = f"stop it first: ppo-unified stop {run.name}"
         raise UsageError(f"{run.name} cannot be {what} while it is training{where}; {stop_it}")
-
-
-def read_note(run: Run) -> str:
-    """Return the run's note, or an empty string if it has none."""
-    try:
-        with TextIOWrapper(open_file(run.note), encoding="utf-8", errors="replace") as file:
-            return file.read(LONGEST_NOTE).strip()
-    except OSError:
-        return ""
-
-
-def read_note_line(run: Run) -> str:
-    """Return the first line of the run's note, which lists of runs show."""
-    return next(iter(read_note(run).splitlines()), "")
-
-
-def write_note(run: Run, text: str) -> None:
-    """Write the run's note, or remove it if `text` is empty. Raises UsageError if the note cannot be written."""
-    try:
-        if text.strip():
-            write_atomically(run.note, text.strip() + "\n")
-        else:
-            run.note.unlink(missing_ok=True)
-    except UnicodeEncodeError:
-        raise UsageError(f"{run.name}: the note is not valid UTF-8; nothing was written") from None
-    except OSError as error:
-        raise UsageError(f"{run.note}: cannot write the note ({error.strerror})") from None
 
 
 def list_events(run: Run, status: Status) -> list[Event]:

@@ -20,10 +20,10 @@ import pytest
 
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
-from ppo_unified.runs.control import write_note
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
-from ppo_unified.text import clean, display_width, format_duration, format_number, format_table, pad
+from ppo_unified.runs.notes import write_note
+from ppo_unified.text import clean, display_width, elide, format_duration, format_number, format_table, pad
 
 HOLD = """
 import sys, time

@@ -23,7 +23,7 @@ from envs.gym.options import GymConfig
 from ppo_unified.config.schema import typed_options
 from ppo_unified.config.values import read_value
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, samples
+from ppo_unified.runs import control, notes, samples
 from ppo_unified.runs.folder import Run, Status, all_runs, to_json
 from ppo_unified.training import checkpoint
 
@@ -120,7 +120,7 @@ def read_notes(content: bytes, folder: Path) -> None:
     run = Run(folder)
     write_input(folder, "note.txt", content)
     write_input(folder, "log.txt", content)
-    assert is_harmless(clean_lines(control.read_note(run)))
+    assert is_harmless(clean_lines(notes.read_note(run)))
     assert is_harmless(clean_lines(control.last_lines(run.log)))
     tail = Tail(run.log)
     tail.poll()

@@ -21,7 +21,7 @@ import pytest
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, log_tee, preparation, processes, signals
+from ppo_unified.runs import control, log_tee, notes, preparation, processes, signals
 from ppo_unified.runs.folder import Run, Status
 from tui.notices import Notices
 from tui.runs.entries import Entry
@@ -266,11 +266,11 @@ def test_run_being_deleted_is_hidden_and_locked(tmp_path: Path, monkeypatch: pyt
 def test_note_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
     """The note contains surrogates, as Python decodes command-line bytes that are not UTF-8."""
     run = make_run(tmp_path)
-    control.write_note(run, "before")
+    notes.write_note(run, "before")
     there = sorted(os.listdir(run.path))
     with pytest.raises(UsageError, match="not valid UTF-8"):
-        control.write_note(run, os.fsdecode(b"caf\xe9"))
-    assert control.read_note(run) == "before"
+        notes.write_note(run, os.fsdecode(b"caf\xe9"))
+    assert notes.read_note(run) == "before"
     assert sorted(os.listdir(run.path)) == there
 
 
@@ -300,12 +300,12 @@ def test_command_with_any_bytes_is_recorded(tmp_path: Path) -> None:
 
 def test_note_is_saved_replaced_and_removed(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert control.read_note(run) == ""
-    control.write_note(run, "  lr too high ✗ ")
-    assert control.read_note(run) == "lr too high ✗"
-    control.write_note(run, "")
+    assert notes.read_note(run) == ""
+    notes.write_note(run, "  lr too high ✗ ")
+    assert notes.read_note(run) == "lr too high ✗"
+    notes.write_note(run, "")
     assert not run.note.exists()
-    control.write_note(run, " ")
+    notes.write_note(run, " ")
     assert [path.name for path in run.path.iterdir()] == ["run.json"]
 
 

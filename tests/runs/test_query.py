@@ -13,8 +13,8 @@ from ppo_unified import load_preset
 from ppo_unified.config.registry import config_model
 from ppo_unified.config.schema import known_options
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.control import read_note_line, write_note
 from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.notes import read_note_line, write_note
 from ppo_unified.runs.query import flatten, lookup, parse, read_options
 
 TERMS = ("cartpole", "FAILED", "state:failed", "score>100", "score<=100", "seed:1", "preset=pendulum", "optim.lr<0.002")

@@ -21,10 +21,10 @@ from textual.widgets import Input, Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control
-from ppo_unified.runs.control import write_note
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import AWAITED
+from ppo_unified.runs.notes import write_note
 from ppo_unified.runs.processes import stop
 from ppo_unified.terminal.ticks import GUTTER
 from tui import app as program

@@ -13,9 +13,9 @@ from textual.widgets import Input, Static
 
 from ppo_unified.config.presets import load_preset
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.control import write_note
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.notes import write_note
 from tests.tui.test_app import (
     drive,
     listed_keys,

@@ -24,7 +24,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, samples
+from ppo_unified.runs import control, notes, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from tui.actions import Place, actions_of
@@ -159,7 +159,7 @@ async def wait_until(pilot: Pilot[None], holds: Callable[[], object], seconds: f
 
 def test_head_shows_run_status(tmp_path: Path) -> None:
     run = make_run(tmp_path, state="failed", reason="OverflowError: fell\x1b[31m [red]")
-    control.write_note(run, "too [b]fast[/b]")
+    notes.write_note(run, "too [b]fast[/b]")
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         head = widget_text(page, "#head")
@@ -614,7 +614,7 @@ def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
         await pilot.press("y")
         assert host.clipboard == "ppo-unified train cartpole --seed 1"
         await pilot.press("N", *"good", "enter")
-        assert control.read_note(run) == "good"
+        assert notes.read_note(run) == "good"
         await pilot.press("e", "b", "enter")
         assert host.asked[-1] == ("a", "b")
 

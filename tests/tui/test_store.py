@@ -23,11 +23,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ppo_unified.runs import event_reader, folder
-from ppo_unified.runs.control import write_note
 from ppo_unified.runs.event_format import PREFIX
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import STALLED_S, Run, Status
 from ppo_unified.runs.metrics import AWAITED
+from ppo_unified.runs.notes import write_note
 from ppo_unified.runs.query import parse
 from tui import folder_scanner, store
 from tui.notices import Notices

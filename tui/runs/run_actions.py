@@ -8,7 +8,7 @@ from typing import Any
 from textual.screen import Screen
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, processes
+from ppo_unified.runs import control, notes, processes
 from ppo_unified.runs.folder import ACTIVE, SOLVED, Run, check_name
 from ppo_unified.text import clean
 from tui.actions import is_write_action
@@ -157,12 +157,12 @@ class RunActions(Screen[None]):
     def action_note(self) -> None:
         if entry := self._own_run("annotate"):
             run = Run(entry.path)
-            first, end, others = control.read_note(run).partition("\n")
+            first, end, others = notes.read_note(run).partition("\n")
             ask = PromptDialog(f"Note for {clean(run.name)}{' (first line)' if others else ''}", first)
 
             def on_answer(text: str | None) -> None:
                 if text is not None and text != ask.value:
-                    self.services.attempt(lambda: control.write_note(run, text + end + others))
+                    self.services.attempt(lambda: notes.write_note(run, text + end + others))
 
             self.app.push_screen(ask, on_answer)
 

@@ -289,11 +289,7 @@ class RunsScreen(RunActions):
             self.services.save_state()
 
     def action_details(self) -> None:
-        state = self.services.state
-        if self.has_class("-beside"):
-            state.details_beside = not state.details_beside
-        else:
-            state.details = not state.details
+        self.services.state.toggle_details(self.has_class("-beside"))
         self.services.save_state()
         self._resize_list()
         self.refresh_bindings()
