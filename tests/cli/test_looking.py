@@ -575,6 +575,12 @@ def test_tables_align_wide_characters_and_numbers() -> None:
     assert [display_width(pad(text, 5)) for text in ("", "abc", "abcdefgh", "學習學習")] == [5, 5, 5, 5]
 
 
+def test_long_text_is_cut_in_the_middle() -> None:
+    assert elide("cartpole-lr3e-3-clip0.2-s12", 20) == "cartpole-~lip0.2-s12"
+    assert [elide(text, 7) for text in ("", "學習a", "exactly", "學習學習學習")] == ["", "學習a", "exactly", "學~學習"]
+    assert [elide("abcdef", width) for width in range(6)] == ["", "~", "~f", "a~f", "a~ef", "ab~ef"]
+
+
 def test_colours_are_used_only_on_colour_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     from ppo_unified.text import can_color, can_unicode
 
