@@ -329,7 +329,7 @@ class RunList(ScrollView, can_focus=True):
             head = head.rjust(size) if column.right else pad(head, size)
             self._heads.append((display_width(text), display_width(text) + size - 1, name))
             text += (head[-size:] if column.right else head) + "  "
-        text += "note" if width - display_width(text) >= NOTE and any(map(_remark, self.entries)) else ""
+        text += "note" if width - display_width(text) >= NOTE - 2 and any(map(_remark, self.entries)) else ""
         text = text.rstrip()
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
 
