@@ -30,6 +30,7 @@ from tui.watch.screen import WatchScreen
 NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
 HOST = "workstation"
 VERSIONS = {"python": "3.12.8", "torch": "2.9.1", "gymnasium": "1.3.0", "numpy": "2.3.5"}
+LOG = "sb3/PPO_1"  # the log of another program
 POINTS = 80  # points per curve of a finished run
 HOLD_LOCKS = (
     "import fcntl, sys; files = [open(name, 'a+') for name in sys.argv[1:]]; "
@@ -115,6 +116,7 @@ def make_scenes(runs: Path) -> None:
     """Create the folders of all scenes. The running ones also need `trainers`."""
     for number, scene in enumerate(SCENES):
         _make(runs, scene, np.random.default_rng(number))
+    _make_log(runs / LOG, np.random.default_rng(len(SCENES)))
 
 
 @contextmanager
@@ -158,6 +160,23 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
             samples.append_responses(run, int(step), 4 + 40 * k, RESPONSES)
     else:
         samples.write(run, _make_samples(scene, rng))
+
+
+def _make_log(folder: Path, rng: np.random.Generator) -> None:
+    """Create a log of another program, with data that the charts do not show."""
+    started = NOW - 4 * 86400
+    folder.mkdir(parents=True)
+    writer = _FixedTimeWriter(folder)
+    for k in range(1, POINTS + 1):
+        writer.now = started + 2 * k
+        risen = 1 - np.exp(-k / 25)
+        row = {"rollout/ep_rew_mean": -200 + 450 * risen + rng.normal(0, 8), "rollout/ep_len_mean": 200 + 300 * risen}
+        row |= {"train/approx_kl": abs(rng.normal(0.008, 0.003)), "train/loss": 40 * np.exp(-k / 20)}
+        writer.scalars(2048 * k, {tag: float(value) for tag, value in row.items()})
+    writer.text(2048, "hyperparameters", "learning_rate 0.0003")
+    writer.close()
+    (path,) = folder.iterdir()
+    path.rename(folder / f"events.out.tfevents.{started:.0f}.{HOST}.1.0")  # the name contains the time of creation
 
 
 def _write_status(run: Run, scene: Scene, kind: str, total: int, scores: np.ndarray, steps: np.ndarray) -> None:
@@ -293,7 +312,15 @@ async def visit_screens(
         await look("help", "Help", "Everywhere" if size[1] > 80 else "List of runs")
         await pilot.press("escape", "slash", *"score>300")
         await look("filter", "List only matching runs")
-        await pilot.press("escape", "n")
+        await pilot.press("escape", "A")
+        await look("seeds", "seeds grouped")
+        await pilot.press("A")
+        list_.move_to("pendulum-lr0.1")
+        toggle = "t" if size[0] < RunsScreen.HORIZONTAL_BREAKPOINTS[1][0] else ""  # on wide screens, the details are always visible
+        await pilot.press(*toggle)
+        await look("details", "optim.lr", "gradient of the policy is not finite")
+        list_.move_to("lunarlander-s1")
+        await pilot.press(*toggle, "n")
         await look("picker", "select a target", "cartpole")
         await pilot.press(*"lunarlander", "enter")
         await look("form", "New run: lunarlander", "> 0 and < 1, got")
@@ -335,6 +362,7 @@ PAGES = {  # run -> (key, name of the picture, text that it contains)
     "lunarlander-s1": (("1", "page", "eval/score"), ("2", "options", "minibatches"), ("3", "log", "step"))
     + (("4", "samples", "Sample 0"), ("5", "system", HOST)),
     "sentiment-s1": (("4", "responses", "delight"),),
+    LOG: (("1", "page-log", "rollout/ep_rew_mean"),),
     "pendulum-lr0.1": (("6", "events", "Traceback"),),
     "acrobot-s7": (("6", "crashed", "crashed"),),
 }
@@ -357,12 +385,15 @@ async def _wait_until_settled(pilot: Pilot[None], app: Terminal) -> None:
 
     def is_drawn() -> bool:
         plots = [plot for plot in app.screen.query(Plot) if plot.is_on_screen]
-        screen, read = app.screen, [app.store.curve(key, "eval/score") for key in app.store._watched]
+        screen, scores = app.screen, ("eval/score", "rollout/ep_rew_mean")
+        read = [[app.store.curve(key, tag) for tag in scores] for key in app.store._watched]
         keys = screen._drawn_keys() if isinstance(screen, RunsScreen | RunPage) else app.state.marked
         lengths = [[len(one.raw) for one in plot.curves] for plot in plots]
         shown = not app.reader.found.is_news
-        if not shown or any(curve is None or len(curve.steps) < POINTS // 4 for curve in read):
+        if not shown or not all(any(c is not None and len(c.steps) >= POINTS // 4 for c in curves) for curves in read):
             return False
+        if isinstance(screen, RunsScreen) and screen.plots.settings.aggregate:
+            return all(lengths)
         return all(len(found) == len(keys) and set(found) <= {POINTS, POINTS // 4} for found in lengths)
 
     await _wait_until(pilot, is_drawn)
