@@ -7,7 +7,7 @@ for "off", because TOML has no null. It is an error to set an option that has no
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from ppo_unified.config.suggestions import suggest
-from ppo_unified.config.values import format_mismatch, show_value
+from ppo_unified.config.values import describe, format_mismatch, show_value
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.parsing import parse_toml, read_bytes
 
@@ -318,24 +318,34 @@ def validate(model: type[C], data: Mapping[str, Any], where: str) -> C:
 
 def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
     location = [str(part) for part in problem["loc"]]
+    option, kind, found = ".".join(location), problem["type"], problem["input"]
+    declared = {name: owner.model_fields[name.rpartition(".")[2]] for name, owner in known_options(model).items()}
+    if kind == "extra_forbidden":
+        text = _explain_unknown(model, location, found)
+    elif kind == "missing":
+        text = f"{option} is required: expected {describe(declared[option])}" if option in declared else ""
+        text = text or f"section [{option}] is required"
+    elif kind in ("value_error", "assertion_error"):  # raised by a validator, which may already name the option
+        text = str(problem["ctx"]["error"])
+        text = text if option in text else f"{option}: {text}"
+    elif kind in ("model_type", "model_attributes_type"):
+        text = f"{option}: expected a table of options, got {show_value(found)}".removeprefix(": ")
+    else:  # the option of a list's element is the list
+        names = (option, ".".join(location[:2]), *location[:1])
+        name = next((name for name in names if name in declared), "")
+        text = f"{name}: {format_mismatch(declared[name], found)}" if name else f"{option}: {problem['msg']}"
+    return f"{where}: {text}"
+
+
+def _explain_unknown(model: type[RunConfig], location: Sequence[str], found: object) -> str:
     option = ".".join(location)
-    if problem["type"] == "extra_forbidden" and option in model.refused:
-        return f"{where}: {option} is not supported: {model.refused[option]}"
-    if problem["type"] == "extra_forbidden":
-        if len(location) == 1 and isinstance(problem["input"], Mapping):
-            sections = {name.partition(".")[0] for name in known_options(model) if "." in name}
-            return f"{where}: unknown section [{option}]{did_you_mean(option, sorted(sections))}"
-        subject = f"[{location[0]}] has no" if len(location) > 1 else "unknown"
-        return f"{where}: {subject} option {location[-1]!r}{_suggest_key(model, option)}"
-    if problem["type"] in ("model_type", "model_attributes_type"):
-        return f"{where}: {option}: expected a table of options, got {problem['input']!r}"
-    if problem["type"] == "value_error":
-        return f"{where}: {problem['ctx']['error']}"
-    declared = typed_options(model)
-    for name in (option, ".".join(location[:2]), *location[:1]):  # the option of a list's element is the list
-        if name in declared:
-            return f"{where}: {name}: {format_mismatch(declared[name], problem['input'])}"
-    return f"{where}: {option} = {problem['input']!r}: {problem['msg'].removeprefix('Input ')}"
+    if option in model.refused:
+        return f"{option} is not supported: {model.refused[option]}"
+    if len(location) == 1 and isinstance(found, Mapping):
+        sections = {name.partition(".")[0] for name in known_options(model) if "." in name}
+        return f"unknown section [{option}]{did_you_mean(option, sorted(sections))}"
+    subject = f"[{location[0]}] has no" if len(location) > 1 else "unknown"
+    return f"{subject} option {location[-1]!r}{_suggest_key(model, option)}"
 
 
 def _suggest_key(model: type[RunConfig], unknown: str) -> str:

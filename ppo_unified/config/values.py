@@ -77,9 +77,9 @@ def _limit(option: FieldInfo, name: str) -> Any:
 
 def format_mismatch(option: FieldInfo, value: object) -> str:
     """Return an error message with the expected value, the actual value, and the most similar choice, if any."""
-    found = repr(value) if len(repr(value)) <= LONGEST_SHOWN else f"{repr(value)[:LONGEST_SHOWN]}..."
     word = str(value).lower()
-    return f"expected {describe(option)}, got {found}{did_you_mean(OTHER_NAMES.get(word, word), choices_of(option))}"
+    suggestion = did_you_mean(OTHER_NAMES.get(word, word), choices_of(option))
+    return f"expected {describe(option)}, got {show_value(value)}{suggestion}"
 
 
 def read_value(text: str, option: FieldInfo) -> Any:
@@ -115,7 +115,14 @@ def _parse(text: str, annotation: Any) -> Any:
         return [_parse(element, get_args(annotation)[0]) for element in split_list(text)]
     if get_origin(annotation) is Literal:
         return next((choice for choice in get_args(annotation) if str(choice) == text.strip()), text)
-    return parse_json(text) if get_origin(annotation) is dict else text
+    return _parse_table(text) if get_origin(annotation) is dict else text
+
+
+def _parse_table(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON at character {error.pos + 1}") from None
 
 
 def _parse_switch(text: str) -> bool:
@@ -165,7 +172,7 @@ def split_list(text: str) -> list[str]:
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None:
-            raise ValueError("No closing quotation")
+            raise ValueError("a quotation mark is not closed")
         kind, end = str(token.lastgroup), token.end()
         if kind == "open":
             end = _find_closing(text, position)
@@ -215,8 +222,9 @@ def format_value(value: Any) -> str:
 
 
 def show_value(value: Any) -> str:
-    """Format a value for an error message: true and false as in TOML, all other values as in Python."""
-    return str(value).lower() if isinstance(value, bool) else repr(value)
+    """Format a value for an error message: true and false as in TOML, all other values as in Python, but shortened."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def format_flag(option: str, value: Any) -> list[str]:

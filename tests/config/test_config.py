@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import Field, field_validator, model_validator
 
 from envs.gym.options import GymConfig
 from envs.gym.wrappers import parse_wrapper
@@ -23,8 +26,17 @@ from ppo_unified.config.presets import (
     preset_differences,
     preset_files,
 )
-from ppo_unified.config.registry import config_model
-from ppo_unified.config.schema import RECORDS, known_options, overlay, read_toml, typed_options, validate
+from ppo_unified.config.registry import config_model, config_models
+from ppo_unified.config.schema import (
+    RECORDS,
+    RunConfig,
+    Section,
+    known_options,
+    overlay,
+    read_toml,
+    typed_options,
+    validate,
+)
 from ppo_unified.config.values import format_flag, format_value, read_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.preparation import prepare
@@ -224,7 +236,7 @@ MISTAKES = {
     ("--device", "gpu"): r"^--device: expected one of auto, cpu, cuda, got 'gpu'; did you mean 'cuda'\?$",
     ("--no-optim.joint",): r"^unknown option --no-optim.joint; did you mean --optim.no-joint\?$",
     ("--ppo.objective", "pentaly"): r"did you mean 'penalty'\?$",
-    ("--gym.env-kwargs", "{"): r"^--gym.env-kwargs: expected a JSON object, got '\{' \(Expecting property name",
+    ("--gym.env-kwargs", "{"): r"^--gym.env-kwargs: expected a JSON object, got '\{' \(invalid JSON at character 2\)$",
     ("--gym.env-kwargs", "[1]"): r"^--gym.env-kwargs: expected a JSON object, got '\[1\]'$",
     ("--policy.hidden", "64", "wide"): r"^--policy.hidden: expected integers separated by spaces, got '64 wide'$",
     ("--optim.betas", "0.9"): r"^--optim.betas: expected 2 numbers separated by spaces, got '0.9'$",
@@ -353,3 +365,91 @@ def test_differences_from_preset_include_the_recipe() -> None:
     assert preset_differences(load_preset("Foo-v1", optim={"lr": 0.1})) == [("optim.lr", 3e-4, 0.1)]
     for unknown in ({"preset": "gone"}, {"recipe": "gone"}, {"preset": "sentiment"}):  # 'sentiment' is of another kind
         assert preset_differences(load_target("cartpole").model_copy(update=unknown)) is None
+
+
+WRONG_VALUES = [None, True, -1, 10**30, -0.5, math.nan, "", "zzz", "x" * 300, [], [None], [[1]], {}, {"a": {"b": 1}}]
+WRONG_TEXTS = ["", "zzz", "-1", "1.5", "nan", "1e400", "[", "{", '{"a": ', "[1,", "'a", "1,,2", "\x00"]
+LIBRARY_PHRASES = re.compile(
+    r"Input|[Vv]alue error|Assertion|\bshould\b|valid (string|integer|number|list|dict)|[Ee]xtra|permitted|pydantic"
+    r"|Expecting|\(char|sys\.|Field required|No closing quotation"
+)
+
+
+@pytest.mark.parametrize("kind", config_models())
+def test_every_wrong_value_is_explained_in_our_words(kind: str) -> None:
+    """A message contains the option, the expected value and the actual value, whatever the library reports."""
+    model = config_models()[kind]
+    messages = []
+    for option, section in known_options(model).items():
+        name, _, key = option.rpartition(".")
+        for value in WRONG_VALUES:
+            try:
+                validate(model, {"kind": kind} | ({name: {key: value}} if name else {key: value}), "a.toml")
+            except UsageError as error:
+                messages += [(option, line) for line in str(error).split("\n")]
+        for text in WRONG_TEXTS:
+            try:
+                read_value(text, section.model_fields[key])
+            except ValueError as error:
+                messages.append((option, f"a.toml: {option}: {error}"))
+    for name in {option.rpartition(".")[0] for option in known_options(model)} - {""}:
+        with pytest.raises(UsageError) as caught:
+            validate(model, {"kind": kind, name: "x" * 300}, "a.toml")
+        messages.append((name, str(caught.value)))
+    assert len(messages) > 500
+    for option, message in messages:
+        assert re.match(rf"a\.toml: .*\b{re.escape(option)}\b", message), message
+        assert re.search("expected .*, got |has no effect|never end|not a multiple|greater than|require", message), (
+            message
+        )
+        assert not LIBRARY_PHRASES.search(message), message
+        assert len(message) < 300, message
+
+
+class Arm(Section):
+    """Options of an adapter that another package defines."""
+
+    joints: int = Field(ge=1, description="number of joints")
+    speed: float | list[float] = Field(1.0, description="speed")
+    names: dict[str, list[int]] = Field({}, description="ids by name")
+
+    @field_validator("joints")
+    @classmethod
+    def _check_joints(cls, joints: int) -> int:
+        if joints == 5:
+            raise AssertionError("expected a number other than 5")
+        if joints % 2:
+            raise ValueError(f"expected an even number, got {joints}")
+        return joints
+
+
+class ArmConfig(RunConfig):
+    kind: Literal["arm"] = "arm"
+    arm: Arm
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.seed == 9:
+            raise AssertionError("seed: expected a seed other than 9, got 9")
+        return self
+
+
+ARM_MISTAKES: list[tuple[object, str]] = [
+    ({"arm": {}}, "arm.joints is required: expected an integer >= 1"),
+    ({}, "section [arm] is required"),
+    ({"arm": {"joints": 3}}, "arm.joints: expected an even number, got 3"),
+    ({"arm": {"joints": 5}}, "arm.joints: expected a number other than 5"),
+    ({"arm": {"joints": 2}, "seed": 9}, "seed: expected a seed other than 9, got 9"),
+    ({"arm": {"joints": 2, "names": {"a": ["x"]}}}, "arm.names: expected a JSON object, got 'x'"),
+    ({"arm": {"joints": 2, "names": {"a": 1}}}, "arm.names: expected a JSON object, got 1"),
+    ({"arm": {"joints": 2}, "kind": "leg"}, "kind: expected one of arm, got 'leg'"),
+    ({"arm": {"joints": 2}, "preset": 3}, "preset: expected text, got 3"),
+    ("arm", "expected a table of options, got 'arm'"),
+]
+
+
+@pytest.mark.parametrize(("data", "message"), ARM_MISTAKES)
+def test_mistakes_of_other_adapters_are_explained_too(data: Any, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        validate(ArmConfig, data, "a.toml")
+    assert str(caught.value) == f"a.toml: {message}"
