@@ -23,6 +23,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
+from ppo_unified import load_preset
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, notes, samples
 from ppo_unified.runs.event_writer import EventWriter
@@ -34,6 +35,7 @@ from tui.external_command import run_external_command
 from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
+from tui.runs.run_tabs import Options
 from tui.runs.seeds import siblings
 from tui.store import Changes, Store
 from tui.view_state import ViewState
@@ -303,7 +305,8 @@ def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
         await pilot.press("2")
         await pilot.pause()
         lines = widget_text(page, "#options Static").splitlines()
-        assert [line for line in lines if not line.startswith(" ")] == ["run", "ppo", "gym"]
+        assert [line for line in lines[1:] if line and not line.startswith(" ")] == ["run", "ppo", "gym"]
+        assert lines[0].startswith("No option is marked, because this run has no preset")
         assert "  clip      0.2" in lines
         await pilot.press("D")
         shown = widget_text(page, "#options Static")
@@ -314,6 +317,37 @@ def test_options_are_grouped_and_compared_with_preset(tmp_path: Path) -> None:
         assert "lam" in widget_text(page, "#options Static")
 
     drive(Host(tmp_path), act, reference="b")
+
+
+def test_options_that_differ_from_the_preset_are_marked(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"seed": 3, "ppo": {"clip": 0.4}, "eval": {"threshold": None}, "stop_when_solved": False}
+    make_run(tmp_path).config.write_text(load_preset("cartpole", **changes).to_toml(), encoding="utf-8")
+    config = make_run(tmp_path, "b").config
+    config.write_text(load_preset("sentiment", recipe="trl-early").to_toml(), encoding="utf-8")
+    newer = make_run(tmp_path, "c").config
+    newer.write_text('kind = "gym"\nseed = 7\n[ppo]\nfuture = 1\n', encoding="utf-8")
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        def shown() -> str:
+            return widget_text(page, "#options Static")
+
+        await pilot.press("2")
+        await wait_until(pilot, lambda: "options differ" in shown())
+        lines = shown().splitlines()
+        assert lines[0].startswith("* 4 options differ from the preset cartpole ")
+        assert [line.split() for line in lines[1:] if line.startswith("*")] == [
+            ["*", "seed", "3", "preset:", "1"],
+            ["*", "stop_when_solved", "false", "preset:", "true"],
+            ["*", "clip", "0.4", "preset:", "0.2"],
+            ["*", "threshold", "-", "preset:", "490.0"],
+        ]
+        page.query_one(Options).refresh_text(page.store.entries["b"], None)
+        assert shown().startswith("No option differs from the preset sentiment-trl-early ")
+        page.query_one(Options).refresh_text(page.store.entries["c"], None)
+        assert "[ppo] has no option 'future'" in shown().splitlines()[0]
+        assert "  future  1" in shown().splitlines()
+
+    drive(Host(tmp_path), act)
 
 
 def test_difference_key_needs_another_run(tmp_path: Path) -> None:

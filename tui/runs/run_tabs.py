@@ -16,6 +16,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
+from ppo_unified.config import presets
 from ppo_unified.config.schema import read_toml
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
@@ -37,6 +38,7 @@ LABEL = 12  # columns of labels such as 'prompt'
 MOST_STEPS = 400  # steps of stored samples in one table
 FIRST = ("prompt", "response", "reference")  # texts of a response that come first
 CHART = (100, 9)  # maximum width and height of a chart in the System tab
+MARK = "*"  # in front of an option that differs from the preset
 FOREIGN = "This folder was written by another program. Only its curves are available."
 
 
@@ -61,7 +63,7 @@ class TextTab(VerticalScroll, can_focus=True):
 
 
 class Options(TextTab):
-    """Shows config.toml, or only the options that differ from the reference run."""
+    """Shows config.toml and marks what differs from the preset, or only the differences from the reference run."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
@@ -77,7 +79,7 @@ class Options(TextTab):
             if entry.foreign:
                 self.set_text(FOREIGN)
             elif not self.differences:
-                self.set_text(_sections(read_toml(paths[0])))
+                self.set_text(_all_options(Run(entry.path)))
             elif reference is None or reference.key == entry.key or reference.foreign:
                 self.set_text(
                     "To compare options, first pin (p) or mark (space) another run in the list.   D: all options"
@@ -90,22 +92,50 @@ class Options(TextTab):
             self.set_text(clean(error))
 
 
-def _sections(config: Mapping[str, Any]) -> Content:
-    """Format all options in one table with section headings."""
+def _all_options(run: Run) -> Content:
+    """Format all options of a run, with a mark and the preset's value if that differs. Raises UsageError."""
+    table = read_toml(run.config)
+    try:
+        config = presets.from_file(run.config)
+    except UsageError as error:  # for example an option of a newer version
+        return Content.assemble((f"No option is marked: {clean(error)}", "$text-muted"), "\n\n", _sections(table, ()))
+    differences, preset = presets.preset_differences(config), clean(config.origin)
+    if differences is None:
+        legend = f"No option is marked, because the options of {preset} are unknown" if config.preset else ""
+        legend = legend or "No option is marked, because this run has no preset"
+    elif differences:
+        options = "1 option differs" if len(differences) == 1 else f"{len(differences)} options differ"
+        legend = f"{MARK} {options} from the preset {preset}"
+    else:
+        legend = f"No option differs from the preset {preset}"
+    hint = (f"{legend}   D: compare with another run", "$text-muted")
+    return Content.assemble(hint, "\n\n", _sections(table, differences or ()))
+
+
+def _sections(config: Mapping[str, Any], differences: Sequence[presets.PresetDifference]) -> Content:
+    """Format all options in one table with section headings. An option without a value is shown only if it differs."""
     groups: dict[str, dict[str, Any]] = {"run": {}}
+    changed: dict[tuple[str, str], Any] = {}  # (section, option) -> the preset's value
     for name, value in config.items():
         if isinstance(value, dict):
             groups[name] = flatten(value)
         else:
             groups["run"][name] = value
+    for option, before, value in differences:
+        section, _, name = option.rpartition(".")
+        changed[section or "run", name] = before
+        groups.setdefault(section or "run", {}).setdefault(name, value)
     width = max((len(clean(option)) for options in groups.values() for option in options), default=0)
-    parts: list[Content] = []
-    for name, options in groups.items():
-        if options:
-            parts.append(Content.styled(clean(name) + "\n", "bold"))
-            parts += [
-                Content(f"  {clean(option):<{width}}  {format_option(value)}\n") for option, value in options.items()
-            ]
+    parts: list[Content | tuple[str, str] | str] = []
+    for section, options in groups.items():
+        parts += [(f"{clean(section)}\n", "bold")] if options else []
+        for option, value in options.items():
+            text = f"{clean(option):<{width}}  {format_option(value)}"
+            if (section, option) in changed:
+                parts.append((f"{MARK} {text}", "bold $text-accent"))
+                parts.append((f"   preset: {format_option(changed[section, option])}\n", "$text-muted"))
+            else:
+                parts.append(f"  {text}\n")
     return Content.assemble(*parts).rstrip()
 
 
