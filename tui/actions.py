@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from textual.app import App
     from textual.screen import Screen
 
-Place: TypeAlias = Literal["app", "runs", "control", "charts", "metric", "run", "watch", "picker", "form"]
+Place: TypeAlias = Literal["app", "runs", "control", "charts", "metric", "run", "watch", "compare", "picker", "form"]
 
 PLACES: dict[Place, str] = {  # headings, in the order of help and docs
     "runs": "List of runs",
@@ -26,6 +26,7 @@ PLACES: dict[Place, str] = {  # headings, in the order of help and docs
     "metric": "Enlarged metric",
     "run": "Run page",
     "watch": "Watch",
+    "compare": "Comparison",
     "picker": "New run: target",
     "form": "New run: options",
     "app": "Everywhere",
@@ -138,7 +139,7 @@ ACTIONS: tuple[Action, ...] = (
         "compare",
         "c",
         "Compare",
-        "Show the options that differ between the runs in the charts",
+        "Compare the results and options of the runs in the charts",
         "runs",
         rank=6,
         needs="runs",
@@ -306,6 +307,8 @@ ACTIONS: tuple[Action, ...] = (
         rank=3,
     ),
     Action("back", "escape,q", "Back", "End watching and return", "watch", rank=ALWAYS),
+    Action("back", "escape,q", "Back", "Return to the list of runs", "compare", rank=ALWAYS),
+    Action("equal", "D", "Equal options", "Show or hide the options that are equal in all runs", "compare", rank=1),
     Action("choose", "enter", "Select", "Open the form for the selected target", "picker", rank=1),
     Action("cancel", "escape", "Cancel", "Return to the list of runs without starting a run", "picker", rank=ALWAYS),
     Action(

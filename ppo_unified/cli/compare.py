@@ -1,12 +1,10 @@
-"""`compare`: print the options in which runs differ, and their scores."""
+"""`compare`: print the results of runs and the options in which they differ."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
@@ -14,9 +12,10 @@ from ppo_unified.cli.run_table import PAINT, Snapshot, json_state, label_runs, o
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import compared_options
-from ppo_unified.runs.seeds import one_run_per_seed
-from ppo_unified.terminal.option_diff import difference_lines, find_differences, format_option, seedless_key
-from ppo_unified.text import can_color, clean, format_duration, format_number, format_table, print_out
+from ppo_unified.terminal.chat import wrap_text
+from ppo_unified.terminal.comparison import ComparedRun, Group, Statistics, compare, group_runs
+from ppo_unified.terminal.option_diff import find_differences, format_option
+from ppo_unified.text import BOLD, apply_style, can_color, clean, format_number, format_table, print_out
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,25 +30,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the options in which runs differ and the runs' scores, or statistics over seeds."""
+    """Print the results of runs and the options in which they differ, or statistics over seeds."""
     chosen = {label: take_snapshot(run) for label, run in label_runs(options).items()}
-    tables = {label: compared_options(seen.run, seen.status) for label, seen in chosen.items()}
+    runs = [
+        ComparedRun(label, seen.state, compared_options(seen.run, seen.status), seen.status)
+        for label, seen in chosen.items()
+    ]
     if options.seeds:
-        groups = _seed_groups(chosen, tables)
-        if options.json:
-            print(to_json({"groups": groups}))
-        else:
-            print_out("\n".join(_seed_table(groups)))
+        groups = _seed_groups(chosen, group_runs(runs))
+        print(to_json({"groups": groups})) if options.json else print_out("\n".join(_seed_table(groups)))
         return 0
-    if len(chosen) < 2:
+    if len(runs) < 2:
         raise UsageError("ppo-unified compare: expected at least two different runs (with --seeds, one run is enough)")
-    chosen_options = find_differences(list(tables.values()))
     if options.json:
-        by_option = {key: {label: tables[label].get(key) for label in chosen} for key in chosen_options}
+        different = find_differences([run.options for run in runs])
+        by_option = {key: {run.name: run.options.get(key) for run in runs} for key in different}
         print(to_json({"options": by_option, "runs": {label: _scores(seen) for label, seen in chosen.items()}}))
         return 0
-    lines = difference_lines(tables, output_width(), can_color(sys.stdout))
-    print_out("\n".join([*lines, "", *_score_table(chosen)]))
+    color = can_color(sys.stdout)
+    parts = []
+    for title, lines in compare(runs, output_width(), color, PAINT):
+        heading = [apply_style(line, BOLD if color else "") for line in wrap_text(title, output_width())]
+        parts.append("\n".join([*heading, *lines]))
+    print_out("\n\n".join(parts))
     return 0
 
 
@@ -59,71 +62,40 @@ def _scores(seen: Snapshot) -> dict[str, Any]:
     return {"state": json_state(seen)} | {key: getattr(status, key) for key in keys} | {"greedy": True}
 
 
-def _score_table(chosen: Mapping[str, Snapshot]) -> list[str]:
-    rows = []
-    for label, (_, status, state) in chosen.items():
-        rows.append(
-            {
-                "run": label,
-                "state": clean(state),
-                "step": f"{status.step:,}",
-                "score (greedy)": format_number(status.score),
-                "best (greedy)": format_number(status.best_score),
-                "solved at": "-" if status.solved_step is None else f"{status.solved_step:,}",
-                "elapsed": format_duration(status.elapsed_s),
-            }
-        )
-    return format_table(rows, can_color(sys.stdout), PAINT)
+def _seed_groups(chosen: Mapping[str, Snapshot], groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return the statistics of each group as a dict.
 
-
-def _seed_groups(chosen: Mapping[str, Snapshot], tables: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Group the runs that differ only in the seed.
-
-    Only one run per seed is counted. The options of a group are those in which it differs from the other groups with
-    the same preset.
+    The options of a group are those in which it differs from the other groups with the same preset.
     """
-    by_options: dict[str, list[str]] = {}
-    for label, options in tables.items():
-        by_options.setdefault(seedless_key(options), []).append(label)
-    groups = []
-    for labels in by_options.values():
-        preset = chosen[labels[0]].status.preset
-        rivals = [tables[other[0]] for other in by_options.values() if chosen[other[0]].status.preset == preset]
-        by_seed = one_run_per_seed({label: (chosen[label].status, tables[label]) for label in labels})
-        used = [label for label in labels if label in by_seed.values()]
-        members = [chosen[label].status for label in used]
-        groups.append(
+    presets = [chosen[group.runs[0].name].status.preset for group in groups]
+    found = []
+    for preset, group in zip(presets, groups, strict=True):
+        rivals = [other.runs[0].options for other, name in zip(groups, presets, strict=True) if name == preset]
+        used = [run.name for run in group.counted]
+        found.append(
             {
                 "preset": preset,
-                "options": {key: tables[labels[0]].get(key) for key in find_differences(rivals) if key != "seed"},
+                "options": {key: group.runs[0].options.get(key) for key in find_differences(rivals) if key != "seed"},
                 "runs": used,
-                "repeated_runs": [label for label in labels if label not in used],
-                "seeds": sorted(by_seed),
+                "repeated_runs": [run.name for run in group.runs if run.name not in used],
+                "seeds": sorted(run.results.seed for run in group.counted),
                 "greedy": True,
             }
-            | {
-                key: _statistics([getattr(one, key) for one in members])
-                for key in ("score", "best_score", "solved_step")
-            }
+            | {key: _describe(group.statistics(key)) for key in ("score", "best_score", "solved_step")}
         )
-    return groups
+    return found
 
 
-def _statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    """Return the mean, sample standard deviation, minimum, maximum and count of the finite values.
-
-    A single value has no standard deviation.
-    """
-    finite = [value for value in values if value is not None and math.isfinite(value)]
-    if not finite:
-        return {"mean": None, "std": None, "min": None, "max": None, "runs": 0}
-    spread = stdev(finite) if len(finite) > 1 else None
-    return {"mean": mean(finite), "std": spread, "min": min(finite), "max": max(finite), "runs": len(finite)}
+def _describe(statistics: Statistics) -> dict[str, Any]:
+    average, spread, values = statistics
+    ends = {"min": min(values, default=None), "max": max(values, default=None)}
+    return {"mean": average, "std": spread, **ends, "runs": len(values)}
 
 
 def _seed_table(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = format_table([_group_cells(group) for group in groups], can_color(sys.stdout))
-    lines += ["", "mean +- standard deviation (n = number of seeds that have a value; one run per seed)"]
+    lines += ["", "score, best: the last and the best greedy evaluation of each run"]
+    lines += ["mean +- standard deviation (n = number of seeds that have a value; one run per seed)"]
     for group in groups:
         if repeated := group["repeated_runs"]:
             lines.append(f"not counted, because another run has the same options and seed: {', '.join(repeated)}")

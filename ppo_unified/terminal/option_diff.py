@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ppo_unified.text import BOLD, apply_style, clean, format_table, max_display_width
+from ppo_unified.terminal.chat import wrap_text
+from ppo_unified.text import BOLD, apply_style, clean, display_width, format_table, max_display_width
 
+GAP = "   "  # between two values in one line
 Options = Mapping[str, Any]  # dotted keys, as returned by `query.flatten`
 
 
@@ -29,26 +31,50 @@ def seedless_key(options: Options) -> str:
 def difference_lines(tables: Mapping[str, Options], width: int, color: bool = False) -> list[str]:
     """Format the options in which runs differ, in lines of at most `width` columns if possible.
 
-    The result is a table with one line per option. If this table is too wide, the result is a table with one line per
-    run. If that is also too wide, each value has its own line.
+    The result is a table with one column per run. If this table is too wide, each option is followed by its values and,
+    after each value, the runs that have it.
     """
-    chosen = find_differences(list(tables.values()))
-    if not chosen:
+    if not find_differences(list(tables.values())):
         return ["the options are the same"]
+    lines = options_by_run(tables, color)
+    return lines if max_display_width(options_by_run(tables)) <= width else _runs_by_value(tables, width, color)
+
+
+def options_by_run(tables: Mapping[str, Options], color: bool = False) -> list[str]:
+    """Return a table with one line per option in which the runs differ, and one column per run."""
     option_head, *runs = _make_distinct(["option", *map(clean, tables)])
-    run_head, *names = _make_distinct(["run", *map(clean, chosen)])
-    values = [[format_option(options.get(key)) for key in chosen] for options in tables.values()]
-    cells = {run: dict(zip(names, row, strict=True)) for run, row in zip(runs, values, strict=True)}
-    by_option = [{option_head: key} | {run: row[key] for run, row in cells.items()} for key in names]
-    by_run = [{run_head: run} | row for run, row in cells.items()]
-    for rows in (by_option, by_run):
-        if max_display_width(format_table(rows)) <= width:
-            return format_table(rows, color)
-    widest = max_display_width(list(cells))
+    rows = []
+    for key in find_differences(list(tables.values())):
+        values = [format_option(options.get(key)) for options in tables.values()]
+        rows.append({option_head: clean(key)} | dict(zip(runs, values, strict=True)))
+    return format_table(rows, color) if rows else []
+
+
+def _runs_by_value(tables: Mapping[str, Options], width: int, color: bool) -> list[str]:
+    """Return the options in which runs differ. Each value is followed by the runs that have it."""
+    chosen = find_differences(list(tables.values()))
+    indent = max(display_width(clean(key)) for key in chosen) + 2
+    indent = indent if indent <= width // 2 else 2  # if the names are too wide, the values are below them
     lines = []
-    for key in names:
-        lines.append(apply_style(key, BOLD if color else ""))
-        lines += [f"  {run}{' ' * (widest - max_display_width([run]))}  {row[key]}" for run, row in cells.items()]
+    for key in chosen:
+        runs: dict[str, list[str]] = {}
+        for run, options in tables.items():
+            runs.setdefault(format_option(options.get(key)), []).append(clean(run))
+        texts = [f"{'not set' if value == '-' else value}: {', '.join(names)}" for value, names in runs.items()]
+        rows = [" " * indent + line for line in _pack(texts, max(1, width - indent))]
+        name = apply_style(clean(key), BOLD if color else "")
+        lines += [name, *rows] if indent == 2 else [name + rows[0][display_width(clean(key)) :], *rows[1:]]
+    return lines
+
+
+def _pack(texts: Iterable[str], width: int) -> list[str]:
+    """Place as many texts on each line as fit. A text that is too wide is wrapped."""
+    lines: list[str] = []
+    for text in texts:
+        if lines and display_width(lines[-1] + GAP + text) <= width:
+            lines[-1] += GAP + text
+        else:
+            lines += wrap_text(text, width)
     return lines
 
 

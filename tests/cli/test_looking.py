@@ -403,14 +403,18 @@ def test_show_follows_running_run_on_terminal(folder: Path, end: str) -> None:
 # --- compare
 
 
-def test_compare_shows_differences_then_scores(run_command: Any) -> None:
+def test_compare_shows_results_then_differences(run_command: Any) -> None:
     code, out, err = run_command("compare", "base-s1", "fast")
     assert (code, err) == (0, "")
-    options, scores = out.split("\n\n")
-    assert rows(options) == {"option": ["option", "base-s1", "fast"], "optim.lr": ["optim.lr", "0.002", "0.01"]}
-    assert re.split("  +", scores.splitlines()[0])[3:5] == ["score (greedy)", "best (greedy)"]
-    assert rows(scores)["base-s1"] == ["base-s1", "finished", "400", "450", "480", "300", "2.0", "s"]
-    assert rows(scores)["fast"][1:6] == ["finished", "300", "-", "50", "-"]
+    head, results, options = out.split("\n\n")
+    assert head == "Comparison of 2 runs"
+    assert options.startswith("Options that differ: 1; equal options: ")
+    assert rows(options)["option"] == ["option", "base-s1", "fast"]
+    assert rows(options)["optim.lr"] == ["optim.lr", "0.002", "0.01"]
+    assert re.split("  +", results.splitlines()[1])[3:5] == ["score (greedy)", "best (greedy)"]
+    assert rows(results)["base-s1"] == ["base-s1", "finished", "400", "450", "480", "300", "2.0", "s"]
+    assert rows(results)["fast"][1:6] == ["finished", "300", "-", "50", "-"]
+    assert "score, best: the last and the best greedy evaluation." in results
 
 
 def test_compare_json_lists_differences_and_scores(run_command: Any) -> None:
@@ -428,22 +432,27 @@ def test_compare_json_lists_differences_and_scores(run_command: Any) -> None:
 def test_compare_shows_option_missing_from_one_run(run_command: Any, folder: Path) -> None:
     path = folder / "fast" / "config.toml"
     path.write_text(path.read_text().replace("lr = 0.01\n", "") + "\n[extra]\nflag = true\n")
-    options = rows(run_command("compare", "base-s1", "fast")[1].split("\n\n")[0])
+    options = rows(run_command("compare", "base-s1", "fast")[1].split("\n\n")[-1])
     assert options["optim.lr"] == ["optim.lr", "0.002", "-"]
     assert options["extra.flag"] == ["extra.flag", "-", "true"]
 
 
-def test_compare_transposes_a_table_that_is_too_wide(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_replaces_names_that_do_not_fit_by_letters(run_command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, wide, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
-    assert wide.startswith("option")
-    monkeypatch.setattr("ppo_unified.cli.compare.output_width", lambda: 42)
+    assert "option" in rows(wide)
+    assert "Comparison of 5 runs in 3 groups; the runs of a group differ only in the seed" in wide
+    assert "base-s1 ... s2  " in wide
+    monkeypatch.setattr("ppo_unified.cli.compare.output_width", lambda: 71)
     _, narrow, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
-    assert narrow.split("\n")[0].split() == ["run", "seed", "ppo.clip", "optim.lr"]
+    assert narrow.split("\n")[2:5] == ["A  base-s1, broken, base-s2", "B  fast", "C  gone"]
+    assert max(map(len, narrow.split("\n"))) <= 71
 
 
 def test_compare_reports_equal_runs_and_needs_two(run_command: Any, folder: Path) -> None:
     make(folder, "twin", [1.0], {"seed": 1})
-    assert run_command("compare", "base-s1", "twin")[1].startswith("the options are the same\n")
+    assert run_command("compare", "base-s1", "twin")[1].startswith(
+        "Comparison of 2 runs with the same options and seed"
+    )
     for names in (["base-s1"], ["base-s1", "base-s1"]):
         code, out, err = run_command("compare", *names)
         assert (code, out) == (2, "")
@@ -465,7 +474,11 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
         "cartpole optim.lr=0.002", "2", "475 +- 35.36 (n=2)", "490 +- 14.14 (n=2)", "2 of 2", "350 +- 71 (n=2)"
     ]  # fmt: skip
     assert re.split("  +", out[2])[2:] == ["-", "50 (n=1)", "0 of 1", "-"]
-    assert out[3:] == ["", "mean +- standard deviation (n = number of seeds that have a value; one run per seed)"]
+    assert out[3:] == [
+        "",
+        "score, best: the last and the best greedy evaluation of each run",
+        "mean +- standard deviation (n = number of seeds that have a value; one run per seed)",
+    ]
     assert run_command("compare", "--seeds", "base-s1")[0] == 0
 
 
@@ -488,8 +501,8 @@ def test_compare_shows_the_source_of_a_run(run_command: Any, folder: Path) -> No
     source = {"run": "cp", "step": 1490, "score": 9.0, "checkpoint": "/runs/cp/checkpoints/000000001490"}
     for seed in (1, 2):
         make(folder, f"cp-s{seed}", [1.0], {"seed": seed}, started=20.0, score=100.0, init=source)
-    options = rows(run_command("compare", "base-s1", "cp-s1")[1].split("\n\n")[0])
-    assert options == {"option": ["option", "base-s1", "cp-s1"], "init": ["init", "-", "cp,", "step", "1,490"]}
+    options = rows(run_command("compare", "base-s1", "cp-s1")[1].split("\n\n")[-1])
+    assert options["init"] == ["init", "-", "cp,", "step", "1,490"]
     document = json.loads(run_command("compare", "base-s1", "cp-s1", "--json")[1])
     assert document["options"] == {"init": {"base-s1": None, "cp-s1": "cp, step 1,490"}}
     named = ["compare", "--seeds", "base-s1", "base-s2", "cp-s1", "cp-s2"]

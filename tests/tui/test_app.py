@@ -38,6 +38,7 @@ from tui.new_run.form import Form
 from tui.new_run.picker import Picker
 from tui.pacing import TYPING_S, Pacer
 from tui.palette import ActionProvider
+from tui.runs.compare_screen import CompareScreen
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
@@ -171,6 +172,7 @@ def screen_text(app: Terminal) -> str:
         ("metric", [MetricScreen]),
         ("run", [RunPage]),
         ("watch", [WatchScreen]),
+        ("compare", [CompareScreen]),
         ("picker", [Picker]),
         ("form", [Form]),
     ],
@@ -183,7 +185,7 @@ def test_every_action_has_a_method_in_its_places(place: Place, classes: list[typ
 
 def test_no_key_is_bound_twice_in_one_place() -> None:
     together: list[tuple[Place, ...]] = [("runs", "control", "charts", "app"), ("run", "control", "charts")]
-    together += [("watch",), ("picker",), ("form",)]
+    together += [("watch",), ("compare",), ("picker",), ("form",)]
     for places in together:
         keys = [key for action in ACTIONS if action.place in places for key in action.keys.split(",")]
         assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)
@@ -404,16 +406,33 @@ def test_standard_metrics_come_first(runs: Path) -> None:
     drive(runs, act)
 
 
-def test_compare_screen_shows_differing_options(runs: Path) -> None:
+def test_compare_screen_shows_results_and_differing_options(runs: Path) -> None:
+    folder = runs / "CartPole-v1__ppo__1"
+    folder.mkdir()
+    writer = EventWriter(folder)
+    writer.scalars(1, {"charts/episodic_return": 1.0})
+    writer.close()
+
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("c")
         assert "Mark at least two runs" in notifications(app)
         await pilot.press("a", "c")
-        assert isinstance(app.screen, TextDialog)
-        assert "optim.lr" in screen_text(app)
-        assert re.search(r"optim\.lr .* 0\.0005", screen_text(app))
-        assert "env_id" not in screen_text(app)
-        await pilot.press("escape")
+        assert isinstance(app.screen, CompareScreen)
+        shown = screen_text(app)
+        assert "Comparison of 3 runs" in shown
+        assert "Not compared, because another program wrote them: CartPole-v1__ppo__1" in shown
+        assert re.search(r"optim\.lr .* 0\.0005", shown)
+        assert "env_id" not in shown
+        assert re.search(r"alpha ... beta +various +1,000 +350 ", shown)
+        assert re.search(r"gamma +failed +1,000 +- ", shown)
+        await pilot.press("D", "end")
+        await wait_until(pilot, lambda: re.search(r"gym\.env_id +CartPole-v1", screen_text(app)))
+        await pilot.press("D")
+        status = Run(runs / "gamma").read_status()
+        status.step = 7654
+        Run(runs / "gamma").write_status(status)
+        await wait_until(pilot, lambda: "7,654" in screen_text(app))
+        await pilot.press("q")
         assert isinstance(app.screen, RunsScreen)
 
     drive(runs, act)
@@ -502,7 +521,7 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         await pilot.press("space", "c")
         assert "Logs of other programs have no options." in notifications(app)
         await pilot.press("a", "c")  # compare the other runs
-        assert isinstance(app.screen, TextDialog)
+        assert isinstance(app.screen, CompareScreen)
         assert re.search(r"optim\.lr .* 0\.0005", screen_text(app))
         assert "cannot read the file" not in notifications(app)
 

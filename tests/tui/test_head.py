@@ -100,8 +100,10 @@ def test_differences_handle_header_names_and_empty_text() -> None:
 
 def test_differences_fit_any_width() -> None:
     tables = {f"run-{number}": {"seed": number, "optim.lr": 0.1, "ppo.clip": number / 10} for number in range(6)}
-    for width, first in ((80, "option"), (30, "run"), (16, "seed")):
+    for width, first in ((80, "option"), (30, "seed"), (16, "seed")):
         lines = difference_lines(tables, width)
         assert lines[0].split()[0] == first
         assert max(map(len, lines)) <= width
         assert "optim.lr" not in "\n".join(lines)
+    clip = difference_lines({name: {"ppo.clip": 0.1 if name in "ab" else ""} for name in "abc" * 2}, 12)
+    assert clip == ["ppo.clip", "  0.1: a, b", "  not set: c"]

@@ -10,14 +10,12 @@ from textual.binding import BindingType
 from textual.containers import Container
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import Run
-from ppo_unified.runs.query import compared_options, parse
-from ppo_unified.terminal.option_diff import difference_lines
+from ppo_unified.runs.query import parse
 from ppo_unified.text import clean
 from tui.actions import Place, actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.charts.settings import LEAST_WIDTH, Settings
-from tui.dialogs import PromptDialog, TextDialog
+from tui.dialogs import PromptDialog
 from tui.runs.detail_pane import DetailPane
 from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.option_columns import MOST as MOST_OPTIONS
@@ -322,13 +320,12 @@ class RunsScreen(RunActions):
             text = f"Mark at least two runs (space) to compare their options.{note}"
             self.notify(text, severity="warning", markup=False)
             return
+        from tui.runs.compare_screen import CompareScreen  # imported late to show the first screen sooner
+
         try:
-            tables = {entry.key: compared_options(Run(entry.path), entry.status) for entry in own}
+            self.app.push_screen(CompareScreen(self.store, own, [entry for entry in drawn if entry.foreign]))
         except UsageError as error:
             self.services.show_error(str(error))
-            return
-        lines = difference_lines(tables, TextDialog.text_width(self.size.width))
-        self.app.push_screen(TextDialog("Options that differ", "\n".join(lines)))
 
     # actions on the charts, regardless of the focus
 
