@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -126,6 +127,30 @@ def test_picker_opens_the_target_under_its_cursor(size: tuple[int, int], tmp_pat
         assert not isinstance(app.screen, Picker)
 
     drive(work, tmp_path, size)
+
+
+@pytest.mark.parametrize("height", [24, 40])
+def test_wide_picker_describes_the_target_beside_the_list(height: int, tmp_path: Path) -> None:
+    """Nothing is cut without a sign: a description that is too long ends with the number of hidden lines."""
+
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.open_picker()
+        await pilot.pause()
+        lines = screen_lines(app)
+        assert any("cartpole" in line[:24] and "cartpole" in line[70:] for line in lines)
+        assert any(line[70:].split() == ["optim.lr", "0.002", "(0.0003)"] for line in lines)
+        await pilot.press(*"sentiment")
+        await pilot.pause()
+        shown = "\n".join(line[70:] for line in screen_lines(app))
+        hidden = re.search(r"\.\.\. and (\d+) more lines", shown)
+        assert (hidden is not None) == (height == 24)
+        assert ("sentiment-gold" in shown) == (height == 40)
+        await pilot.press(*["backspace"] * 9, *"no.toml")
+        await pilot.pause()
+        assert "no.toml: file not found" in "\n".join(screen_lines(app))
+        await pilot.press("escape")
+
+    drive(work, tmp_path, (120, height))
 
 
 @pytest.mark.parametrize("target", ["Foo-v1", "ALE/Pong-v5", "my.module:Foo-v0", "llm"])

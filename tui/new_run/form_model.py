@@ -67,7 +67,7 @@ class Field(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """An option whose value differs from the target's."""
+    """An option whose value differs from the target's, or whose value in the target differs from the default."""
 
     option: str
     before: str
@@ -129,6 +129,18 @@ def recipes_for(target: str) -> list[tuple[str, str]]:
     """Return the name and title of each recipe that applies to a target."""
     kind = _load(target, "").config.kind
     return [(recipe.name, recipe.title) for recipe in all_recipes() if recipe.kind == kind]
+
+
+def preset_options(target: str) -> list[Difference]:
+    """Return the options that a target sets to other values than the schema's defaults. Raises UsageError."""
+    config = _load(target, "").config
+    found = []
+    for option, value in config.flatten().items():
+        owner, name = config.owner(option)
+        if option not in RECORDS and not owner.is_default(name):
+            default = type(owner).model_fields[name].get_default(call_default_factory=True)
+            found.append(Difference(option, format_value(default), format_value(value)))
+    return found
 
 
 def _load(target: str, recipe: str) -> _Target:

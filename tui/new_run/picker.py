@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
 from textual.content import Content
 from textual.events import Resize
 from textual.screen import Screen
@@ -16,6 +17,7 @@ from textual.widgets.option_list import Option
 
 from ppo_unified.config.presets import is_file
 from ppo_unified.errors import UsageError
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, pad
 from tui.actions import Place, bindings
 from tui.new_run import form_model
@@ -23,7 +25,8 @@ from tui.new_run.form_model import TargetChoice
 from tui.status_row import StatusRow
 
 NAME = 24  # columns of the target names
-WIDE = 110  # minimum width of the screen to show score and time beside the title
+BESIDE = 120  # minimum width of the screen to show the description beside the list
+OTHER_LINES = 5  # lines of the screen above and below the description
 
 
 class SearchBox(Input):
@@ -43,6 +46,7 @@ class Picker(Screen[None]):
         Binding("pageup", "move('page_up')", "Page up", show=False),
         Binding("pagedown", "move('page_down')", "Page down", show=False),
     ]
+    HORIZONTAL_BREAKPOINTS = [(0, "-stacked"), (BESIDE, "-beside")]  # noqa: RUF012 - as Textual declares it
     places: tuple[Place, ...] = ("picker",)
 
     def __init__(self, open_form: Callable[[str], None]) -> None:
@@ -56,8 +60,9 @@ class Picker(Screen[None]):
         yield SearchBox(placeholder="Search, or type an environment id or a file", compact=True)
         choices = OptionList(compact=True, markup=False)
         choices.can_focus = False
-        yield choices
-        yield Static(id="about", markup=False)
+        with Container(id="panes"):
+            yield choices
+            yield Static(id="about", markup=False)
         yield StatusRow()
 
     def on_mount(self) -> None:
@@ -77,17 +82,23 @@ class Picker(Screen[None]):
     def _draw(self, cursor: int | None) -> None:
         choices = self.query_one(OptionList)
         choices.clear_options()
-        choices.add_options([Option(_line(choice, self.size.width)) for choice in self.shown])
+        choices.add_options([Option(_line(choice, self._list_width)) for choice in self.shown])
         choices.highlighted = cursor if self.shown else None
         if not self.shown:
             self._show_text(
                 "No match. To use another target, type an id such as Name-v1 or a path such as a.toml or my_env.py."
             )
 
-    def _show_text(self, text: str, problem: bool = False) -> None:
+    @property
+    def _list_width(self) -> int:
+        """The columns of the list, without those of the description beside it."""
+        width = self.size.width
+        return width if width < BESIDE else width - width * 2 // 5
+
+    def _show_text(self, text: Content | str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)
         about.set_class(problem, "-problem")
-        about.update(Content(text))
+        about.update(Content(text) if isinstance(text, str) else text)
 
     def on_resize(self, event: Resize) -> None:
         if self.shown:
@@ -98,9 +109,11 @@ class Picker(Screen[None]):
 
     def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
         if choice := self.current:
-            expected = [f"Expected score: {clean(choice.score)}"] if choice.score else []
-            expected += [f"Time: {clean(choice.time)}"] if choice.time else []
-            self._show_text("\n".join([clean(choice.title), *expected]))
+            if self.size.width < BESIDE:
+                self._show_text("\n".join([clean(choice.title), *_expectation(choice)]))
+            else:
+                room = self.size.width - self._list_width - 3
+                self._show_text(_description(choice, room, self.size.height - OTHER_LINES))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         self.action_choose()
@@ -144,6 +157,31 @@ def match_choices(choices: list[TargetChoice], text: str) -> list[TargetChoice]:
     return found
 
 
+def _expectation(choice: TargetChoice) -> list[str]:
+    score = [f"Expected score: {clean(choice.score)}"] if choice.score else []
+    return score + ([f"Time: {clean(choice.time)}"] if choice.time else [])
+
+
+def _description(choice: TargetChoice, width: int, height: int) -> Content:
+    """Describe a target in at most `height` lines: what it is, and the options that it sets."""
+    lines = wrap_text("\n".join([choice.title, "", *_expectation(choice)]), width)
+    try:
+        options = form_model.preset_options(choice.target) if choice.target else []
+    except UsageError as error:
+        lines += wrap_text(str(error), width)
+        options = []
+    if options:
+        lines += ["", "Options that it sets (default):"]
+        widest = max(len(option) for option, _, _ in options)
+        for option, before, after in options:
+            default = f" ({clean(before) or 'not set'})"
+            lines += wrap_text(f"  {option:<{widest}}  {clean(after) or 'not set'}{default}", width)
+    lines = [clean(choice.target), *lines] if choice.target else lines
+    if len(lines) > height:
+        lines[height - 1 :] = [f"... and {len(lines) - height + 1} more lines"]
+    return Content.assemble((lines[0], "bold"), "\n", "\n".join(lines[1:]))
+
+
 def _words(choice: TargetChoice) -> str:
     return f"{choice.target} {choice.title} {choice.score} {choice.time}".lower()
 
@@ -155,9 +193,4 @@ def _is_subsequence(name: str, letters: str) -> bool:
 
 def _line(choice: TargetChoice, width: int) -> Content:
     name = Content.styled(pad(clean(choice.target or "..."), NAME), "bold")
-    score, time = (width // 8, width // 6) if width >= WIDE else (0, 0)
-    title = max(8, width - NAME - 5 - sum(cells + 2 for cells in (score, time) if cells))
-    cells = [
-        pad(clean(text), room) for text, room in ((choice.title, title), (choice.score, score), (choice.time, time))
-    ]
-    return Content.assemble(name, " ", "  ".join(cells).rstrip())
+    return Content.assemble(name, " ", pad(clean(choice.title), max(8, width - NAME - 5)).rstrip())
