@@ -290,6 +290,41 @@ def test_invalid_value_is_shown_below_field_and_blocks_start(size: tuple[int, in
     drive(work, tmp_path, size)
 
 
+def test_wide_form_explains_the_option_beside_open_sections(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form()
+        await wait_until(pilot, lambda: "ppo" in screen.options.opened)
+        lines = screen_lines(app)
+        assert any(line.startswith(" + policy ") for line in lines)  # all headings are visible
+        assert any(line.startswith(" ppo.dual_clip ") for line in lines)
+        await move_to(pilot, screen, "ppo.gamma")
+        await write(pilot, "1.5")
+        error = "ppo.gamma: expected a number >= 0 and <= 1, got '1.5'"
+        await wait_until(pilot, lambda: error in " ".join(static_text(screen, "about").split()))
+        beside = " ".join(line[150:].strip() for line in screen_lines(app))
+        for text in ("discount factor per step", "a number >= 0 and <= 1", "default: 0.98", "value: 1.5", "got '1.5'"):
+            assert text in beside, text
+        await pilot.press("ctrl+z")
+        await wait_until(pilot, lambda: "expected" not in static_text(screen, "about"))
+
+    drive(work, tmp_path, (200, 60))
+
+
+def test_long_explanation_is_complete_and_keeps_the_option_visible(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("sentiment")
+        await pilot.press("tab", "tab", *["down"] * 25)  # beyond the last visible line
+        for option in ("llm.reward", "seed", "threads"):
+            screen.options.go_to(option)
+            await pilot.pause()
+            lines = [" ".join(line.split()) for line in screen_lines(app)]
+            explained = " ".join(lines)
+            assert f"Default: {screen.options.fields[option].default}" in explained, option
+            assert any(line.startswith(f"{option} {screen.options.text(option)}") for line in lines), option
+
+    drive(work, tmp_path)
+
+
 def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()

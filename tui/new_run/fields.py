@@ -67,6 +67,7 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
 
     def on_resize(self, event: Resize) -> None:
         self.owner.rebuild_lines()
+        self.owner.scroll_to_cursor()  # a long explanation below the lines may have covered it
 
     def on_click(self, event: Click) -> None:
         self.owner.click(round(self.scroll_y) + event.y, event.x)
@@ -123,6 +124,16 @@ class Fields(Widget):
             for name, field in fields.items():
                 if name not in self.above:
                     self.sections.setdefault(field.section, []).append(name)
+
+    def open_sections_that_fit(self) -> None:
+        """Open the first sections if the height suffices for their options and for all section headings."""
+        room = self.lines.size.height - len(self.shown)
+        for section, options in self.sections.items():
+            room -= len(options)
+            if room < 0:
+                break
+            self.opened.add(section)
+        self.rebuild_lines()
 
     # values
 
@@ -274,13 +285,13 @@ class Fields(Widget):
 
     def take_focus(self) -> None:
         """Focus the input box if the option accepts text, otherwise the lines."""
-        self._scroll_to_cursor()
+        self.scroll_to_cursor()
         self.place_editor()
         self.screen.set_focus(self.editor if self.editor.display else self.lines)
         self.lines.refresh()
         self.post_message(self.Moved())
 
-    def _scroll_to_cursor(self) -> None:
+    def scroll_to_cursor(self) -> None:
         """Scroll so that the current option and its error are visible."""
         last = self.cursor
         while last + 1 < len(self.shown) and self.shown[last + 1].kind == "problem":

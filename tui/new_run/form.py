@@ -12,7 +12,7 @@ from typing import ClassVar
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Container, Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen, Screen
 from textual.timer import Timer
@@ -28,6 +28,7 @@ from tui.new_run.fields import Fields
 from tui.new_run.form_model import NAME, RECIPE, Field, Verdict
 from tui.status_row import StatusRow
 
+BESIDE = 150  # minimum width of the screen to explain the option beside the list
 WAIT_S = 0.1  # delay between a key press and the validation
 NAME_FIELD = Field(
     NAME,
@@ -57,6 +58,7 @@ class Form(Screen[None]):
         Binding("up", "app.focus_previous", "Previous field", show=False),
         Binding("down", "app.focus_next", "Next field", show=False),
     ]
+    HORIZONTAL_BREAKPOINTS = [(0, "-stacked"), (BESIDE, "-beside")]  # noqa: RUF012 - as Textual declares it
     places: tuple[Place, ...] = ("form",)
 
     def __init__(
@@ -85,8 +87,9 @@ class Form(Screen[None]):
             yield Button("Start", id="start", variant="primary", compact=True)
             yield Input(placeholder="/  search options", id="search", compact=True)
             yield Static(id="recipe")
-        yield self.options
-        yield Static(id="about")
+        with Container(id="panes"):
+            yield self.options
+            yield Static(id="about")
         with VerticalScroll(id="bar", can_focus=False):
             yield Static(id="verdict")
             yield Static(id="command")
@@ -96,6 +99,7 @@ class Form(Screen[None]):
         self._load()
         self.query_one("#start").focus()
         self.check_options()
+        self.call_after_refresh(self.options.open_sections_that_fit)
 
     def _load(self) -> None:
         """Load the options of the target and the recipe. `check_options` reports errors."""
@@ -136,6 +140,7 @@ class Form(Screen[None]):
         self._show("recipe", Content(f"recipe: {clean(self.recipe) or 'none'}"))
         self._show("verdict", self._verdict_text())
         self._show("command", Content(f"$ {clean(self.verdict.command)}" if self.verdict.good else ""))
+        self._describe_option()
 
     def _show(self, name: str, content: Content) -> None:
         """Update a text only if it has changed, because an update causes a new layout of the screen."""
@@ -161,7 +166,6 @@ class Form(Screen[None]):
         """Show why the started process failed, until the input changes."""
         self._start_error, self.waiting = text, False
         self._paint()
-        self._describe_option()
         self.app.bell()
 
     # the focused option
@@ -174,12 +178,20 @@ class Form(Screen[None]):
     def on_descendant_focus(self) -> None:
         self._describe_option()
 
+    def on_resize(self) -> None:
+        self._describe_option()
+
     def _describe_option(self) -> None:
         option = self.option
-        about = (
-            "Enter starts the run; Tab and the arrow keys select an option." if option is None else _short_help(option)
-        )
-        self._show("about", Content(about))
+        if option is None:
+            about = Content("Enter starts the run; Tab and the arrow keys select an option.")
+        elif self.size.width < BESIDE:
+            about = Content(_short_help(option))
+        else:
+            problem = clean(self.verdict.problems.get(option.name, ""))
+            current = f"  value: {_shown(self.options.text(option.name))}"
+            about = Content.assemble(_full_help(option), "\n", current, "\n\n", (problem, "$text-error"))
+        self._show("about", about)
 
     def explain(self) -> str | None:
         """Return the description of the focused option for the help dialog."""

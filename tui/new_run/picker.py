@@ -174,8 +174,7 @@ def _description(choice: TargetChoice, width: int, height: int) -> Content:
         lines += ["", "Options that it sets (default):"]
         widest = max(len(option) for option, _, _ in options)
         for option, before, after in options:
-            default = f" ({clean(before) or 'not set'})"
-            lines += wrap_text(f"  {option:<{widest}}  {clean(after) or 'not set'}{default}", width)
+            lines += wrap_text(f"  {option:<{widest}}  {clean(after) or '-'} ({clean(before) or '-'})", width)
     lines = [clean(choice.target), *lines] if choice.target else lines
     if len(lines) > height:
         lines[height - 1 :] = [f"... and {len(lines) - height + 1} more lines"]
