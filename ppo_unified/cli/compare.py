@@ -12,6 +12,7 @@ from ppo_unified.cli.run_table import PAINT, Snapshot, json_state, label_runs, o
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
 from ppo_unified.runs.query import compared_options
+from ppo_unified.runs.seeds import one_run_per_seed
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.comparison import ComparedRun, Group, Statistics, compare, group_runs
 from ppo_unified.terminal.option_diff import find_differences, format_option
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
         for label, seen in chosen.items()
     ]
     if options.seeds:
-        groups = _seed_groups(chosen, group_runs(runs))
+        groups = _seed_groups(chosen, group_runs(runs, one_run_per_seed))
         print(to_json({"groups": groups})) if options.json else print_out("\n".join(_seed_table(groups)))
         return 0
     if len(runs) < 2:
@@ -49,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     color = can_color(sys.stdout)
     parts = []
-    for title, lines in compare(runs, output_width(), color, PAINT):
+    for title, lines in compare(group_runs(runs, one_run_per_seed), output_width(), color, PAINT):
         heading = [apply_style(line, BOLD if color else "") for line in wrap_text(title, output_width())]
         parts.append("\n".join([*heading, *lines]))
     print_out("\n\n".join(parts))
@@ -78,7 +79,7 @@ def _seed_groups(chosen: Mapping[str, Snapshot], groups: Sequence[Group]) -> lis
                 "options": {key: group.runs[0].options.get(key) for key in find_differences(rivals) if key != "seed"},
                 "runs": used,
                 "repeated_runs": [run.name for run in group.runs if run.name not in used],
-                "seeds": sorted(run.results.seed for run in group.counted),
+                "seeds": sorted(run.seed for run in group.counted),
                 "greedy": True,
             }
             | {key: _describe(group.statistics(key)) for key in ("score", "best_score", "solved_step")}

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import takewhile
 from statistics import mean, stdev
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import (
@@ -37,20 +37,28 @@ class Results(Protocol):
     best_score: float | None
     solved_step: int | None
     elapsed_s: float
-    started: float
 
 
 class ComparedRun(NamedTuple):
-    """A run with its state, its options and its results."""
+    """A run with its state, its options and its results. All names differ."""
 
     name: str
     state: str
     options: Options  # dotted keys, as returned by `query.compared_options`
     results: Results
 
+    @property
+    def seed(self) -> int:
+        seed = self.options.get("seed")
+        return seed if type(seed) is int else self.results.seed
+
+
+# {name: (results, options)} -> {seed: the name of the run that represents it}, such as `seeds.one_run_per_seed`
+OneRunPerSeed: TypeAlias = Callable[[Mapping[str, tuple[Any, Options]]], Mapping[int, str]]
+
 
 class Group(NamedTuple):
-    """Runs that differ only in the seed. `counted` contains one run per seed: the newest of those that have a score."""
+    """Runs that differ only in the seed. `counted` contains one run per seed."""
 
     runs: Sequence[ComparedRun]
     counted: Sequence[ComparedRun]
@@ -82,22 +90,21 @@ class Block(NamedTuple):
     lines: Sequence[str]
 
 
-def group_runs(runs: Sequence[ComparedRun]) -> list[Group]:
+def group_runs(runs: Sequence[ComparedRun], one_run_per_seed: OneRunPerSeed) -> list[Group]:
     """Group the runs that differ only in the seed, in the order of each group's first run. Sort each group by seed."""
     by_options: dict[str, list[ComparedRun]] = {}
     for run in runs:
         by_options.setdefault(seedless_key(run.options), []).append(run)
     groups = []
     for members in by_options.values():
-        members.sort(key=lambda run: run.results.seed)
-        by_age = sorted(members, key=lambda run: (run.results.score is not None, run.results.started))
-        newest = {run.results.seed: run for run in by_age}  # a later entry replaces an earlier one
-        groups.append(Group(members, [run for run in members if run is newest[run.results.seed]]))
+        members.sort(key=lambda run: run.seed)
+        used = set(one_run_per_seed({run.name: (run.results, run.options) for run in members}).values())
+        groups.append(Group(members, [run for run in members if run.name in used]))
     return groups
 
 
 def compare(
-    runs: Sequence[ComparedRun],
+    groups: Sequence[Group],
     width: int,
     color: bool = False,
     paint: Mapping[str, Mapping[str, str]] | None = None,
@@ -108,7 +115,7 @@ def compare(
     If the names of the runs do not fit beside their results and above their options, letters replace them. `paint` is
     the same as in `format_table`. If `show_equal` is true, the options that are equal in all runs are added.
     """
-    groups = group_runs(runs)
+    count = sum(len(group.runs) for group in groups)
     names, letters = [_group_name(group) for group in groups], [_letter(number) for number in range(len(groups))]
     for labels, compact in ((names, False), (names, True), (letters, False), (letters, True)):
         rows = _result_rows(groups, labels, labels is names, compact)
@@ -117,10 +124,10 @@ def compare(
         if max_display_width([*format_table(rows), *named_options]) <= width:
             break
     legend = _legend(groups, width) if labels is letters else []
-    head = f"Comparison of {len(runs)} runs"
+    head = f"Comparison of {count} runs"
     if len(groups) == 1:
         head += " that differ only in the seed" if len(groups[0].counted) > 1 else " with the same options and seed"
-    elif len(groups) < len(runs):
+    elif len(groups) < count:
         head += f" in {len(groups)} groups; the runs of a group differ only in the seed"
     results = Block("Results", [*format_table(rows, color, paint), *_notes(groups, width)])
     return [Block(head, legend), results, *_option_blocks(tables, width, color, show_equal)]
@@ -164,7 +171,7 @@ def _group_name(group: Group) -> str:
 
 
 def _group_options(group: Group) -> Options:
-    seeds = SEVERAL.join(str(run.results.seed) for run in group.counted)
+    seeds = SEVERAL.join(str(run.seed) for run in group.counted)
     return {**group.runs[0].options, **({"seed": seeds} if len(group.counted) > 1 else {})}
 
 
@@ -185,7 +192,7 @@ def _result_rows(groups: Sequence[Group], labels: Sequence[str], named: bool, co
     for label, group in zip(labels, groups, strict=True):
         rows.append(_result_row(label, group, several, compact))
         for run in group.runs if len(group.runs) > 1 else ():
-            name = clean(run.name) if named else f"seed {run.results.seed}"
+            name = clean(run.name) if named else f"seed {run.seed}"
             repeated = "" if run in group.counted else REPEATED
             rows.append(_result_row(f"  {name}{repeated}", Group([run], [run]), several, compact))
     return rows

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from ppo_unified.runs.folder import Status
+from ppo_unified.runs.seeds import one_run_per_seed
 from ppo_unified.terminal.comparison import ComparedRun, compare, group_runs
 from ppo_unified.text import display_width
 
@@ -32,13 +33,18 @@ NINE = [
 
 
 def text_of(runs: list[ComparedRun], width: int, **how: Any) -> str:
-    return "\n".join("\n".join([title, *lines]) for title, lines in compare(runs, width, **how))
+    return "\n".join(
+        "\n".join([title, *lines]) for title, lines in compare(group_runs(runs, one_run_per_seed), width, **how)
+    )
 
 
 @pytest.mark.parametrize("width", [77, 120, 200])
 def test_nine_runs_fit_any_width_and_nothing_is_lost(width: int) -> None:
     text = text_of(NINE, width)
-    assert max(display_width(line) for _, lines in compare(NINE, width) for line in lines) <= width
+    assert (
+        max(display_width(line) for _, lines in compare(group_runs(NINE, one_run_per_seed), width) for line in lines)
+        <= width
+    )
     assert text.startswith("Comparison of 9 runs in 6 groups;")
     for run in NINE:
         assert run.name in text.replace("\n   ", "")
@@ -67,7 +73,7 @@ def test_group_has_mean_and_deviation_of_one_run_per_seed() -> None:
         make_run("a-s2", 2, "stopped", score=30.0, best_score=float("inf"), started=1.0, elapsed_s=10.0),
         make_run("a-s3", 3, started=9.0),
     ]
-    (group,) = group_runs(runs)
+    (group,) = group_runs(runs, one_run_per_seed)
     assert [run.name for run in group.counted] == ["a-s1-2", "a-s2", "a-s3"]
     assert group.statistics("score") == (25.0, stdev([20.0, 30.0]), [20.0, 30.0])
     assert group.statistics("best_score") == (20.0, None, [20.0])

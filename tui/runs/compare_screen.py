@@ -11,14 +11,16 @@ from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.query import compared_options
-from ppo_unified.terminal.comparison import ComparedRun, compare
+from ppo_unified.runs.seeds import one_run_per_seed
+from ppo_unified.terminal.comparison import ComparedRun, compare, group_runs
 from ppo_unified.text import clean
 from tui.actions import Place, bindings
 from tui.runs.entries import Entry
+from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
 MARGIN = 3  # columns of the padding and the scrollbar
@@ -55,7 +57,7 @@ class CompareScreen(Screen[None]):
         yield Static(id="top", markup=False)
         with VerticalScroll():
             yield Static(id="comparison", markup=False)
-        yield Footer(compact=True, show_command_palette=False)
+        yield StatusRow()
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
@@ -72,7 +74,8 @@ class CompareScreen(Screen[None]):
 
     def _show(self) -> None:
         runs = [ComparedRun(key, e.state, self._options[key], e.status) for key, e in self._entries.items()]
-        first, *others = compare(runs, max(20, self.size.width - MARGIN), color=True, show_equal=self._show_equal)
+        groups, width = group_runs(runs, one_run_per_seed), max(20, self.size.width - MARGIN)
+        first, *others = compare(groups, width, color=True, show_equal=self._show_equal)
         lines = [f"Not compared, because another program wrote them: {self._skipped}", ""] if self._skipped else []
         lines += [*first.lines, ""] if first.lines else []
         for title, own in others:
