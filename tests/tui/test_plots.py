@@ -1047,6 +1047,16 @@ def test_export_writes_every_value_and_overwrites_nothing(tmp_path: Path) -> Non
     svg = ET.parse(picture).getroot()
     texts = [element.text for element in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert texts[0] == "eval/score (greedy) (log)"
+    facts = "x axis: step; y axis: logarithmic; smoothed with a moving average of weight 0.9; "
+    facts += "faint curves show the raw values"
+    assert facts in texts
+    title, description = (svg.findtext("{http://www.w3.org/2000/svg}" + name) for name in ("title", "desc"))
+    assert title == texts[0]
+    assert description is not None
+    assert facts in description
+    assert "greedy" in description.split("\n")[0]
+    assert list(rows[0]) == ["run", "step", "wall_time", "value", "group"]
+    assert {row["group"] for row in rows} == {""}
     assert set(app.source.keys) <= set(texts)
     paths = [element.get("d", "") for element in svg.iter("{http://www.w3.org/2000/svg}path")]
     long = [path for path in paths if path.count("L") > 100]

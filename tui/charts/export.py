@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import count
 from pathlib import Path
@@ -17,21 +18,43 @@ from ppo_unified.runs import metrics
 from ppo_unified.terminal.braille import MARKED, Columns, View
 from ppo_unified.terminal.ticks import Tick, log_ticks, plain_ticks
 from ppo_unified.text import clean, display_width
+from tui.charts.settings import AXIS_LABELS, Settings
 from tui.charts.traces import DrawnCurve, Trace, paper_color
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
-LINE = 18  # height in pixels of a line of the legend
+LINE = 18  # height in pixels of a line of the legend or the subtitle
+SUBTITLE = 130  # letters in a line of the subtitle
 
 
-def export_chart(folder: Path, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> list[Path]:
+def export_chart(
+    folder: Path, tag: str, traces: Sequence[Trace], picture: PaperChart | None, settings: Settings
+) -> list[Path]:
     """Write a chart's values, and its picture if there is one, to a folder. Return the paths of the new files."""
     folder.mkdir(parents=True, exist_ok=True)
     table, svg = new_files(folder, tag)
-    write_csv(table, traces)
+    drawn = picture.drawn if picture is not None else ()
+    write_csv(table, traces, {key: one.label for one in drawn if one.seeds is not None for key in one.seeds.keys})
     if picture is None:
         return [table]
-    write_svg(svg, tag, picture)
+    write_svg(svg, tag, picture, describe_chart(tag, picture, settings))
     return [table, svg]
+
+
+def describe_chart(tag: str, picture: PaperChart, settings: Settings) -> list[str]:
+    """State what a picture shows: the metric, the axes, how the values were processed, and the runs of each group."""
+    metric = metrics.find_metric(tag)
+    about = [clean(metric.meaning)] if metric is not None else []
+    about += [f"unit: {clean(metric.unit)}"] if metric is not None and metric.unit else []
+    axes = f"x axis: {AXIS_LABELS[settings.axis]}{', logarithmic' if settings.has_log_x else ''}"
+    axes += "; only a part of the x axis is shown" if settings.window is not None else ""
+    axes += f"; y axis: {'logarithmic' if picture.log_y else 'linear'}"
+    groups = [one for one in picture.drawn if one.seeds is not None]
+    if settings.smoothing:
+        raw = "" if groups else "; faint curves show the raw values"
+        axes += f"; smoothed with a moving average of weight {settings.smoothing:g}{raw}"
+    lines = ["; ".join(about), axes] if about else [axes]
+    lines += ["seeds are grouped: median of the runs, in a band from the lower to the upper quartile"] if groups else []
+    return lines + [f"{clean(one.label)}: {', '.join(map(clean, one.seeds.keys))}" for one in groups if one.seeds]
 
 
 def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
@@ -45,16 +68,19 @@ def new_files(folder: Path, tag: str) -> tuple[Path, Path]:
     raise AssertionError  # unreachable: the loop is infinite
 
 
-def write_csv(path: Path, traces: Sequence[Trace]) -> None:
-    """Write all values of all runs, with enough digits to recover them exactly."""
+def write_csv(path: Path, traces: Sequence[Trace], groups: Mapping[str, str]) -> None:
+    """Write all raw values of all runs, with enough digits to recover them exactly.
+
+    `groups` maps the key of a run to the label of its group of seeds.
+    """
     with open(path, "x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("run", "step", "wall_time", "value"))
+        writer.writerow(("run", "step", "wall_time", "value", "group"))
         for trace in traces:
             columns = (array.tolist() for array in trace.curve)
             digits = ".9g" if trace.curve[2].dtype == np.float32 else ".17g"
             for step, wall, value in zip(*columns, strict=True):
-                writer.writerow((trace.label, step, f"{wall:.6f}", format(value, digits)))
+                writer.writerow((trace.label, step, f"{wall:.6f}", format(value, digits), groups.get(trace.key, "")))
 
 
 class PaperChart(NamedTuple):
@@ -68,21 +94,26 @@ class PaperChart(NamedTuple):
     note: str = ""  # a remark on the y axis
 
 
-def write_svg(path: Path, tag: str, picture: PaperChart) -> None:
-    """Write a chart as SVG with a white background."""
+def write_svg(path: Path, tag: str, picture: PaperChart, facts: Sequence[str] = ()) -> None:
+    """Write a chart as SVG with a white background. The facts are its subtitle and its description."""
     drawn, view, log_y, ticks, levels, note = picture
     plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     title = clean(metrics.title(tag)) + (f" ({'; '.join(filter(None, ('log', note)))})" if log_y else "")
     places = _places(drawn)
-    more = LINE * places[-1][1]  # height of the additional legend lines
+    subtitle = [line for fact in facts for line in textwrap.wrap(fact, SUBTITLE)]
+    lower = LINE * len(subtitle)  # height of the subtitle
+    more = lower + LINE * places[-1][1]  # and of the additional legend lines
     with open(path, "x", encoding="utf-8") as file:
         file.write(
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + more}" font-family="sans-serif" '
-            f'font-size="12">\n<rect width="{WIDTH}" height="{HEIGHT + more}" fill="#ffffff"/>\n'
+            f'font-size="12">\n<title>{escape(title)}</title>\n<desc>{escape(chr(10).join(facts))}</desc>\n'
+            f'<rect width="{WIDTH}" height="{HEIGHT + more}" fill="#ffffff"/>\n'
             f'<clipPath id="plot"><rect width="{plot[0]}" height="{plot[1]}"/></clipPath>\n'
             f'<text x="{LEFT}" y="22" font-size="16" font-weight="bold">{escape(title)}</text>\n'
         )
-        file.writelines(_legend(drawn, places))
+        for number, line in enumerate(subtitle, 1):
+            file.write(f'<text x="{LEFT}" y="{22 + LINE * number}" fill="#555555">{escape(line)}</text>\n')
+        file.writelines(_legend(drawn, places, lower))
         file.write(f'<g transform="translate({LEFT} {TOP + more})">\n')
         file.writelines(_axes(view, log_y, ticks, plot))
         file.write('<g clip-path="url(#plot)" fill="none" stroke-width="1.5" stroke-linejoin="round">\n')
@@ -105,9 +136,9 @@ def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
     return places
 
 
-def _legend(drawn: Sequence[DrawnCurve], places: Sequence[tuple[int, int]]) -> Iterator[str]:
+def _legend(drawn: Sequence[DrawnCurve], places: Sequence[tuple[int, int]], lower: int) -> Iterator[str]:
     for one, (x, line) in zip(drawn, places, strict=True):
-        y = 34 + LINE * line
+        y = 34 + lower + LINE * line
         yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{paper_color(one.color)}"/>\n'
         yield f'<text x="{x + 17}" y="{y + 7}">{escape(clean(one.label))}</text>\n'
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,18 +318,19 @@ class Plots(Widget):
         if plot is None:
             return
         if traces := drawn_traces(self.traces(plot.tag), self.settings.aggregate):
-            self._export(plot.tag, traces, plot.export_picture())
+            self._export(plot.tag, traces, plot.export_picture(), replace(self.settings))
         else:
             self.notify(f"Cannot export {clean(plot.tag)}: it has no points yet.", markup=False)
 
     @work(thread=True, group="export")
-    def _export(self, tag: str, traces: Sequence[Trace], picture: PaperChart | None) -> None:
+    def _export(self, tag: str, traces: Sequence[Trace], picture: PaperChart | None, settings: Settings) -> None:
         try:
-            paths = export_chart(self.exports, tag, traces, picture)
+            paths = export_chart(self.exports, tag, traces, picture, settings)
         except OSError as error:
             self.app.call_from_thread(self.notify, f"Export failed: {error}", severity="error", markup=False)
             return
-        text = "Exported to " + ", ".join(str(path) for path in paths)
+        runs = f"{len(traces)} run{'s' if len(traces) > 1 else ''}"
+        text = f"Exported all raw values of {runs} to {paths[0]}" + (f", the chart to {paths[1]}" if paths[1:] else "")
         self.app.call_from_thread(self.notify, text, markup=False)
         self.post_message(self.Exported(paths))
 

@@ -189,8 +189,9 @@ class Form(Screen[None]):
             about = Content(_short_help(option))
         else:
             problem = clean(self.verdict.problems.get(option.name, ""))
-            current = f"  value: {_shown(self.options.text(option.name))}"
-            about = Content.assemble(_full_help(option), "\n", current, "\n\n", (problem, "$text-error"))
+            name, *lines = _full_help(option).split("\n")
+            lines += [f"value: {_shown(self.options.text(option.name))}", "\n"]
+            about = Content.assemble((name, "bold"), *(f"\n{line.strip()}" for line in lines), (problem, "$text-error"))
         self._show("about", about)
 
     def explain(self) -> str | None:

@@ -112,7 +112,7 @@ class Picker(Screen[None]):
             if self.size.width < BESIDE:
                 self._show_text("\n".join([clean(choice.title), *_expectation(choice)]))
             else:
-                room = self.size.width - self._list_width - 3
+                room = self.size.width - self._list_width - 2
                 self._show_text(_description(choice, room, self.size.height - OTHER_LINES))
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
