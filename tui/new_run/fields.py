@@ -67,7 +67,7 @@ class Lines(ScrollView, can_focus=True, inherit_bindings=False):
 
     def on_resize(self, event: Resize) -> None:
         self.owner.rebuild_lines()
-        self.owner.scroll_to_cursor()  # a long explanation below the lines may have covered it
+        self.owner.scroll_to_cursor()
 
     def on_click(self, event: Click) -> None:
         self.owner.click(round(self.scroll_y) + event.y, event.x)

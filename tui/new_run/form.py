@@ -21,6 +21,7 @@ from textual.widgets.option_list import Option
 
 from ppo_unified.config.sweep import SEED
 from ppo_unified.errors import UsageError
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean
 from tui.actions import Place, bindings
 from tui.new_run import form_model
@@ -179,7 +180,14 @@ class Form(Screen[None]):
         self._describe_option()
 
     def on_resize(self) -> None:
+        self._reserve_lines()
         self._describe_option()
+
+    def _reserve_lines(self) -> None:
+        """Make the explanation below the options as high as the longest one, so that the options do not move."""
+        texts = map(_short_help, self.options.fields.values())
+        height = max((len(wrap_text(text, self.size.width - 2)) for text in texts), default=0)
+        self.query_one("#about").styles.min_height = max(2, height)
 
     def _describe_option(self) -> None:
         option = self.option
