@@ -329,8 +329,7 @@ class Plots(Widget):
         except OSError as error:
             self.app.call_from_thread(self.notify, f"Export failed: {error}", severity="error", markup=False)
             return
-        runs = f"{len(traces)} run{'s' if len(traces) > 1 else ''}"
-        text = f"Exported all raw values of {runs} to {paths[0]}" + (f", the chart to {paths[1]}" if paths[1:] else "")
+        text = f"Exported the raw values to {paths[0]}" + (f", the chart to {paths[1]}" if paths[1:] else "")
         self.app.call_from_thread(self.notify, text, markup=False)
         self.post_message(self.Exported(paths))
 
