@@ -316,7 +316,9 @@ async def visit_screens(
         await look("seeds", "seeds grouped")
         await pilot.press("A")
         list_.move_to("pendulum-lr0.1")
-        toggle = "t" if size[0] < RunsScreen.HORIZONTAL_BREAKPOINTS[1][0] else ""  # on wide screens, the details are always visible
+        toggle = (
+            "t" if size[0] < RunsScreen.HORIZONTAL_BREAKPOINTS[1][0] else ""
+        )  # on wide screens, the details are always visible
         await pilot.press(*toggle)
         await look("details", "optim.lr", "gradient of the policy is not finite")
         list_.move_to("lunarlander-s1")

@@ -1083,7 +1083,10 @@ def test_exported_picture_of_seeds_has_a_band(tmp_path: Path) -> None:
     assert len(re.findall(r'<path d="M[^"]+Z" fill="#', text)) == 1
     assert len(re.findall('stroke-opacity="0.4"', text)) == 1  # the part without all seeds
     rows = list(csv.DictReader((tmp_path / "eval-score.csv").read_text(encoding="utf-8").splitlines()))
-    assert {row["run"] for row in rows} == {"run-0", "run-1"}
+    label = "run (2 seeds, 1 repeat hidden)"
+    assert {(row["run"], row["group"]) for row in rows} == {("run-0", label), ("run-1", label)}
+    assert "median of the runs, in a band from the lower to the upper quartile" in text
+    assert f">{label}: run-0, run-1<" in text
 
 
 def test_exported_picture_shows_a_single_point_spike(tmp_path: Path) -> None:
