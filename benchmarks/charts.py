@@ -19,9 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 from textual.app import App, ComposeResult
 
+from tui.charts.colors import series_colors
 from tui.charts.plots import Plots
 from tui.charts.settings import Settings
-from tui.charts.traces import Trace, series_colors
+from tui.charts.traces import Trace
 
 CHARTS, SERIES, SIZE = 6, 3, (120, 40)
 TAGS = [f"group/metric_{number}" for number in range(CHARTS)]

@@ -27,6 +27,7 @@ class Layer(NamedTuple):
     mark: str  # the layer's character in ASCII, and its letter along the curve if curves have letters
     sparse: bool = False  # draws every other dot, for a band behind its curve
     points: tuple[np.ndarray, np.ndarray] | None = None  # x and y of the points that get a marker
+    lettered: bool = True  # shows its letter if curves have letters, unlike bands and raw values behind a curve
 
 
 class Picture(NamedTuple):
@@ -161,31 +162,36 @@ def paint(
     """Paint layers on top of each other, the first one at the bottom, and behind them a dashed line at each level.
 
     If `covering` is True, a cell shows only the dots of its top layer, because it has only one colour. Otherwise it
-    shows the dots of all layers. If `letters` is True, each layer that is not sparse shows its mark at intervals. A
-    curve that covers only one cell always shows a mark there. A level consists of its y value and its name.
+    shows the dots of all layers. If `letters` is True, each lettered layer shows its mark at intervals. A curve that
+    covers only one cell always shows a mark there. A level consists of its y value and its name.
     """
     bits = np.zeros((height, width), np.uint8)
     owner = np.full((height, width), NOTHING, np.int16)
+    below: list[tuple[np.ndarray, str, int]] = []
     marks: list[tuple[np.ndarray, str, int]] = []
-    curves = [number for number, layer in enumerate(layers) if not layer.sparse]
+    free = np.ones((height, width), bool)  # cells without a letter
+    curves = [number for number, layer in enumerate(layers) if layer.lettered]
     for number, (layer, own) in enumerate(zip(layers, _bits(layers, view, width, height, glyphs), strict=True)):
         hit = own > 0
         bits = np.where(hit, own if covering else bits | own, bits)
         owner[hit] = number
         if layer.sparse:
             continue
-        places = _mark_places(hit, curves.index(number), len(curves)) if letters else _single_cell(hit)
+        lettered = letters and layer.lettered
+        places = _mark_places(hit, free, curves.index(number), len(curves)) if lettered else _single_cell(hit)
         names = [(place, layer.mark if letters else glyphs.point, number) for place in places]
         points = [(place, glyphs.point, number) for place in _point_cells(layer, view, hit.shape, glyphs)]
-        if not letters or glyphs is BRAILLE:
+        if not letters:
             marks += [*points, *names]
+        elif glyphs is BRAILLE:  # no point covers a letter of another curve
+            below, marks = [*below, *points], [*marks, *names]
         else:  # in ASCII, all cells of a curve show its letter, unless its points cover all of them
             marks += [*names, *(points if np.count_nonzero(hit) > len(points) else [])]
     if glyphs is BRAILLE:
         codes = np.where(owner >= 0, bits + np.uint32(0x2800), np.uint32(32))
     else:
         codes = np.array([*(ord(layer.mark) for layer in layers), 32], np.uint32)[owner]
-    for place, mark, number in marks:
+    for place, mark, number in [*below, *marks]:
         codes[tuple(place)], owner[tuple(place)] = ord(mark), number
     picture = Picture(codes, np.array([*(layer.style for layer in layers), NOTHING], np.int16)[owner])
     for at, name in levels:
@@ -269,15 +275,25 @@ def _single_cell(hit: np.ndarray) -> list[np.ndarray]:
     return list(np.argwhere(hit)) if np.count_nonzero(hit) == 1 else []
 
 
-def _mark_places(hit: np.ndarray, number: int, count: int) -> list[np.ndarray]:
-    """Return the cells that show a curve's letter. No two curves have letters in the same column, if possible."""
-    columns = np.flatnonzero(hit.any(axis=0))
-    if not len(columns):
+def _mark_places(hit: np.ndarray, free: np.ndarray, number: int, count: int) -> list[np.ndarray]:
+    """Return the cells that show a curve's letter, and remove them from `free`.
+
+    No two curves have letters in the same column, if possible. No letter covers another, unless all cells have one.
+    """
+    if not hit.any():
         return []
-    every = max(_BETWEEN_MARKS, 3 * count)
-    chosen = [c for c in columns if c % every == (2 * number + 1) * every // (2 * count)] or [columns[-1]]
-    rows = [np.flatnonzero(hit[:, c]) for c in chosen]
-    return [np.array([own[len(own) // 2], c]) for c, own in zip(chosen, rows, strict=True)]
+    hit = hit & free if (hit & free).any() else hit
+    columns, width = np.flatnonzero(hit.any(axis=0)), hit.shape[1]
+    repeats, share = max(1, width // max(_BETWEEN_MARKS, 3 * count)), (number + 0.5) / count
+    wanted = (np.arange(repeats) + share) * (width / repeats)
+    chosen = np.intersect1d(columns, wanted.astype(int))
+    chosen = chosen if len(chosen) else columns[[int(share * len(columns))]]
+    places = []
+    for column in chosen:
+        rows = np.flatnonzero(hit[:, column])
+        places.append(np.array([rows[len(rows) // 2], column]))
+        free[tuple(places[-1])] = False
+    return places
 
 
 def spans(picture: Picture, cross: int | None = None, line: str = BRAILLE.side) -> list[list[Span]]:

@@ -287,6 +287,14 @@ def test_equal_curves_show_both_letters() -> None:
     assert set(re.findall("[A-Z]", plot)) == {"A", "B"}
 
 
+@pytest.mark.parametrize("width", [24, 60])
+def test_letters_of_many_curves_do_not_cover_each_other(width: int) -> None:
+    x = np.arange(200)
+    short = [Line("", x[:9], np.full(9, y)) for y in (0, 0, 2)]
+    plot = cells(draw([*(Line("", x, np.ones(200)) for _ in range(14)), *short], 9 + width, 8))
+    assert set(re.findall("[A-Z]", plot)) == {*MARKS[:17]}
+
+
 def test_colours_do_not_change_the_characters() -> None:
     x, y = noise(300)
     plain, colored = (draw([Line("", x, y)], 80, 12, "t", color=color) for color in (False, True))

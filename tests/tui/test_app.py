@@ -438,6 +438,55 @@ def test_compare_screen_shows_results_and_differing_options(runs: Path) -> None:
     drive(runs, act)
 
 
+def list_marks(app: Terminal) -> list[str]:
+    """Return the signs, the letter and the name at the start of each line of the list."""
+    runs = run_list(app)
+    return [runs.render_line(y + 1).text[:8].rstrip() for y in range(len(runs.entries))]
+
+
+def test_list_shows_the_letters_of_the_curves(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    make_run(runs, "delta", 4, lr=5e-4)
+    writer = EventWriter(runs / "alpha")
+    writer.scalars(2000, {"policy/only_alpha": 1.0})
+    writer.close()
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        assert list_marks(app) == ["• delta", "  gamma", "  beta", "  alpha"]  # a single curve needs no letter
+        await pilot.press("space", "down", "space", "space", "p")
+        tag = "policy/only_alpha"
+        await wait_until(pilot, lambda: tag in find_plots(app).tags and len(curve_keys(app)) == 3)
+        assert list_marks(app) == ["●A delta", "   gamma", "●B beta", "◆C alpha"]
+        assert screen_text(app).splitlines()[1].startswith("   run")
+        letters = {trace.key: trace.letter for trace in find_plots(app).traces("eval/score")}
+        assert letters == {"delta": "A", "beta": "B", "alpha": "C"}
+        assert [trace.letter for trace in find_plots(app).traces(tag)] == ["C"]
+        await pilot.press("p", "a", "A")
+        await wait_until(pilot, lambda: len(find_plots(app).plots[0].curves) == 2)
+        assert list_marks(app) == ["●A delta", "●A gamma", "●B beta", "●B alpha"]
+        assert sorted(one.letter for one in find_plots(app).plots[0].curves) == ["A", "B"]
+        await pilot.press("A")
+        await wait_until(pilot, lambda: list_marks(app)[-1] == "●D alpha")
+
+    drive(runs, act)
+
+
+def test_letters_appear_with_the_fifth_curve(runs: Path) -> None:
+    for seed in (4, 5):
+        make_run(runs, f"run-{seed}", seed)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await pilot.press(*["space"] * 4)
+        await wait_until(pilot, lambda: len(curve_keys(app)) == 4)
+        assert [line[:3] for line in list_marks(app)] == ["● r", "● r", "● g", "● b", "  a"]
+        await pilot.press("space")
+        await wait_until(pilot, lambda: len(curve_keys(app)) == 5)
+        assert [line[:3] for line in list_marks(app)] == ["●A ", "●B ", "●C ", "●D ", "●E "]
+        assert re.search(r"  E (alpha )?[-\d.]+", screen_text(app))
+
+    drive(runs, act, unicode=True)
+
+
 def test_seeds_of_one_run_are_drawn_as_one_curve(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("a", "A")

@@ -21,27 +21,25 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from ppo_unified.terminal.braille import BRAILLE, LEVEL, Columns, Layer, View, paint
-from ppo_unified.terminal.chart import smooth
+from ppo_unified.terminal.chart import MARKS, smooth
 from ppo_unified.terminal.ticks import GUTTER, Tick
 from ppo_unified.text import display_width, format_number
 from tui.actions import Place, actions_of, bindings
 from tui.charts import traces as tui_traces
 from tui.charts.chart_lines import Inks, title_line
 from tui.charts.chart_picture import ChartPicture, Look, paint_chart
+from tui.charts.colors import series_colors, series_letters
 from tui.charts.export import PaperChart, write_svg
 from tui.charts.metric_screen import MetricScreen, value_table
 from tui.charts.plot import Plot
 from tui.charts.plots import Plots, explanation
 from tui.charts.settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settings, layout
 from tui.charts.traces import (
-    PINNED_DARK,
-    PINNED_LIGHT,
     Averages,
     DrawnCurve,
     Trace,
     prepare_curves,
     quartiles_over,
-    series_colors,
     value_at,
     x_values,
 )
@@ -75,15 +73,17 @@ class Source:
         self.group = ""
         self.repeats: set[str] = set()  # the runs whose seed another run represents
         self.thresholds: list[float | None] = [None] * runs
+        self.letters: dict[str, str] = {}
 
     def traces(self, tag: str) -> list[Trace]:
         self.asked.append(tag)
-        colors = series_colors(self.keys, self.keys[-1])
-        pinned, group = self.keys[-1], self.group
+        colors, letters = series_colors(self.keys, self.keys[-1]), self.letters
+        pinned, group, repeats = self.keys[-1], self.group, self.repeats
         scores = self.thresholds if tag == "eval/score" else [None] * len(self.keys)
         return [
-            Trace(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in self.repeats, threshold)
-            for k, threshold in zip(self.keys, scores, strict=True)
+            Trace(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in repeats, score, letters.get(k, ""))
+            for k, score in zip(self.keys, scores, strict=True)
+            if (k, tag) in self.curves
         ]
 
     def grow(self, tag: str, points: int) -> None:
@@ -227,20 +227,6 @@ def test_window_at_the_end_follows_new_data() -> None:
 
 
 # curves
-
-
-def test_colors_are_stable_and_first_eight_are_distinct() -> None:
-    for seed in range(50):
-        keys = [f"run-{number}" for number in np.random.default_rng(seed).permutation(100)[:12]]
-        for dark in (True, False):
-            colors = series_colors(keys, dark=dark)
-            assert len({colors[key] for key in keys[:8]}) == 8
-            assert series_colors(keys[:5], dark=dark) == {key: colors[key] for key in keys[:5]}
-            alone = series_colors(keys[:1], dark=dark)
-            assert alone[keys[0]] == colors[keys[0]]
-            pinned = series_colors(keys, pinned=keys[3], dark=dark)
-            assert pinned[keys[3]] == (PINNED_DARK if dark else PINNED_LIGHT)
-            assert (PINNED_DARK if dark else PINNED_LIGHT) not in colors.values()
 
 
 def test_median_over_seeds_matches_numpy() -> None:
@@ -467,6 +453,7 @@ def test_table_average_equals_curve_average() -> None:
 
 def test_charts_are_ascii_with_letters_without_unicode() -> None:
     app = Charts(Source(), Settings(smoothing=0.9), unicode=False)
+    app.source.letters = series_letters(app.source.keys, has_colors=False)
 
     async def test(pilot: Pilot[None]) -> None:
         await act(pilot, "cross_left", 10)
@@ -478,15 +465,32 @@ def test_charts_are_ascii_with_letters_without_unicode() -> None:
     drive(app, test)
 
 
-def test_letters_distinguish_curves_without_colors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    app = Charts(Source())
+@pytest.mark.parametrize("size", [SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.exhaustive)])
+def test_curves_have_the_same_letters_in_all_charts(size: tuple[int, int], tmp_path: Path) -> None:
+    app = Charts(Source(9), Settings(smoothing=0.6), exports=tmp_path)
+    app.source.letters = letters = series_letters(app.source.keys)
+    del app.source.curves["run-2", TAGS[1]]  # the letter of the next run must not move up
 
     async def test(pilot: Pilot[None]) -> None:
-        body = "".join(line[GUTTER:] for line in lines_of(app.plots.plots[0])[1:-1])
-        assert {"A", "B", "C"} <= set(body)
+        first, second = app.plots.plots[:2]
+        for plot, missing in ((first, ""), (second, "C")):
+            body = "".join(line[GUTTER + 1 :] for line in lines_of(plot)[1:-1])
+            assert set(re.findall("[A-Za-z]", body)) == {*"ABCDEFGHI"} - {missing}
+            assert set(body) & {*".*"} == set()  # raw values have no letters
+        assert [one.letter for one in second.curves] == [*"ABDEFGHI"]
+        assert re.search(r"  I \S+ pin  H \S+  \+7", lines_of(first)[0])
+        await act(pilot, "enlarge")
+        table = str(app.screen.query_one("#table", Static).render())
+        assert all(f"{letter} {key} " in table for key, letter in letters.items())
+        await act(pilot, "back", place="metric")
+        await act(pilot, "export")
+        await app.workers.wait_for_complete()
+        svg = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
+        for key, letter in letters.items():
+            assert f">{letter} {key}</text>" in svg
+            assert len(re.findall(f"<text [^>]*stroke[^>]*>{letter}</text>", svg)) == 3
 
-    drive(app, test)
+    drive(app, test, size)
 
 
 def test_run_text_is_shown_literally() -> None:
@@ -734,10 +738,11 @@ def test_values_take_precedence_over_names_in_titles(tag: str, letters: bool, lo
     style, x = Style(), np.arange(3.0)
     for width in (36, 40, 66, 120):
         for runs in (1, 2, 4, 30):
-            drawn = [DrawnCurve(f"a-run-{k}", "#E69F00", False, x, x, x) for k in range(runs)]
+            marks = MARKS[:runs] if letters else [""] * runs
+            drawn = [DrawnCurve(f"a-run-{k}", "#E69F00", False, x, x, x, letter=mark) for k, mark in enumerate(marks)]
             numbers = [format_number(487.25 + k) for k in range(runs)]
             inks = Inks(style, style, style, style, *[[style] * runs] * 3)
-            head = title_line(tag, log_y, drawn, numbers, letters, width, inks).text
+            head = title_line(tag, log_y, drawn, numbers, width, inks).text
             assert display_width(head) == width
             assert head[:3] == tag[:3]
             parts = head.split()
@@ -759,7 +764,7 @@ def test_levels_near_the_curves_are_dashed_lines() -> None:
     def painted(levels: Sequence[tuple[float, str]], log_y: bool = False) -> ChartPicture:
         drawn = prepare_curves([Trace("a", "a", "#ffffff", (steps, walls, values))], "step", 0.0, False)
         look = Look(window=Window(10, 3000), log_y=log_y)
-        picture = paint_chart(drawn, look, (60, 15), BRAILLE, False, [Tick(*level) for level in levels])
+        picture = paint_chart(drawn, look, (60, 15), BRAILLE, [Tick(*level) for level in levels])
         assert isinstance(picture, ChartPicture)
         return picture
 

@@ -14,10 +14,10 @@ from textual.strip import Strip
 from ppo_unified.runs import metrics
 from ppo_unified.terminal import braille, chart
 from ppo_unified.terminal.braille import CROSS, LEVEL, NOTHING, Glyphs
-from ppo_unified.terminal.chart import MARKS
 from ppo_unified.terminal.ticks import GUTTER
 from ppo_unified.text import clean, display_width
 from tui.charts.chart_picture import TALL, ChartPicture
+from tui.charts.colors import with_letter
 from tui.charts.traces import DrawnCurve
 
 FAINT, BAND = 0.6, 0.7  # share of the background color in raw curves and in bands
@@ -66,7 +66,6 @@ def title_line(
     log_y: bool,
     drawn: Sequence[DrawnCurve],
     numbers: Sequence[str],
-    letters: bool,
     width: int,
     inks: Inks,
 ) -> Strip:
@@ -74,12 +73,11 @@ def title_line(
 
     The numbers take precedence over the tag, which is shortened in the middle if necessary.
     """
-    marks = [f"{MARKS[k % len(MARKS)]} " if letters and len(drawn) > 1 else "" for k in range(len(drawn))]
-    named = [f"  {m}{one.label} {v}" for m, one, v in zip(marks, drawn, numbers, strict=True)]
+    named = [f"  {with_letter(one.letter, one.label)} {v}" for one, v in zip(drawn, numbers, strict=True)]
     ambiguous = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a single run needs no name
     scale = " log" if log_y else ""
     tags, room = [clean(text) for text in (metrics.title(tag), tag)], width - len(scale)
-    entries = [f"  {m}{v}" for m, v in zip(marks, numbers, strict=True)]
+    entries = [f"  {with_letter(one.letter, v)}" for one, v in zip(drawn, numbers, strict=True)]
     if ambiguous and display_width(tags[1]) + sum(map(display_width, named)) <= room:
         entries = named  # the names of the curves take precedence over the decoding
     title, shown = chart.fit_title(tags, entries[::-1], room)

@@ -10,7 +10,6 @@ import numpy as np
 
 from ppo_unified.terminal import braille, chart, ticks
 from ppo_unified.terminal.braille import Glyphs, Layer, Picture, View
-from ppo_unified.terminal.chart import MARKS
 from ppo_unified.terminal.ticks import GUTTER, Tick
 from tui.charts.export import WIDTH, PaperChart
 from tui.charts.traces import DrawnCurve
@@ -98,12 +97,7 @@ class ChartPicture:
 
 
 def paint_chart(
-    drawn: Sequence[DrawnCurve],
-    look: Look,
-    size: tuple[int, int],
-    glyphs: Glyphs,
-    letters: bool,
-    levels: Sequence[Tick] = (),
+    drawn: Sequence[DrawnCurve], look: Look, size: tuple[int, int], glyphs: Glyphs, levels: Sequence[Tick] = ()
 ) -> ChartPicture | str:
     """Paint the curves and axes in `size` (columns, rows), or return a message if there is nothing to paint.
 
@@ -116,7 +110,7 @@ def paint_chart(
     if rows < 1 or width < GUTTER + 4:
         return ""
     lines = [_with_log_x(one) for one in drawn] if look.log_x else drawn
-    room, log_y, several = width - GUTTER - 1, look.log_y, len(lines) > 1
+    room, log_y, letters = width - GUTTER - 1, look.log_y, any(one.letter for one in drawn)
     layers = _layers(lines, View(*look.window, 0, 1), room * glyphs.columns, log_y)
     hidden = sum(_count_nonpositive(one, look.window) for one in lines) if log_y else 0
     low = float(np.fmin.reduce([np.fmin.reduce(layer.low) for layer in layers]))
@@ -125,7 +119,7 @@ def paint_chart(
         return "no value above 0; press l" if hidden else "no finite values here"
     view, levels = chart.fit_levels(chart.add_margins(View(*look.window, low, high)), levels, log_y)
     labels = chart.y_labels((low, high), view, rows, log_y, glyphs)
-    picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters and several, levels=levels)
+    picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters, levels=levels)
     placed = chart.place_ticks(look.x_ticks(view, room), view, room, GUTTER)
     return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, placed, levels, hidden)
 
@@ -149,10 +143,10 @@ def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) 
         places = braille.Columns(one.x, span, columns)
         if one.band is not None:
             lower, upper = places.minmax(one.band[0], log_y)[0], places.minmax(one.band[1], log_y)[1]
-            bands.append(Layer(lower, upper, 2 * k + 1, ":", sparse=True))
+            bands.append(Layer(lower, upper, 2 * k + 1, ":", sparse=True, lettered=False))
         elif one.curve is not one.raw:
-            raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, "."))
-        mark = MARKS[k % len(MARKS)] if len(lines) > 1 else "*"
+            raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, ".", lettered=False))
+        mark = one.letter or "*"
         complete, partial = one.split()
         if partial is not None:
             points = places.few_points(partial, log_y)

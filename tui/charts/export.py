@@ -18,12 +18,14 @@ from ppo_unified.runs import metrics
 from ppo_unified.terminal.braille import MARKED, Columns, View
 from ppo_unified.terminal.ticks import Tick, log_ticks, plain_ticks
 from ppo_unified.text import clean, display_width
+from tui.charts.colors import paper_color, with_letter
 from tui.charts.settings import AXIS_LABELS, Settings
-from tui.charts.traces import DrawnCurve, Trace, paper_color
+from tui.charts.traces import DrawnCurve, Trace
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
 LINE = 18  # height in pixels of a line of the legend or the subtitle
 SUBTITLE = 130  # letters in a line of the subtitle
+REPEATS = 3  # letters along a curve
 
 
 def export_chart(
@@ -121,6 +123,7 @@ def write_svg(path: Path, tag: str, picture: PaperChart, facts: Sequence[str] = 
             file.writelines(_curve(one, view, plot))
         file.write("</g>\n")
         file.writelines(_levels(view, levels, plot))
+        file.writelines(_letters(drawn, view, plot))
         file.write("</g>\n</svg>\n")
 
 
@@ -128,7 +131,7 @@ def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
     """Return the left end in pixels and the line number of each legend entry."""
     x, line, places = LEFT, 0, []
     for one in drawn:
-        size = 17 + 7 * display_width(clean(one.label))  # about 7 pixels per letter
+        size = 17 + 7 * display_width(_name(one))  # about 7 pixels per letter
         if x > LEFT and x + size > WIDTH - RIGHT:
             x, line = LEFT, line + 1
         places.append((x, line))
@@ -136,11 +139,15 @@ def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
     return places
 
 
+def _name(one: DrawnCurve) -> str:
+    return with_letter(one.letter, clean(one.label))
+
+
 def _legend(drawn: Sequence[DrawnCurve], places: Sequence[tuple[int, int]], lower: int) -> Iterator[str]:
     for one, (x, line) in zip(drawn, places, strict=True):
         y = 34 + lower + LINE * line
         yield f'<rect x="{x}" y="{y}" width="12" height="4" fill="{paper_color(one.color)}"/>\n'
-        yield f'<text x="{x + 17}" y="{y + 7}">{escape(clean(one.label))}</text>\n'
+        yield f'<text x="{x + 17}" y="{y + 7}">{escape(_name(one))}</text>\n'
 
 
 def _axes(view: View, log_y: bool, x_ticks: Sequence[Tick], plot: tuple[int, int]) -> Iterator[str]:
@@ -182,6 +189,34 @@ def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
     if stop - start < MARKED:
         for x, y in _points(one.x[start:stop], one.curve[start:stop], view, plot).tolist():
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>\n' if math.isfinite(y) else ""
+
+
+def _letters(drawn: Sequence[DrawnCurve], view: View, plot: tuple[int, int]) -> Iterator[str]:
+    """Yield each curve's letter, if it has one, at different x positions for each curve.
+
+    The letter of a short curve is at the point of the curve that is farthest from the other letters.
+    """
+    placed = np.full((1, 2), np.inf)
+    for number, one in enumerate(drawn):
+        points = _points(one.x, one.curve, view, plot)
+        points = points[np.isfinite(points).all(axis=1) & (points[:, 0] >= 0) & (points[:, 0] <= plot[0])]
+        if not one.letter or not len(points):
+            continue
+        first, last = points[[0, -1], 0]
+        regular = (np.arange(REPEATS) + (number + 0.5) / len(drawn)) * (plot[0] / REPEATS)
+        regular = regular[(regular >= first) & (regular <= last)]
+        across = regular if len(regular) else np.linspace(first, last, 20)
+        places = np.stack((across, np.interp(across, *points.T)), axis=1)
+        if not len(regular):
+            distances = np.hypot(*(places[:, None] - placed).transpose(2, 0, 1)).min(axis=1)
+            places = places[[int(distances.argmax())]]
+        placed = np.concatenate((placed, places))
+        for x, y in places.tolist():
+            yield (
+                f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" font-weight="bold" '
+                f'fill="{paper_color(one.color)}" stroke="#ffffff" stroke-width="3" paint-order="stroke">'
+                f"{one.letter}</text>\n"
+            )
 
 
 def _points(x: np.ndarray, y: np.ndarray, view: View, plot: tuple[int, int]) -> np.ndarray:

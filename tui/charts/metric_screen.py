@@ -18,6 +18,7 @@ from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
 from ppo_unified.text import clean, display_width, elide, format_number, pad
 from tui.actions import Place, actions_of, bindings
+from tui.charts.colors import with_letter
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions
 from tui.charts.settings import Settings
@@ -193,7 +194,8 @@ def value_table(
     for trace in traces:
         numbers, repeat = _numbers(trace, settings, cross, slack), settings.aggregate and trace.repeat
         color = "" if repeat else colors.get(trace.key, trace.color)
-        rows.append(Row((REPEAT if repeat else "") + clean(trace.label), color, [numbers[k] for k in shown]))
+        name = REPEAT + clean(trace.label) if repeat else with_letter(trace.letter, clean(trace.label))
+        rows.append(Row(name, color, [numbers[k] for k in shown]))
     return _format_rows("run", [heads[k] for k in shown], rows, 28)
 
 
@@ -208,9 +210,10 @@ def seed_table(groups: Sequence[DrawnCurve], cross: float | None, slack: float) 
             index = index_at(one.x, cross, slack)
             count = 0 if index is None else int(one.seeds.counts[index])
             lower, median, upper = ["-"] * 3 if count < 2 else map(format_number, one.seeds.quartiles[:, index])
-            rows.append(Row(clean(one.label), one.color, [f"{count} of {len(one.seeds.keys)}", median, lower, upper]))
-    name = f"seeds at the {'end' if cross is None else 'cursor'}"
-    return _format_rows(name, ["n", "median", "25%", "75%"], rows, 44)
+            name = with_letter(one.letter, clean(one.label))
+            rows.append(Row(name, one.color, [f"{count} of {len(one.seeds.keys)}", median, lower, upper]))
+    head = f"seeds at the {'end' if cross is None else 'cursor'}"
+    return _format_rows(head, ["n", "median", "25%", "75%"], rows, 44)
 
 
 def _format_rows(head: str, heads: Sequence[str], rows: Sequence[Row], most: int) -> Content:

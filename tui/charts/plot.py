@@ -192,7 +192,7 @@ class Plot(Widget, can_focus=True):
         (width, height), glyphs = self.size, self._glyphs
         painted = self._paint_if_due()
         inks = self._own_inks = self._own_inks or self._inks()
-        title = title_line(self.tag, self._look.log_y, self.curves, self.numbers(), self._has_letters(), width, inks)
+        title = title_line(self.tag, self._look.log_y, self.curves, self.numbers(), width, inks)
         if isinstance(painted, str):
             why = Strip([Segment(pad(" " * GUTTER + painted, width), inks.axis)], width)
             return [title, why, *[Strip.blank(width, inks.base)] * (height - 2)]
@@ -205,12 +205,8 @@ class Plot(Widget, can_focus=True):
         if self._painted is None:
             self.drawings += 1
             marked = [Tick(*level) for level in metrics.levels(self.tag, (trace.threshold for trace in self._traces))]
-            self._painted = paint_chart(self.curves, self._look, self.size, self._glyphs, self._has_letters(), marked)
+            self._painted = paint_chart(self.curves, self._look, self.size, self._glyphs, marked)
         return self._painted
-
-    def _has_letters(self) -> bool:
-        """Return True if letters must distinguish the curves, because there are no Braille dots or no colors."""
-        return not self._glyphs.columns > 1 or self.app.no_color
 
     def _inks(self) -> Inks:
         background, base = self.background_colors[1], self.rich_style

@@ -1,9 +1,8 @@
-"""Prepares curves for the charts by computing colors, x values, moving averages, and medians over seeds."""
+"""Prepares curves for the charts by computing x values, moving averages, and medians over seeds."""
 
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import NamedTuple, TypeAlias
@@ -18,11 +17,6 @@ AXES = ("step", "relative", "time")  # steps, seconds since the run's first valu
 _PART = 1 << 14  # number of values smoothed at once, which fits into the processor's cache
 GRID = 1000  # maximum number of x values at which grouped seeds are compared
 
-# Okabe and Ito's color-blind safe palette, adjusted for dark and light backgrounds
-DARK = ("#E69F00", "#56B4E9", "#2FBF94", "#F0E442", "#4C86F0", "#E8743B", "#CC79A7", "#A48CFF")
-LIGHT = ("#946100", "#1473AD", "#007A5A", "#746A00", "#0058A3", "#C04A00", "#A9457F", "#6A4FC8")
-PINNED_DARK, PINNED_LIGHT = "#FFFFFF", "#000000"
-
 
 class Trace(NamedTuple):
     """One run's values of one metric, steps ascending."""
@@ -35,6 +29,7 @@ class Trace(NamedTuple):
     group: str = ""  # runs of one group differ only in the seed
     repeat: bool = False  # another run of the group represents the same seed
     threshold: float | None = None  # the score of a solved task, if the metric is the score
+    letter: str = ""  # distinguishes the curve if colors do not
 
 
 class SeedStatistics(NamedTuple):
@@ -60,6 +55,7 @@ class DrawnCurve(NamedTuple):
     curve: np.ndarray  # the moving average, or `raw` itself without smoothing
     band: tuple[np.ndarray, np.ndarray] | None = None  # lower and upper quartile, NaN where there is only one seed
     seeds: SeedStatistics | None = None  # of a curve that combines several seeds
+    letter: str = ""
 
     def split(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the part of `curve` where all seeds have values and, if any, the part where some have none.
@@ -72,33 +68,6 @@ class DrawnCurve(NamedTuple):
         near[1:] |= partial[:-1]
         near[:-1] |= partial[1:]
         return np.where(partial, np.nan, self.curve), np.where(near, self.curve, np.nan)
-
-
-def series_colors(keys: Sequence[str], pinned: str = "", dark: bool = True) -> dict[str, str]:
-    """Return a color for each run. The first 8 colors all differ.
-
-    A run's color depends on its name, so it is usually the same in every session. If an earlier run already uses that
-    color, the run gets the next free one.
-    """
-    palette = DARK if dark else LIGHT
-    colors: dict[str, str] = {}
-    taken: set[int] = set()
-    for key in keys:
-        if key == pinned:
-            colors[key] = PINNED_DARK if dark else PINNED_LIGHT
-            continue
-        first = zlib.crc32(key.encode("utf-8", "surrogateescape")) % len(palette)
-        turns = [(first + k) % len(palette) for k in range(len(palette))]
-        number = next((n for n in turns if n not in taken), first)
-        taken.add(number)
-        colors[key] = palette[number]
-    return colors
-
-
-def paper_color(color: str) -> str:
-    """Return the light-background equivalent of a dark-background color."""
-    pairs = dict(zip((*DARK, PINNED_DARK), (*LIGHT, PINNED_LIGHT), strict=True))
-    return pairs.get(color, color)
 
 
 def x_values(curve: Curve, axis: str) -> np.ndarray:
@@ -230,7 +199,8 @@ def group_label(labels: Sequence[str], repeats: int) -> str:
 def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -> DrawnCurve:
     raw = np.asarray(trace.curve[2])
     curve = averages.average(trace, smoothing) if smoothing else raw
-    return DrawnCurve(trace.label, trace.color, trace.pinned, x_values(trace.curve, axis), raw, curve)
+    x = x_values(trace.curve, axis)
+    return DrawnCurve(trace.label, trace.color, trace.pinned, x, raw, curve, letter=trace.letter)
 
 
 def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing: float) -> DrawnCurve:
@@ -241,7 +211,7 @@ def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing:
     lower, upper = np.where(count > 1, drawn[[0, 2]], np.nan)
     first = members[0]
     seeds = SeedStatistics(tuple(trace.key for trace in members), count, quartiles)
-    return DrawnCurve(label, first.color, first.pinned, x, quartiles[1], drawn[1], (lower, upper), seeds)
+    return DrawnCurve(label, first.color, first.pinned, x, quartiles[1], drawn[1], (lower, upper), seeds, first.letter)
 
 
 def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

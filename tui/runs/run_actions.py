@@ -39,6 +39,11 @@ class RunActions(Screen[None]):
         """The conditions of actions that hold for the run. Subclasses add those of the screen."""
         return run_conditions(self.entry)
 
+    @property
+    def has_colors(self) -> bool:
+        """True if colors can distinguish the curves. Without Braille dots, the curves consist of their letters."""
+        return self.services.unicode and not self.app.no_color
+
     def refresh_footer(self) -> None:
         """Update the footer if other actions apply now. Listing all keys for each move of the cursor would be slow."""
         if self.conditions != self._conditions:

@@ -94,9 +94,10 @@ REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidd
 
 @dataclass
 class Marks:
-    """The colors and marks of the runs in the list and in the charts."""
+    """The colors, letters and marks of the runs in the list and in the charts."""
 
     colors: Mapping[str, str] = field(default_factory=dict)  # key of a drawn run -> color
+    letters: Mapping[str, str] = field(default_factory=dict)  # key of a drawn run -> letter, or {} without letters
     marked: frozenset[str] = frozenset()
     pinned: str = ""
 
@@ -191,16 +192,20 @@ class RunList(ScrollView, can_focus=True):
         self._refresh_changed()
 
     def set_marks(self, marks: Marks) -> None:
-        """Update the colors and marks."""
-        self.marks = marks
+        """Update the colors, letters and marks."""
+        gutter, self.marks = self._gutter, marks
+        if self._gutter != gutter:
+            self._measure()
         self._refresh_changed()
 
     def _refresh_changed(self) -> None:
         """Redraw only the lines that have changed, because most runs ended long ago."""
         marks, top, size = self.marks, round(self.scroll_y), self.size
-        table = (size, top, self._widths, self.sorted_by, self.reverse, self.empty, any(map(_remark, self.entries)))
+        remarks = any(map(_remark, self.entries))
+        table = (size, top, self._gutter, self._widths, self.sorted_by, self.reverse, self.empty, remarks)
         lines: list[object] = [
-            (entry, row == self._row, marks.colors.get(entry.key), entry.key in marks.marked, entry.key == marks.pinned)
+            (entry, row == self._row, entry.key in marks.marked, entry.key == marks.pinned)
+            + (marks.colors.get(entry.key), marks.letters.get(entry.key))
             for row, entry in enumerate(self.entries[top : top + size.height], top)
         ]
         before, self._last_drawn = self._last_drawn, (table, lines)
@@ -305,9 +310,13 @@ class RunList(ScrollView, can_focus=True):
         """Return True if a column is visible."""
         return name in self._widths
 
-    @staticmethod
-    def _total(widths: Mapping[str, int]) -> int:
-        return 2 + sum(widths.values()) + 2 * (len(widths) - 1)
+    def _total(self, widths: Mapping[str, int]) -> int:
+        return self._gutter + sum(widths.values()) + 2 * (len(widths) - 1)
+
+    @property
+    def _gutter(self) -> int:
+        """The width of each run's sign, its letter if the charts show letters, and a space."""
+        return 3 if self.marks.letters else 2
 
     def render_line(self, y: int) -> Strip:
         width = self.scrollable_content_region.width
@@ -321,7 +330,7 @@ class RunList(ScrollView, can_focus=True):
         return Strip([Segment(pad("  " + text if text else "", width), style)])
 
     def _head(self, width: int) -> Strip:
-        text, self._heads = "  ", []
+        text, self._heads = " " * self._gutter, []
         for name, size in self._widths.items():
             column = self.columns[name]
             arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
@@ -339,7 +348,7 @@ class RunList(ScrollView, can_focus=True):
             base = self.get_component_rich_style("run-list--cursor" if self.has_focus else "run-list--cursor-away")
         now = self._clock()
         segments = [self._mark(entry)]
-        used = 2
+        used = self._gutter
         for number, (name, size) in enumerate(self._widths.items()):
             column = self.columns[name]
             cell = column.cell(entry, now)
@@ -362,8 +371,9 @@ class RunList(ScrollView, can_focus=True):
         sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
         if not self._unicode:
             sign = {"◆": "#", "●": "*", "•": "."}.get(sign, sign)
-        color = marks.colors.get(key)
-        return Segment(sign + " ", self.rich_style + Style(color=color) if color else self.rich_style)
+        color, letter = marks.colors.get(key), marks.letters.get(key, "")
+        style = self.rich_style + Style(color=color) if color else self.rich_style
+        return Segment(pad(sign + letter, self._gutter), style)
 
     def watch_has_focus(self, value: bool) -> None:
         super().watch_has_focus(value)

@@ -18,8 +18,9 @@ from textual.widgets import ContentSwitcher, Static
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean, display_width, pad
 from tui.actions import Place, actions_of, bindings
+from tui.charts.colors import series_colors, series_letters
 from tui.charts.plots import Plots, forward_actions
-from tui.charts.traces import Trace, series_colors
+from tui.charts.traces import Trace
 from tui.runs.entries import Entry, entry_threshold
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions
@@ -214,14 +215,20 @@ class RunPage(RunActions):
             self.services.read_now()
         if self.tab != "curves":
             return
-        colors, others = series_colors(keys, pinned=pinned, dark=self.app.current_theme.dark), set(self._siblings())
+        groups = dict.fromkeys((key for key in self._siblings() if key != pinned), "seeds")
+        first = sorted(keys, key=lambda key: key != self.key)  # this run's color and letter do not depend on the others
+        colors = series_colors(first, pinned, self.app.current_theme.dark, groups)
+        letters = series_letters(first, self.has_colors, groups)
 
         def traces(tag: str) -> Sequence[Trace]:
             curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
-            groups = {key: "seeds" if key in others - {pinned} else "" for key in curves}
             thresholds = {key: entry_threshold(self.store.entries.get(key), tag) for key in curves}
             traces = [
-                Trace(key, clean(key), colors[key], curve, key == pinned, groups[key], threshold=thresholds[key])
+                Trace(
+                    *(key, clean(key), colors[key], curve, key == pinned, groups.get(key, "")),
+                    threshold=thresholds[key],
+                    letter=letters.get(key, ""),
+                )
                 for key, curve in curves.items()
             ]
             return mark_repeats(self.store, traces)

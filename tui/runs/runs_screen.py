@@ -54,7 +54,7 @@ class RunsScreen(RunActions):
     def __init__(self, services: Services, store: Store) -> None:
         super().__init__(services)
         self.store, self.selection = store, Selection(store, services.state)
-        self._query_error = ""
+        self._query_error, self._seeds_grouped = "", False
         self._options = OptionColumns()
         self._top, self._query = TopLine(services.runs, services.readonly), QueryLine()
 
@@ -137,7 +137,8 @@ class RunsScreen(RunActions):
         return self.selection.drawn_keys(self.entry)
 
     def _marks(self) -> Marks:
-        return self.selection.marks(self.entry, self.app.current_theme.dark)
+        dark, grouped = self.app.current_theme.dark, self.plots.settings.aggregate
+        return self.selection.marks(self.entry, dark, self.has_colors, grouped)
 
     def _redraw(self) -> None:
         """Update the charts with the curves of the drawn runs."""
@@ -146,13 +147,12 @@ class RunsScreen(RunActions):
         keys = self._drawn_keys()
         if self.store.watch(keys):
             self.services.read_now()
-        marks = self._marks()
+        marks, self._seeds_grouped = self._marks(), self.plots.settings.aggregate
         self.run_list.set_marks(marks)
         self._show_details()
-        if not self.plots.display:
-            return
-        traces = partial(self.selection.traces, marks, aggregate=self.plots.settings.aggregate)
-        self.plots.show(self.store.chart_tags(keys), traces)
+        if self.plots.display:
+            traces = partial(self.selection.traces, marks, aggregate=self._seeds_grouped)
+            self.plots.show(self.store.chart_tags(keys), traces)
         self.refresh_footer()
 
     def _show_details(self) -> None:
@@ -333,7 +333,7 @@ class RunsScreen(RunActions):
         self.services.state.charts = self.plots.settings.to_dict()
         self.call_after_refresh(self.services.save_state)  # writing the file must not delay the redraw
         self.refresh_footer()
-        if self.plots.settings.aggregate:
+        if self.plots.settings.aggregate != self._seeds_grouped:
             self._redraw()
 
     def explain(self) -> str | None:

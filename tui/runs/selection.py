@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ppo_unified.text import clean
-from tui.charts.traces import Trace, series_colors
+from tui.charts.colors import series_colors, series_letters
+from tui.charts.traces import Trace
 from tui.runs.entries import Entry, entry_threshold
 from tui.runs.run_list import Marks
 from tui.runs.seeds import mark_repeats, seed_group
@@ -37,10 +38,12 @@ class Selection:
         pinned = [self._state.pinned] if self._state.pinned in self._store.entries else []
         return [key for key in keys if key not in pinned] + pinned
 
-    def marks(self, current: Entry | None, dark: bool) -> Marks:
-        """Return the colors and marks for a dark or a light background."""
-        colors = series_colors(self.drawn_keys(current), pinned=self._state.pinned, dark=dark)
-        return Marks(colors, frozenset(self._state.marked), self._state.pinned)
+    def marks(self, current: Entry | None, dark: bool, has_colors: bool, aggregate: bool) -> Marks:
+        """Return the colors, letters and marks for a dark or a light background."""
+        keys, pinned = self.drawn_keys(current), self._state.pinned
+        groups = {key: seed_group(self._store, key) for key in keys} if aggregate else {}
+        colors, letters = series_colors(keys, pinned, dark, groups), series_letters(keys, has_colors, groups)
+        return Marks(colors, letters, frozenset(self._state.marked), pinned)
 
     def traces(self, marks: Marks, tag: str, aggregate: bool) -> list[Trace]:
         """Return the curves of one metric, one per run in `marks` that has it, in drawing order."""
@@ -48,8 +51,9 @@ class Selection:
         for key, color in marks.colors.items():
             if (curve := self._store.curve(key, tag)) is not None:
                 group = seed_group(self._store, key) if aggregate else ""
+                pinned, letter = key == marks.pinned, marks.letters.get(key, "")
                 threshold = entry_threshold(self._store.entries.get(key), tag)
-                drawn.append(Trace(key, clean(key), color, curve, key == marks.pinned, group, threshold=threshold))
+                drawn.append(Trace(key, clean(key), color, curve, pinned, group, threshold=threshold, letter=letter))
         return mark_repeats(self._store, drawn)
 
     def toggle_mark(self, key: str) -> None:
