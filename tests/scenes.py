@@ -304,36 +304,9 @@ async def visit_screens(
             await _wait_until_settled(pilot, app)
             seen(name, app)
 
+        await _visit_list(pilot, app, look)
+        await _visit_new_run(pilot, app, look)
         list_ = app.screen_stack[1].query_one(RunList)
-        await look("runs", "lunarlander-s1", "sentiment-s1", "eval/score", "500")
-        await pilot.press("f")
-        await look("metric", "max at", "cartpole-clip0.4")
-        await pilot.press("escape", "question_mark")
-        await look("help", "Help", "Everywhere" if size[1] > 80 else "List of runs")
-        await pilot.press("escape", "slash", *"score>300")
-        await look("filter", "List only matching runs")
-        await pilot.press("escape", "A")
-        await look("seeds", "seeds grouped")
-        await pilot.press("A")
-        list_.move_to("pendulum-lr0.1")
-        toggle = (
-            "t" if size[0] < RunsScreen.HORIZONTAL_BREAKPOINTS[1][0] else ""
-        )  # on wide screens, the details are always visible
-        await pilot.press(*toggle)
-        await look("details", "optim.lr", "gradient of the policy is not finite")
-        list_.move_to("lunarlander-s1")
-        await pilot.press(*toggle, "n")
-        await look("picker", "select a target", "cartpole")
-        await pilot.press(*"lunarlander", "enter")
-        await look("form", "New run: lunarlander", "> 0 and < 1, got")
-        await pilot.press("ctrl+s")
-        await look("form-error", "ppo.clip", "> 0 and < 1, got")
-        await pilot.press("escape", "escape", "n", *"sentiment", "enter")
-        await look("form-llm", "New run: sentiment")
-        await pilot.press("ctrl+r")
-        await look("recipes", "Apply a published system's options")
-        await pilot.press("escape", "escape", "escape")
-        await _wait_until(pilot, lambda: len(app.screen_stack) == 2)
         for name, tabs in PAGES.items():
             list_.move_to(name)
             await pilot.press("enter")
@@ -348,7 +321,49 @@ async def visit_screens(
         await pilot.press("q")
 
 
-async def _visit_watch_screens(pilot: Pilot[None], app: Terminal, look: Callable[..., Awaitable[None]]) -> None:
+Look = Callable[..., Awaitable[None]]  # arguments: name of the screen, and texts that it contains
+
+
+async def _visit_list(pilot: Pilot[None], app: Terminal, look: Look) -> None:
+    """Show the list of runs with its charts and dialogs."""
+    list_, wide = app.screen.query_one(RunList), app.size.width >= RunsScreen.HORIZONTAL_BREAKPOINTS[1][0]
+    await look("runs", "lunarlander-s1", "sentiment-s1", "eval/score", "500")
+    await pilot.press("f")
+    await look("metric", "max at", "cartpole-clip0.4")
+    await pilot.press("escape", "question_mark")
+    await look("help", "Help", "Everywhere" if app.size.height > 80 else "List of runs")
+    await pilot.press("escape", "slash", *"score>300")
+    await look("filter", "List only matching runs")
+    await pilot.press("escape", "A")
+    await look("seeds", "seeds grouped")
+    await pilot.press("A", "c")
+    await look("compare", "ppo.clip", "solved")
+    await pilot.press("escape")
+    toggle = "" if wide else "t"  # on wide screens, the details are always visible
+    list_.move_to("pendulum-lr0.1")
+    await pilot.press(*toggle)
+    await look("details", "optim.lr", "gradient of the policy is not finite")
+    list_.move_to("lunarlander-s1")
+    await pilot.press(*toggle)
+
+
+async def _visit_new_run(pilot: Pilot[None], app: Terminal, look: Look) -> None:
+    """Show the list of targets and forms, one of them with an invalid value."""
+    await pilot.press("n")
+    await look("picker", "select a target", "cartpole")
+    await pilot.press(*"lunarlander", "enter")
+    await look("form", "New run: lunarlander", "> 0 and < 1, got")
+    await pilot.press("ctrl+s")
+    await look("form-error", "ppo.clip", "> 0 and < 1, got")
+    await pilot.press("escape", "escape", "n", *"sentiment", "enter")
+    await look("form-llm", "New run: sentiment")
+    await pilot.press("ctrl+r")
+    await look("recipes", "Apply a published system's options")
+    await pilot.press("escape", "escape", "escape")
+    await _wait_until(pilot, lambda: len(app.screen_stack) == 2)
+
+
+async def _visit_watch_screens(pilot: Pilot[None], app: Terminal, look: Look) -> None:
     """Watch a policy, and send a prompt to a language model."""
     app.push_screen(WatchScreen("cartpole-s1", player_command(_CARTPOLE), app.unicode))
     await look("watch", "cartpole-s1", "step 140")

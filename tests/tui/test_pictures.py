@@ -20,7 +20,21 @@ from tui.app import Terminal
 from tui.status_row import StatusRow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
-KEPT = ("runs", "metric", "picker", "form", "form-error", "options", "samples", "responses", "events")
+KEPT = (
+    "runs",
+    "metric",
+    "details",
+    "seeds",
+    "compare",
+    "picker",
+    "form",
+    "form-error",
+    "options",
+    "samples",
+    "responses",
+    "events",
+    "page-log",
+)
 UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))
 
 
