@@ -32,6 +32,8 @@ _TYPE_NAMES = {
     dict: "a table",
 }
 
+_LONG_INTEGER = "an integer has too many digits"
+
 # a dotted key with more than DEEPEST parts; tomllib's parsing time grows with the square of the number of parts
 _PART = r"""(?:[\w-]+|"[^"\n]*+"|'[^'\n]*+')[ \t]*+"""
 _LONG_KEY = re.compile(rf"(?:^|[{{,\[])[ \t]*+(?:{_PART}\.[ \t]*+){{{DEEPEST}}}", re.MULTILINE)
@@ -77,6 +79,10 @@ def parse_json(text: str) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise ValueError("the data is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python's message describes a function of Python
+        raise ValueError(_LONG_INTEGER) from None
     _check_depth(value)
     return value
 
@@ -89,6 +95,10 @@ def parse_toml(text: str) -> dict[str, Any]:
         table = tomllib.loads(text)
     except RecursionError:
         raise ValueError("the data is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError(_LONG_INTEGER) from None
     _check_depth(table)
     return table
 

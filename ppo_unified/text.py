@@ -26,6 +26,11 @@ def clean_lines(text: object) -> str:
     return "\n".join(clean("." + line)[1:] for line in str(text).splitlines())  # the dot preserves the indentation
 
 
+def replace_surrogates(text: str) -> str:
+    """Replace each lone surrogate, such as Python's form of a byte that is not valid UTF-8, with '?'."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def is_drawable(stream: TextIO) -> bool:
     """Return True if `stream` is a terminal that supports escape sequences."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"

@@ -15,6 +15,7 @@ import numpy as np
 from textual.pilot import Pilot
 
 from ppo_unified.config.presets import load_preset
+from ppo_unified.config.schema import PPO
 from ppo_unified.runs import samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
@@ -156,10 +157,10 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     writer.close()
     _write_status(run, scene, config.kind, config.total_steps, curves["eval/score"][3::4], steps[3::4])
     if config.kind == "llm":
-        for k, step in enumerate(steps[3::40]):
-            samples.append_responses(run, int(step), 4 + 40 * k, RESPONSES)
+        for iteration in (POINTS // 2, POINTS):
+            samples.append_responses(run, int(steps[iteration - 1]), iteration, RESPONSES)
     else:
-        samples.write(run, _make_samples(scene, rng))
+        samples.write(run, _make_samples(scene, config.ppo, rng))
 
 
 def _make_log(folder: Path, rng: np.random.Generator) -> None:
@@ -221,12 +222,15 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def _make_samples(scene: Scene, rng: np.random.Generator) -> StoredIteration:
+def _make_samples(scene: Scene, ppo: PPO, rng: np.random.Generator) -> StoredIteration:
     """Return two short episodes of the last iteration."""
     shape = (2, 12)
     value = rng.normal(20, 2, shape)
     reward, following = np.ones(shape), np.hstack([value[:, 1:], np.zeros((2, 1))])
-    delta = reward + 0.98 * following - value
+    delta = reward + ppo.gamma * following - value
+    advantage = delta.copy()
+    for t in reversed(range(shape[1] - 1)):
+        advantage[:, t] += ppo.gamma * ppo.lam * advantage[:, t + 1]
     columns = {
         "mask": np.ones(shape, bool),
         "continues": np.hstack([np.ones((2, 11), bool), np.zeros((2, 1), bool)]),
@@ -235,13 +239,13 @@ def _make_samples(scene: Scene, rng: np.random.Generator) -> StoredIteration:
         "value": value,
         "next_value": following,
         "delta": delta,
-        "advantage": delta * 1.5,
-        "return": value + delta * 1.5,
+        "advantage": advantage,
+        "return": value + advantage,
         "logprob_old": rng.normal(-0.6, 0.1, shape),
         "ratio": rng.normal(1, 0.05, shape),
     }
-    about: dict[str, Any] = {"gamma": 0.98, "lam": 0.8, "clip": 0.2, "clip_high": 0.2, "metrics": {}}
-    about |= {"advantage_kind": "gae", "value_target": "lambda"}
+    about: dict[str, Any] = {"gamma": ppo.gamma, "lam": ppo.lam, "clip": ppo.clip, "clip_high": ppo.clip}
+    about |= {"advantage_kind": ppo.advantage, "value_target": ppo.value_target, "metrics": {}}
     return StoredIteration(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
 
 
@@ -264,14 +268,14 @@ picture = np.full((400, 600, 3), 255, np.uint8)
 picture[(y == 300)] = 0
 picture[(abs(y - 300) < 15) & (abs(x - 330) < 25)] = 0
 picture[(abs(x - 330 - (300 - y) * 0.1) < 5) & (y > 190) & (y < 300)] = (202, 152, 101)
-send(Ready(False, "best checkpoint, step 22,528"))
+send(Ready(False, "best checkpoint, step 24,576"))
 for request in requests:
     pixels = fit(picture, request.columns, request.lines, request.blocks)
-    facts = (59.0, 2, 140, "140", "1", "1", False, False, request.greedy, "best checkpoint, step 22,528")
+    facts = (59.0, 2, 140, "140", "1", "1", False, False, request.greedy, "best checkpoint, step 24,576")
     send(FrameReply(pixels.shape[1], len(pixels), "", *facts), pixels.tobytes())
 """
 _SENTIMENT = """
-send(Ready(True, "best checkpoint, step 98,304"))
+send(Ready(True, "best checkpoint, step 93,388"))
 for request in requests:
     facts = "greedy, score 0.97, 9 tokens, ended"
     ours, theirs = "a quiet delight from start to end", "not the best of this year, but not the worst"
@@ -365,10 +369,10 @@ async def _visit_new_run(pilot: Pilot[None], app: Terminal, look: Look) -> None:
 
 async def _visit_watch_screens(pilot: Pilot[None], app: Terminal, look: Look) -> None:
     """Watch a policy, and send a prompt to a language model."""
-    app.push_screen(WatchScreen("cartpole-s1", player_command(_CARTPOLE), app.unicode))
+    app.push_screen(WatchScreen("cartpole-s1", player_command(_CARTPOLE), app.home.has_colors))
     await look("watch", "cartpole-s1", "step 140")
     await pilot.press("escape")
-    app.push_screen(WatchScreen("sentiment-s1", player_command(_SENTIMENT), app.unicode))
+    app.push_screen(WatchScreen("sentiment-s1", player_command(_SENTIMENT), app.home.has_colors))
     await look("chat", "sentiment-s1", "Type a prompt")
     await pilot.press(*"the film was", "enter")
     await look("chat", "KL 3.1")

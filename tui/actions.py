@@ -301,7 +301,7 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "decoding",
         "g,ctrl+g",
-        "Sampled",
+        "Greedy/sampled",
         "Switch between greedy and sampled actions or tokens",
         "watch",
         rank=3,

@@ -21,17 +21,20 @@ READABLE = 112  # maximum columns of a page of text
 _BOX = """
     {name} {{ align: center middle; }}
     {name} > .box {{
-        width: auto; min-width: 40; max-width: 96%; height: auto; max-height: 96%;
+        max-width: 96%; height: auto; max-height: 96%;
         background: $surface; border: round $primary; padding: 0 1;
     }}
-    {name} .title {{ text-style: bold; width: auto; }}
-    {name} .hint {{ color: $text-muted; width: auto; }}
-    {name} .error {{ color: $text-error; width: 1fr; height: auto; }}
+    {name} .title {{ text-style: bold; }}
+    {name} .hint {{ color: $text-muted; }}
+    {name} .error {{ color: $text-error; }}
 """
 
 
 class ConfirmDialog(ModalScreen[bool]):
-    """Asks for confirmation. Only `y` confirms, because Enter may be meant for the screen below."""
+    """Asks for confirmation.
+
+    Only `y` confirms: an Enter pressed just before the dialog appeared must not delete a run.
+    """
 
     CSS = _BOX.format(name="ConfirmDialog") + "ConfirmDialog > .box { width: 64; }"
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -60,7 +63,13 @@ class PromptDialog(ModalScreen[str | None]):
     The dialog stays open while `check` raises UsageError.
     """
 
-    CSS = _BOX.format(name="PromptDialog") + "PromptDialog Input { width: 70; max-width: 100%; }"
+    CSS = (
+        _BOX.format(name="PromptDialog")
+        + """
+    PromptDialog > .box { width: 74; }
+    PromptDialog.-preview { align: center bottom; background: transparent; }
+    """
+    )
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "back", "Cancel")]
 
     def __init__(
@@ -71,8 +80,11 @@ class PromptDialog(ModalScreen[str | None]):
         check: Callable[[str], object] | None = None,
         preview: Callable[[str], object] | None = None,
     ) -> None:
-        """Create a dialog that calls `preview` with each input, and with the initial value if it is canceled."""
-        super().__init__()
+        """Create a dialog that calls `preview` with each input, and with the initial value if it is canceled.
+
+        With `preview`, the dialog is at the bottom and does not dim the screen below, so that its changes are visible.
+        """
+        super().__init__(classes="-preview" if preview else None)
         self.question, self.value, self.hint, self.check, self.preview = title, clean(value), hint, check, preview
 
     def compose(self) -> ComposeResult:
@@ -109,13 +121,13 @@ class PromptDialog(ModalScreen[str | None]):
 
 
 class TextDialog(ModalScreen[None]):
-    """Shows a text, such as the help or the options that differ between runs."""
+    """Shows a text, such as the help or the messages of the session."""
 
     CSS = (
         _BOX.format(name="TextDialog")
         + f"TextDialog > .box {{ width: 96%; max-width: {READABLE}; scrollbar-size-vertical: 1; }}"
     )
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1,M,f2", "dismiss", "Close")]
 
     @staticmethod
     def text_width(width: int) -> int:

@@ -51,6 +51,7 @@ class StatusRow(Widget, can_focus=False):
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, lambda _: self._update_keys())
+        self.app.screen_change_signal.subscribe(self, lambda _: self.refresh())
         self._update_keys()
         self.update_message()
 
@@ -80,6 +81,8 @@ class StatusRow(Widget, can_focus=False):
     def render(self) -> Content:
         if self._lines:
             return Content("\n").join(self._lines)
+        if not self.screen.is_active:  # below a dialog, which has other keys
+            return Content("")
         parts: list[Any] = []
         for hint in fit_hints(self._hints, self.content_size.width):
             parts += [" " * GAP] * bool(parts) + [(hint.sign, "bold $text-accent"), f" {hint.label}"]

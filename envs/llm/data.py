@@ -30,7 +30,7 @@ class PromptData:
 
     prompts: list[Prompt]
     columns: dict[str, list[Any]]
-    where: str  # the path of the file, or the name of a built-in task
+    where: str  # the path of the file, the name of a built-in task, or "" for typed prompts
     lines: list[int]  # line number or record number of each prompt, starting at 1
     unit: str = "line"  # the unit that `lines` counts, for messages: "line", "record" or "prompt"
 
@@ -42,7 +42,7 @@ class PromptData:
 
     def location(self, index: int) -> str:
         """Return a prompt's location for use in error messages, such as 'prompts.jsonl, line 3'."""
-        return f"{self.where}, {self.unit} {self.lines[index]}"
+        return f"{self.where}, {self.unit} {self.lines[index]}".removeprefix(", ")
 
     def take(self, indices: Sequence[int]) -> PromptData:
         """Return the prompts at `indices`, in that order, with their columns."""

@@ -33,7 +33,7 @@ class LLMChat:
     def answer(self, prompt: str) -> Exchange:
         self.prompt_count += 1
         longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
-        data = PromptData([prompt], {}, "stdin", [self.prompt_count], unit="prompt")
+        data = PromptData([prompt], {}, "", [self.prompt_count], unit="prompt")
         read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
         return self._exchange(prompt, read.texts[0], read.tokens[0], self._find_columns(read.texts[0]))
 

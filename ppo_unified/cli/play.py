@@ -35,7 +35,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import format_blocks
 from ppo_unified.terminal.frames import Style, draw
 from ppo_unified.terminal.screen import Screen, open_screen, style_for
-from ppo_unified.text import can_color, clean, is_drawable, print_err, print_out
+from ppo_unified.text import can_color, clean, is_drawable, print_err, print_out, replace_surrogates
 
 FPS = 30.0  # the highest default frame rate
 PAUSE_FRAMES = 30  # the last frame of an episode is shown for the time of this many frames
@@ -66,7 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames per second (default: the environment's rate)",
     )
     parser.add_argument(
-        "--serve", action="store_true", help="send frames or responses to another program, as the terminal UI requests"
+        "--serve",
+        action="store_true",
+        help="read requests from stdin and write frames or responses to stdout, as described in "
+        "ppo_unified/runs/play_messages.py",
     )
     add_runs_folder(parser)
 
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     if not math.isfinite(options.fps) or options.fps < 0:
         raise UsageError(f"--fps: expected a number > 0, or 0 for the environment's rate, got {options.fps:g}")
     if options.serve:
+        _check_serve(options)
         return serve(options)
     with foreign_code() as stdout:
         loaded = load_policy(options)
@@ -90,6 +94,13 @@ def run(options: argparse.Namespace) -> int:
     with closing(loaded.adapter):  # not in the block above, because `input` edits lines only on the original stdout
         _chat(loaded, options)
     return 0
+
+
+def _check_serve(options: argparse.Namespace) -> None:
+    """Raise UsageError for options whose values are part of each request."""
+    given = {"--episodes": options.episodes, "--sampled": options.sampled, "--fps": options.fps}
+    for flag in (flag for flag, value in given.items() if value):
+        raise UsageError(f"{flag} has no effect with --serve; omit it")
 
 
 def _watch(loaded: LoadedPolicy, options: argparse.Namespace, stdout: TextIO) -> None:
@@ -147,7 +158,7 @@ def _ask_prompts() -> Iterator[str]:
             return
         if not line.strip():
             return
-        yield _replace_surrogates(line)
+        yield replace_surrogates(line)
 
 
 def _read_prompts() -> Iterator[str]:
@@ -155,14 +166,9 @@ def _read_prompts() -> Iterator[str]:
     try:
         for line in sys.stdin or ():
             if line.strip():
-                yield _replace_surrogates(line.removesuffix("\n"))
+                yield replace_surrogates(line.removesuffix("\n"))
     except UnicodeDecodeError as error:
         raise UsageError(f"stdin: expected one prompt per line in UTF-8 ({error.reason})") from None
-
-
-def _replace_surrogates(line: str) -> str:
-    """Replace each byte that is not valid UTF-8 with '?'. Python passes such bytes on as lone surrogates."""
-    return line.encode("utf-8", "replace").decode("utf-8")
 
 
 def _print_exchange(exchange: Exchange, how: str, with_prompt: bool) -> None:

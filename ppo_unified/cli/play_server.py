@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from itertools import count
 from queue import SimpleQueue
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -39,11 +39,12 @@ from ppo_unified.runs.play_messages import (
     PromptRequest,
     Ready,
     Reply,
+    Request,
     decode,
     encode,
 )
 from ppo_unified.terminal.frames import fit
-from ppo_unified.text import format_number
+from ppo_unified.text import format_number, replace_surrogates
 
 GRACE_S = 2.0  # if an environment hangs when stdin is closed, the process ends after this time
 MANY = 1000  # episodes, or held-out prompts, that are requested from an adapter at once
@@ -85,6 +86,13 @@ def _read_requests() -> Iterator[bytes]:
     return iter(lines.get, b"")
 
 
+def _decode_request(line: bytes, kind: type[Request]) -> Any:
+    try:
+        return decode(line, kind.__name__)
+    except ValueError as error:
+        raise UsageError(f"stdin: {error}; see ppo_unified/runs/play_messages.py") from None
+
+
 def _send(stream: BinaryIO, reply: Reply, pixels: bytes = b"") -> None:
     stream.write(encode(reply) + pixels)
     stream.flush()
@@ -97,7 +105,7 @@ def _serve_frames(loaded: LoadedPolicy, options: Namespace, requests: Iterator[b
     with closing(Episodes(loaded, options)) as episodes:
         _send(stream, Ready(False, describe_checkpoint(loaded)))
         for line in requests:
-            request: FrameRequest = decode(line)
+            request: FrameRequest = _decode_request(line, FrameRequest)
             episodes.advance(request)
             _send(stream, *episodes.reply(request))
 
@@ -195,14 +203,15 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
         chats[greedy], examples[greedy] = chat, _example_exchanges(chat)
     _send(stream, Ready(True, describe_checkpoint(loaded)))
     for line in requests:
-        request: PromptRequest = decode(line)
+        request: PromptRequest = _decode_request(line, PromptRequest)
         how = describe_decoding(Namespace(sampled=not request.greedy))
         try:
             if request.prompt is None:
                 exchange = next(examples[request.greedy])
             else:
-                exchange = chats[request.greedy].answer(request.prompt)
+                exchange = chats[request.greedy].answer(replace_surrogates(request.prompt))
         except UsageError as error:
+            examples[request.greedy] = _example_exchanges(chats[request.greedy])  # an error ends the old iterator
             _send(stream, ErrorReply(str(error)))
         else:
             policy, reference = exchange_blocks(exchange, how)

@@ -103,14 +103,17 @@ def encode(message: Request | Reply) -> bytes:
     return json.dumps({"message": type(message).__name__} | asdict(message)).encode("ascii") + b"\n"
 
 
-def decode(line: bytes) -> Any:
-    """Return the message in a line. Raises ValueError if the line is not a message."""
+def decode(line: bytes, expected: str = "") -> Any:
+    """Return the message in a line. Raises ValueError if it is not a message, or not of the type named `expected`."""
     try:
         table = parse_json(line.decode("ascii"))
         kind = _TYPES[table["message"]]
+        if kind.__name__ != (expected or kind.__name__):
+            raise ValueError
         return kind(**parse_fields(table, kind))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a message, got {line[:80]!r} ({error})") from None
+    except (KeyError, TypeError, ValueError):
+        of_type = f" of type {expected}" if expected else ""
+        raise ValueError(f"expected a message{of_type}, got {line[:80]!r}") from None
 
 
 def picture_bytes(frame: FrameReply) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate, zip_longest
 from typing import NamedTuple
 
-from ppo_unified.text import BOLD, DIM, apply_style, clean, display_width, pad
+from ppo_unified.text import BOLD, DIM, apply_style, clean_lines, display_width, pad
 
 SIDE_BY_SIDE = 80  # minimum width in columns to show two responses side by side
 GAP = "   "
@@ -41,8 +41,8 @@ def format_blocks(
 def wrap_text(text: str, columns: int) -> list[str]:
     """Sanitize a text and wrap its lines at spaces to at most `columns` columns. With 0 columns, do not wrap."""
     lines = []
-    for line in text.splitlines() or [""]:
-        left = clean("." + line)[1:]  # the dot protects the indentation from `clean`
+    for line in clean_lines(text).split("\n"):
+        left = line
         while columns and display_width(left) > columns:
             cut = _prefix_length(left, columns)
             space = left.rfind(" ", 1, cut + 1)

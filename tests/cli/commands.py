@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.play_messages import FrameReply, FrameRequest, decode, encode, picture_bytes
+from ppo_unified.runs.play_messages import FrameReply, Request, decode, encode, picture_bytes
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
@@ -28,7 +28,7 @@ def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProc
 
 def serve(
     run: Run,
-    requests: Sequence[FrameRequest],
+    requests: Sequence[Request],
     cwd: Path,
     answered: int = 99,
     env: Mapping[str, str] = os.environ,

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from ppo_unified import run as train
+from ppo_unified.cli import play_server
+from ppo_unified.cli.main import main
 from ppo_unified.cli.play import add_arguments
 from ppo_unified.cli.play_server import Episodes
-from ppo_unified.cli.policy import load_policy
+from ppo_unified.cli.policy import LoadedPolicy, load_policy
+from ppo_unified.config.spec import Exchange, Reply
+from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.play_messages import FrameRequest
+from ppo_unified.runs.play_messages import ErrorReply, FrameRequest, PromptRequest, Ready, decode, encode
 from ppo_unified.training import checkpoint
 from tests.cli.commands import serve
 from tests.cli.test_policies import toy
@@ -58,6 +65,8 @@ def test_next_episode_uses_a_newer_checkpoint(tmp_path: Path) -> None:
     train(toy("CartPole-v1"), tmp_path, "pole")
     run = Run(tmp_path / "pole")
     latest, best = load_episodes(run, "--checkpoint", "latest"), load_episodes(run)
+    fixed_step = checkpoint.steps(run)[0]
+    fixed = load_episodes(run, "--checkpoint", str(fixed_step))
     policy = latest._loaded.adapter.policy
     weights = {name: torch.full_like(value, 0.5) for name, value in policy.state_dict().items()}
 
@@ -70,14 +79,46 @@ def test_next_episode_uses_a_newer_checkpoint(tmp_path: Path) -> None:
     assert first[1].startswith("best checkpoint, step ")
     checkpoint.save(run, weights, {}, checkpoint.Meta(step=500, score=-1.0))
     assert next_checkpoints() == ["latest checkpoint, step 500", first[1]]
+    fixed.advance(ask(new=True))
+    assert fixed.reply(ask())[0].checkpoint == f"step {fixed_step}"
     assert all((value == 0.5).all() for value in policy.state_dict().values())
     folder = checkpoint.save(run, weights, {}, checkpoint.Meta(step=600, score=9e9, best=True))
     assert next_checkpoints() == ["latest checkpoint, step 600", "best checkpoint, step 600"]
     (checkpoint.save(run, weights, {}, checkpoint.Meta(step=700)) / checkpoint.POLICY).unlink()
     folder.rename(folder.with_suffix(".damaged"))
     assert next_checkpoints() == ["latest checkpoint, step 600", "best checkpoint, step 600"]
-    latest.close()
-    best.close()
+    for episodes in (latest, best, fixed):
+        episodes.close()
+
+
+def test_invalid_requests_and_flags_are_usage_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy("CartPole-v1"), tmp_path, "pole")
+    replies, errors = serve(Run(tmp_path / "pole"), [PromptRequest("hello", True)], cwd=ROOT)
+    assert [type(reply) for reply in replies] == [Ready]
+    assert errors.startswith("error: stdin: expected a message of type FrameRequest, got b'")
+    assert errors.count("\n") == 1
+    for flags in (["--episodes", "3"], ["--sampled"], ["--fps", "3"]):
+        assert main(["play", str(tmp_path / "pole"), "--serve", *flags]) == 2
+        assert f"{flags[0]} has no effect with --serve; omit it" in capsys.readouterr().err
+
+
+def test_failing_held_out_prompt_does_not_end_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    class FailingChat:
+        def answer(self, prompt: str) -> Exchange:
+            reply = Reply(prompt, 1, True, None)
+            return Exchange(prompt, reply, reply, 0.0, "")
+
+        def examples(self, count: int) -> Iterator[Exchange]:
+            yield from ()
+            raise UsageError("the prompt is too long")
+
+    monkeypatch.setattr(play_server, "load", lambda _: lambda *_: FailingChat())
+    loaded = LoadedPolicy(Run(Path("x")), cast("Any", argparse.Namespace(kind="llm")), cast("Any", None), 7, "best")
+    requests, stream = [PromptRequest(prompt, True) for prompt in (None, None, "a\ud800")], io.BytesIO()
+    play_server._serve_chat(loaded, argparse.Namespace(seed=0), map(encode, requests), stream)
+    _, *errors, reply = map(decode, stream.getvalue().splitlines())
+    assert errors == [ErrorReply("the prompt is too long")] * 2
+    assert reply.policy == "a?"
 
 
 def test_failing_environment_ends_the_process_with_one_line(tmp_path: Path) -> None:

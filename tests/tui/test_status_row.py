@@ -269,6 +269,38 @@ def test_delete_and_kill_need_y(runs: Path) -> None:
     drive(runs, act)
 
 
+NAME = "a" * 55 + "-lr0.001-s1"
+
+
+def test_dialogs_show_all_of_a_question_and_only_their_keys(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    make_run(folder, NAME, 1)
+
+    def inside(text: str) -> str:
+        return "".join(line.split("│")[1].strip() for line in text.splitlines() if line.count("│") == 2)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        for key in ("d", "e", "r"):
+            await pilot.press(key)
+            await wait_until(pilot, lambda: app.screen.is_modal and inside(screen_text(app)))
+            assert NAME in inside(screen_text(app)).replace(" ", "")
+            assert last_rows(app) == ""
+            await pilot.press("escape")
+            await wait_until(pilot, lambda: "n New run" in last_rows(app))
+        for key in ("M", "f2"):
+            await pilot.press("M", key)
+            assert isinstance(app.screen, RunsScreen)
+        before = screen_text(app).splitlines()
+        await pilot.press("slash")
+        await wait_until(pilot, lambda: "List only" in screen_text(app))
+        dialog = app.screen.query_one(".box").region
+        assert (dialog.width, dialog.bottom) == (74, app.size.height)
+        assert screen_text(app).splitlines()[: dialog.y] == before[: dialog.y]
+
+    drive(folder, act, size=(80, 24))
+    drive(folder, act, size=(200, 60))
+
+
 # bell
 
 

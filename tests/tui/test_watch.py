@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from textual.widgets import Input, Static
 from ppo_unified import run as train
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.play_messages import FrameReply, FrameRequest, Ready, decode, encode, picture_bytes
+from ppo_unified.terminal.chat import format_blocks
+from ppo_unified.text import display_width
 from tests.envs.gym.test_vector import make_config
 from tests.scenes import player_command
+from tui.status_row import list_hints
 from tui.watch import player
-from tui.watch.chat import ChatView
+from tui.watch.chat import ChatView, shorten_prompt
 from tui.watch.picture import Picture, character_lines, half_block_lines, text_lines
 from tui.watch.player import play_command
 from tui.watch.screen import WatchScreen
@@ -165,12 +169,19 @@ def test_keys_take_effect_after_the_awaited_frame() -> None:
         await pilot.press("space")
         await wait_until(pilot, lambda: not view._waiting)
         view._send = sent.append  # replies arrive when the test calls `show`
-        await pilot.press("full_stop", "n", "minus", "minus", "minus")
-        assert [(request.steps, request.new_episode) for request in sent] == [(1, False)]
+        await pilot.press("full_stop", "full_stop", "right", "minus", "minus", "minus")
         assert view.frame is not None
-        view.show(view.frame, b"")
-        assert [(request.steps, request.new_episode) for request in sent[1:]] == [(1, True)]
-        view._requested = time.monotonic() - 3.4
+        assert len(sent) == 1
+        for _ in range(3):
+            view.show(view.frame, b"")
+        assert [(request.steps, request.new_episode) for request in sent] == [(1, False)] * 3
+        await pilot.press("full_stop", "full_stop", "g")
+        assert screen_text(pilot.app).splitlines()[0].rstrip().endswith("step 8  greedy (next episode: sampled)")
+        view.show(replace(view.frame, ended=True), b"")
+        await shows(pilot, "paused  0.25x  episode 1 ended  step")
+        view.show(replace(view.frame, cut=True), b"")
+        assert view._status().startswith("paused  0.25x  episode 1 cut, because it has no time limit  step")
+        view._waiting, view._requested = True, time.monotonic() - 3.4
         assert view._status().startswith("waiting for the environment ... 3 s  0.25x")
 
     drive(player_command(FRAMES.format(columns=0, lines=0, text="x")), act)
@@ -214,6 +225,8 @@ def test_only_lines_that_change_are_drawn_again(monkeypatch: pytest.MonkeyPatch)
 def test_conversation_shows_prompts_replies_and_errors() -> None:
     async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
         await shows(pilot, "best checkpoint, step 5  greedy", "Ctrl-N for a held-out prompt")
+        labels = [hint.label for hint in list_hints(pilot.app, screen)]
+        assert {"Send", "Earlier prompt", "Later prompt", "Scroll up", "Scroll down", "Greedy/sampled"} <= {*labels}
 
         def typed() -> str:
             return screen.query_one(Input).value
@@ -249,8 +262,28 @@ def test_waiting_for_a_response_shows_the_time() -> None:
         view._requested = time.monotonic() - 7.4
         view._report_progress()
         assert str(view.query_one("#state", Static).content) == "generating ... 7 s"
+        await pilot.press("ctrl+g")
+        assert screen_text(pilot.app).splitlines()[0].rstrip().endswith("step 5  greedy (next prompt: sampled)")
+        assert screen._player is not None
+        assert screen._player._process is not None
+        screen._player._process.kill()
+        await shows(
+            pilot, "Stopped watching a[b]名: the process was killed", "prompt a", "error: no response", "sampled"
+        )
+        assert screen.query_one(Input).value == "b"
+        assert [hint.label for hint in list_hints(pilot.app, screen)][:2] == ["Scroll up", "Scroll down"]
 
     drive(player_command('send(Ready(True, "step 5"))\nnext(requests)\nlist(requests)'), act)
+
+
+def test_long_prompts_are_shortened() -> None:
+    for columns in (30, 80):
+        assert shorten_prompt("one\n two", columns, 3) == "one\n two"
+        for prompt in ("word " * 100_000, "名" * 100_000, "a\n" * 100_000):
+            rows = format_blocks([], columns, prompt=shorten_prompt(prompt, columns, 3))
+            assert len(rows) == 3
+            assert rows[-1].endswith(" ...")
+            assert max(map(display_width, rows)) <= columns
 
 
 # errors
@@ -272,7 +305,8 @@ def test_end_of_the_process_is_explained(body: str, texts: list[str], monkeypatc
     monkeypatch.setattr(player, "GRACE_S", 0.2)
 
     async def act(pilot: Pilot[None], screen: WatchScreen) -> None:
-        await shows(pilot, "Cannot watch a[b]名:", "Press Esc to return.")
+        what = "Stopped watching" if "Ready" in body else "Cannot watch"
+        await shows(pilot, f"{what} a[b]名:", "Press Esc to return.")
         text = join_words(screen_text(pilot.app))
         assert all(part in text for part in texts), text
         assert screen.check_action("pause", ()) is False
@@ -321,6 +355,8 @@ def test_messages_are_validated() -> None:
     for line in (b"", b"1", b"[]", b"{}", b'{"message": "Run"}', b'{"message": "Ready"}', b"\xff", b'{"message": []}'):
         with pytest.raises(ValueError, match="expected a message"):
             decode(line)
+    with pytest.raises(ValueError, match="expected a message of type PromptRequest"):
+        decode(encode(request), "PromptRequest")
     for columns, lines in ((-1, 5), (1 << 20, 2)):
         with pytest.raises(ValueError, match="pixels"):
             picture_bytes(FrameReply(columns, lines, "", 1, 1, 1, "", "", "", False, False, True, ""))

@@ -200,8 +200,7 @@ class RunActions(Screen[None]):
 
         if not run.checkpoint_folders():
             raise UsageError(f"Cannot watch {run.name}: it has not written a checkpoint yet.")
-        color = self.services.unicode and not self.app.no_color
-        self.app.push_screen(WatchScreen(run.name, play_command(run), color))
+        self.app.push_screen(WatchScreen(run.name, play_command(run), self.has_colors))
 
     def action_copy_command(self) -> None:
         if entry := self._own_run("copy the command of"):

@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
 from ppo_unified.runs.play_messages import ErrorReply, PromptReply, PromptRequest
-from ppo_unified.terminal.chat import Block, format_blocks, wrap_text
-from ppo_unified.text import RED, apply_style
+from ppo_unified.terminal.chat import LABEL, Block, format_blocks, wrap_text
+from ppo_unified.text import RED, apply_style, pad
+from tui.actions import actions_of
 
 MOST = 100  # exchanges that are kept
+PROMPT_LINES, FAILED_LINES = 20, 3  # displayed lines of a prompt, and of one without responses
+ACTIONS = {"send", "example", "earlier_prompt", "later_prompt", "scroll_up", "scroll_down"}
 EMPTY = (
     "Type a prompt and press Enter, or press Ctrl-N for a held-out prompt. Each prompt is independent of the others."
 )
+
+
+class _PromptBox(Input):
+    """The input line. It leaves the keys of the screen's actions to the screen, so that the footer lists them."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(action.keys, f"screen.{action.name}", show=False)
+        for action in actions_of("watch")
+        if action.name in ACTIONS
+    ]
+
+
+def shorten_prompt(prompt: str, columns: int, most: int) -> str:
+    """Return the first lines of a prompt, at most `most`, with the label to the left of it in `columns` columns."""
+    width = max(1, columns - LABEL)
+    rows = wrap_text(prompt[: most * width + 1], width)  # wrapping all of a very long prompt would take seconds
+    if len(rows) <= most:
+        return prompt
+    return "\n".join([*rows[: most - 1], f"{pad(rows[most - 1], width - 4).rstrip()} ..."])
 
 
 class _Answer(Static):
@@ -38,10 +62,12 @@ class _Answer(Static):
         reply = self._reply
         if isinstance(reply, ErrorReply):
             error = (apply_style(line, RED) for line in wrap_text(f"error: {reply.text}", columns))
-            return [*format_blocks([], columns, True, self._prompt), *error]
+            prompt = shorten_prompt(self._prompt, columns, FAILED_LINES)
+            return [*format_blocks([], columns, True, prompt), *error]
         policy = Block("policy", reply.policy, reply.policy_facts)
         reference = Block("reference", reply.reference, reply.reference_facts)
-        return format_blocks([policy, reference], columns, True, reply.prompt, reply.remark)
+        prompt = shorten_prompt(reply.prompt, columns, PROMPT_LINES)
+        return format_blocks([policy, reference], columns, True, prompt, reply.remark)
 
 
 class ChatView(Vertical):
@@ -65,12 +91,18 @@ class ChatView(Vertical):
         self._draft = ""  # text that the user has not sent
         self._waiting: str | None = None  # the prompt whose responses are awaited
         self._requested = 0.0
+        self._requested_greedy = True
+
+    @property
+    def shown_greedy(self) -> bool:
+        """True if the awaited responses, or else the next ones, are greedy."""
+        return self.greedy if self._waiting is None else self._requested_greedy
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="answers", can_focus=False):
             yield Static(EMPTY, id="hint", markup=False)
         yield Static(id="state", markup=False)
-        yield Input(placeholder="Type a prompt and press Enter", compact=True)
+        yield _PromptBox(placeholder="Type a prompt and press Enter", compact=True)
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
@@ -82,6 +114,7 @@ class ChatView(Vertical):
         if self._waiting is not None:
             return
         self._waiting, self._requested = prompt or "a held-out prompt", time.monotonic()
+        self._requested_greedy = self.greedy
         self._send(PromptRequest(prompt, self.greedy))
         self._show_state()
 
@@ -97,6 +130,12 @@ class ChatView(Vertical):
         answers.anchor()
         self._show_state()
 
+    def end(self) -> None:
+        """Keep the conversation and the unsent prompt, because the process has ended."""
+        if self._waiting is not None:
+            self.show(ErrorReply("no response, because the process has ended"))
+        self.query_one(Input).disabled = True
+
     def _report_progress(self) -> None:
         if self._waiting is not None:
             self._show_state()
@@ -108,9 +147,6 @@ class ChatView(Vertical):
         self.query_one("#state", Static).update(text)
 
     # actions
-
-    def on_input_submitted(self) -> None:
-        self.submit()
 
     def submit(self) -> None:
         """Send the prompt in the input line."""

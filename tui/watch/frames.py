@@ -39,7 +39,8 @@ class FramesView(Vertical):
         self._requested = 0.0  # time of the last request
         self._clock = 0.0  # time at which the current step was due
         self._waiting = False  # the reply has not arrived yet
-        self._pending: tuple[int, bool] | None = None  # arguments of `request` while waiting
+        self._pending: tuple[int, bool] | None = None  # sum of the arguments of `request` while waiting
+        self._is_over = False  # the process has ended
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -50,11 +51,18 @@ class FramesView(Vertical):
         self.set_interval(0.5, self._report_delay)
         self.call_after_refresh(self.request)
 
+    @property
+    def shown_greedy(self) -> bool:
+        """True if the actions of the visible episode are greedy."""
+        return self.frame.greedy if self.frame is not None else self.greedy
+
     def request(self, steps: int = 1, new_episode: bool = False) -> None:
         """Request a frame now, or as soon as the awaited one has arrived."""
+        if self._is_over:
+            return
         if self._waiting:
             before = self._pending or (0, False)
-            self._pending = max(steps, before[0]), new_episode or before[1]
+            self._pending = steps + before[0], new_episode or before[1]
             return
         if self._timer is not None:
             self._timer.stop()
@@ -69,9 +77,19 @@ class FramesView(Vertical):
         self.query_one(Picture).show(self._draw(frame))
         self.update_status()
         if self._pending is not None:
-            self.request(*self._pending)
+            steps, new_episode = self._pending
+            self.request(min(steps, 1), new_episode)  # a request for several steps can end early, see FrameRequest
+            if steps > 1 and not new_episode:
+                self._pending = steps - 1, False
         elif not self.paused:
             self._schedule()
+
+    def end(self) -> None:
+        """Keep the last frame, because the process has ended."""
+        self._is_over, self._waiting = True, False
+        if self._timer is not None:
+            self._timer.stop()
+        self.update_status()
 
     def _draw(self, frame: FrameReply) -> list[list[Segment]]:
         if not self._pixels:
@@ -99,8 +117,8 @@ class FramesView(Vertical):
 
     def _has_backlog(self) -> bool:
         """Return True if the terminal has not received all output yet; otherwise keys would take effect late."""
-        writer = getattr(self.app._driver, "_writer_thread", None)
-        return writer is not None and writer._queue.qsize() > 0
+        queue = getattr(getattr(self.app._driver, "_writer_thread", None), "_queue", None)  # private in Textual
+        return queue is not None and queue.qsize() > 0
 
     def on_resize(self) -> None:
         """Draw the current frame in the new size."""
@@ -124,14 +142,13 @@ class FramesView(Vertical):
 
     def _status(self) -> str:
         frame = self.frame
-        state = "paused" if self.paused else "playing"
+        state = "stopped" if self._is_over else "paused" if self.paused else "playing"
         if self._is_late():
             state = f"waiting for the environment ... {time.monotonic() - self._requested:.0f} s"
-        elif frame is not None and frame.ended:
-            state = "episode ended" if not frame.cut else "episode cut, because it has no time limit"
         if frame is None:
             return state
-        facts = [state, format_speed(self.speed), f"episode {frame.episode}", f"step {frame.step}"]
+        end = (" cut, because it has no time limit" if frame.cut else " ended") if frame.ended else ""
+        facts = [state, format_speed(self.speed), f"episode {frame.episode}{end}", f"step {frame.step}"]
         facts += [f"return {clean(frame.total)}"]
         facts += [f"reward {clean(frame.reward)}"] if frame.reward else []
         facts += [f"action {clean(frame.action)}"] if frame.action else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +14,7 @@ from textual.widget import Widget
 
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.frames import UPPER_HALF, to_characters
-from ppo_unified.text import clean, display_width, pad
+from ppo_unified.text import clean_lines, display_width, pad
 
 
 class Picture(Widget):
@@ -88,7 +87,7 @@ def character_lines(pixels: np.ndarray) -> list[list[Segment]]:
 
 def text_lines(text: str, columns: int, lines: int) -> list[list[Segment]]:
     """Convert a frame that is text. A single line is wrapped; otherwise, long lines are cut and end with '~'."""
-    rows: Sequence[str] = [clean("." + row)[1:] for row in text.strip("\r\n").splitlines()]  # keeps the indentation
+    rows = clean_lines(text.strip("\r\n")).split("\n")
     if len(rows) == 1:
         rows = wrap_text(rows[0], columns)
     if len(rows) > lines:

@@ -18,12 +18,13 @@ from ppo_unified.runs.play_messages import ErrorReply, FrameReply, PromptReply, 
 from ppo_unified.text import clean, display_width, pad
 from tui.actions import Place, bindings
 from tui.status_row import StatusRow
+from tui.watch import chat
 from tui.watch.chat import ChatView
 from tui.watch.frames import FramesView
 from tui.watch.player import Ended, Player
 
 GAP = "  "
-CHAT_ACTIONS = {"send", "example", "earlier_prompt", "later_prompt", "scroll_up", "scroll_down"}
+SCROLL_ACTIONS = {"scroll_up", "scroll_down"}
 FRAME_ACTIONS = {"pause", "step", "faster", "slower", "next_episode"}
 
 
@@ -35,6 +36,7 @@ class WatchScreen(Screen[None]):
     WatchScreen #head { height: 1; padding: 0 1; background: $panel; }
     WatchScreen #body { height: 1fr; }
     WatchScreen #notice { width: 1fr; height: 1fr; padding: 1 2; }
+    WatchScreen #notice.-below { dock: bottom; height: auto; max-height: 50%; padding: 0 1; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = bindings("watch")
     places: tuple[Place, ...] = ("watch",)
@@ -54,6 +56,8 @@ class WatchScreen(Screen[None]):
         self._began = time.monotonic()
         self._view: FramesView | ChatView | None = None
         self._player: Player | None = None
+        self._is_over = False  # the process has ended
+        self._head = Content("")
 
     def compose(self) -> ComposeResult:
         yield Static(id="head", markup=False)
@@ -78,10 +82,13 @@ class WatchScreen(Screen[None]):
         """Show the run, the checkpoint and the decoding. If space is short, the run's name is cut."""
         view, width = self._view, max(1, self.size.width - 2)
         facts = [self._checkpoint] if self._checkpoint else []
-        facts += [] if view is None else ["greedy" if view.greedy else "sampled"]
+        facts += [] if view is None else [_describe_decoding(view)]
         text = GAP.join(["", *facts]) if facts else ""
         name = pad(self._run_name, min(display_width(self._run_name), max(8, width - len(text))))
-        self.query_one("#head", Static).update(Content.assemble((name, "bold"), text))
+        head = Content.assemble((name, "bold"), text)
+        if head != self._head:
+            self._head = head
+            self.query_one("#head", Static).update(head)
 
     def on_resize(self) -> None:
         self._show_head()
@@ -91,16 +98,16 @@ class WatchScreen(Screen[None]):
     async def on_watch_screen_received(self, message: Received) -> None:
         reply, view = message.reply, self._view
         if isinstance(reply, Ended):
-            await self._show_end(reply)
+            self._show_end(reply)
         elif isinstance(reply, Ready):
             await self._open_view(reply)
         elif isinstance(reply, FrameReply) and isinstance(view, FramesView):
             view.show(reply, message.pixels)
-            if reply.checkpoint != self._checkpoint or reply.greedy != view.greedy:
-                self._checkpoint = clean(reply.checkpoint)
-                self._show_head()
+            self._checkpoint = clean(reply.checkpoint)
+            self._show_head()
         elif isinstance(reply, PromptReply | ErrorReply) and isinstance(view, ChatView):
             view.show(reply)
+            self._show_head()
 
     async def _open_view(self, ready: Ready) -> None:
         assert self._player is not None
@@ -112,30 +119,33 @@ class WatchScreen(Screen[None]):
         self._show_head()
         self.refresh_bindings()
 
-    async def _show_end(self, ended: Ended) -> None:
-        """Show why the process has ended. Nothing can be watched any more."""
+    def _show_end(self, ended: Ended) -> None:
+        """Show why the process has ended, below the last frame or the conversation."""
         self._ticker.stop()
+        self._is_over = True
+        notice, what = self.query_one("#notice", Static), "Cannot watch"
         if self._view is not None:
-            view, self._view = self._view, None
-            await view.remove()
-        notice = self.query_one("#notice", Static)
+            self._view.end()
+            notice.add_class("-below")
+            what = "Stopped watching"
         notice.display = True
         lines = [
-            Content.styled(f"Cannot watch {self._run_name}: {ended.reason}.", "$text-error"),
+            Content.styled(f"{what} {self._run_name}: {ended.reason}.", "$text-error"),
             *map(Content, ended.lines),
         ]
         notice.update(Content("\n").join([*lines, Content(""), Content("Press Esc to return.")]))
+        self._show_head()
         self.refresh_bindings()
 
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Enable the actions of the current view."""
+        """Enable the actions of the current view. When the process has ended, a conversation can only be scrolled."""
         if action in FRAME_ACTIONS:
-            return isinstance(self._view, FramesView)
-        if action in CHAT_ACTIONS:
-            return isinstance(self._view, ChatView)
-        return action != "decoding" or self._view is not None
+            return isinstance(self._view, FramesView) and not self._is_over
+        if action in chat.ACTIONS:
+            return isinstance(self._view, ChatView) and (action in SCROLL_ACTIONS or not self._is_over)
+        return action != "decoding" or not (self._view is None or self._is_over)
 
     def _frames(self) -> FramesView:
         assert isinstance(self._view, FramesView)
@@ -185,3 +195,10 @@ class WatchScreen(Screen[None]):
 
     def action_scroll_down(self) -> None:
         self._chat().scroll_page(1)
+
+
+def _describe_decoding(view: FramesView | ChatView) -> str:
+    """Return how the visible actions or tokens are chosen and, if the next ones differ, how those are chosen."""
+    shown, following = ("greedy" if greedy else "sampled" for greedy in (view.shown_greedy, view.greedy))
+    unit = "prompt" if isinstance(view, ChatView) else "episode"
+    return shown if shown == following else f"{shown} (next {unit}: {following})"
