@@ -95,7 +95,7 @@ def test_invalid_requests_and_flags_are_usage_errors(tmp_path: Path, capsys: pyt
     train(toy("CartPole-v1"), tmp_path, "pole")
     replies, errors = serve(Run(tmp_path / "pole"), [PromptRequest("hello", True)], cwd=ROOT)
     assert [type(reply) for reply in replies] == [Ready]
-    assert errors.startswith("error: stdin: expected a message of type FrameRequest, got b'")
+    assert errors.startswith("stdin: expected a message of type FrameRequest, got b'")
     assert errors.count("\n") == 1
     for flags in (["--episodes", "3"], ["--sampled"], ["--fps", "3"]):
         assert main(["play", str(tmp_path / "pole"), "--serve", *flags]) == 2

@@ -271,7 +271,9 @@ def test_waiting_for_a_response_shows_the_time() -> None:
             pilot, "Stopped watching a[b]名: the process was killed", "prompt a", "error: no response", "sampled"
         )
         assert screen.query_one(Input).value == "b"
-        assert [hint.label for hint in list_hints(pilot.app, screen)][:2] == ["Scroll up", "Scroll down"]
+        labels = [hint.label for hint in list_hints(pilot.app, screen)]
+        assert "Scroll up" in labels
+        assert "Send" not in labels
 
     drive(player_command('send(Ready(True, "step 5"))\nnext(requests)\nlist(requests)'), act)
 

@@ -38,10 +38,12 @@ class _PromptBox(Input):
 def shorten_prompt(prompt: str, columns: int, most: int) -> str:
     """Return the first lines of a prompt, at most `most`, with the label to the left of it in `columns` columns."""
     width = max(1, columns - LABEL)
-    rows = wrap_text(prompt[: most * width + 1], width)  # wrapping all of a very long prompt would take seconds
-    if len(rows) <= most:
+    part = prompt[: 2 * most * width]  # wrapping all of a very long prompt would take seconds
+    rows = wrap_text(part, width)
+    if len(rows) <= most and part == prompt:
         return prompt
-    return "\n".join([*rows[: most - 1], f"{pad(rows[most - 1], width - 4).rstrip()} ..."])
+    *others, last = rows[:most]
+    return "\n".join([*others, f"{pad(last, width - 4).rstrip()} ..."])
 
 
 class _Answer(Static):
