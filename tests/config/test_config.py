@@ -237,6 +237,10 @@ MISTAKES = {
     ("--no-optim.joint",): r"^unknown option --no-optim.joint; did you mean --optim.no-joint\?$",
     ("--ppo.objective", "pentaly"): r"did you mean 'penalty'\?$",
     ("--gym.env-kwargs", "{"): r"^--gym.env-kwargs: expected a JSON object, got '\{' \(invalid JSON at character 2\)$",
+    (
+        "--gym.env-kwargs",
+        "9" * 5000,
+    ): r"^--gym.env-kwargs: expected a JSON object, .* \(an integer has too many digits\)$",
     ("--gym.env-kwargs", "[1]"): r"^--gym.env-kwargs: expected a JSON object, got '\[1\]'$",
     ("--policy.hidden", "64", "wide"): r"^--policy.hidden: expected integers separated by spaces, got '64 wide'$",
     ("--optim.betas", "0.9"): r"^--optim.betas: expected 2 numbers separated by spaces, got '0.9'$",

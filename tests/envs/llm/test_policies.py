@@ -509,7 +509,7 @@ def test_play_reads_prompts_from_a_pipe(
     assert len(re.findall(r"score [01], \d tokens?, (?:ended|cut off), KL [\d.e-]+\n", out)) == 2
     assert len(re.findall(r"^reference ", out, re.MULTILINE)) == 2
     assert err.count("\n") == 1
-    assert "error: prompt 2: expected a prompt of at most 120 tokens (the model's context minus " in err
+    assert "prompt 2: expected a prompt of at most 120 tokens (the model's context minus " in err
 
 
 @pytest.mark.parametrize(("stdin", "flags"), [(None, ["2"]), (b"", ["2"]), (b"unread\n", ["2"]), (b"\n", [])])
