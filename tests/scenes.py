@@ -143,6 +143,7 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     run.config.write_text(config.to_toml(), encoding="utf-8")
     run.command.write_text(f"ppo-unified train {scene.preset} --seed {scene.seed}\n", encoding="utf-8")
     run.log.write_text("".join(f"step {scene.step * k // 30:>9,}\n" for k in range(1, 31)), encoding="utf-8")
+    (run.checkpoints / f"{scene.step:012d}").mkdir(parents=True)
     if scene.note:
         run.note.write_text(scene.note + "\n", encoding="utf-8")
     curves = _curves(scene, rng)

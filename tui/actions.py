@@ -39,7 +39,14 @@ NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for 
     "own": "needs a run of this program",
     "active": "needs an active run",
     "ended": "needs a run that has ended",
+    "checkpoint": "needs a checkpoint",
     "curves": "needs a chart",
+    "pages": "needs several pages of charts",
+    "log": "first opens the tab Log",
+    "samples": "needs several stored samples on the tab Samples",
+    "options": "first opens the tab Options",
+    "option": "needs a selected option",
+    "valid": "needs valid options",
     "ungrouped": "needs ungrouped seeds",
 }
 PLACE_NEEDS: dict[Place, str] = {"charts": "curves"}
@@ -57,7 +64,7 @@ class Action:
     place: Place
     rank: int = 9  # if the footer has no room for all actions, those with the lowest rank stay; rank 0 always stays
     needs: str = ""  # the condition without which the action does nothing
-    prominent: str = ""  # a condition, such as the tab 'log', under which the action has the rank PROMINENT
+    prominent: str = ""  # a condition, such as an interrupted run, under which the action has the rank PROMINENT
     writes: bool = False  # changes a run or starts a process, so it is unavailable with --readonly
 
 
@@ -123,8 +130,8 @@ ACTIONS: tuple[Action, ...] = (
         needs="own",
         writes=True,
     ),
-    Action("rename", "e", "Rename", "Rename the run", "control", needs="own", writes=True),
-    Action("note", "N", "Note", "Write a one-line note about the run", "control", needs="own", writes=True),
+    Action("rename", "e", "Rename", "Rename the run", "control", needs="ended", writes=True),
+    Action("note", "N", "Note", "Write a one-line note about the run", "control", rank=8, needs="own", writes=True),
     Action(
         "delete",
         "d,delete",
@@ -160,9 +167,9 @@ ACTIONS: tuple[Action, ...] = (
         "Watch the policy act, or type prompts for the language model",
         "control",
         rank=3,
-        needs="own",
+        needs="checkpoint",
     ),
-    Action("copy_command", "y", "Copy command", "Copy the command line that started the run", "control", needs="own"),
+    Action("copy_command", "y", "Copy command", "Copy the command line that started the run", "control", 8, "own"),
     Action(
         "filter",
         "slash",
@@ -211,8 +218,16 @@ ACTIONS: tuple[Action, ...] = (
     ),
     Action("grid", "g", "More charts", "Show more but smaller charts per page (up to 36)", "charts"),
     Action("grid_less", "G", "Fewer charts", "Show fewer but larger charts per page", "charts"),
-    Action("page_next", "right_square_bracket", "Next page", "Show the next page of charts", "charts"),
-    Action("page_previous", "left_square_bracket", "Previous page", "Show the previous page of charts", "charts"),
+    Action("page_next", "right_square_bracket", "Next page", "Show the next page of charts", "charts", needs="pages"),
+    Action(
+        "page_previous",
+        "left_square_bracket",
+        "Previous page",
+        "Show the previous page of charts",
+        "charts",
+        9,
+        "pages",
+    ),
     Action(
         "group",
         "v",
@@ -260,18 +275,17 @@ ACTIONS: tuple[Action, ...] = (
     Action("back", "escape,q", "Back", "Return to the list of runs", "run", rank=ALWAYS),
     Action("tab_next", "greater_than_sign", "Next tab", "Show the next tab; digit keys select a tab", "run", rank=1),
     Action("tab_previous", "less_than_sign", "Previous tab", "Show the previous tab", "run"),
-    Action("follow", "F", "Follow log", "Jump to the end of the log and follow new lines", "run", prominent="log"),
-    Action(
-        "older", "left_curly_bracket", "Older sample", "Show the previous stored sample", "run", prominent="samples"
-    ),
-    Action("newer", "right_curly_bracket", "Newer sample", "Show the next stored sample", "run", prominent="samples"),
+    Action("follow", "F", "Follow log", "Jump to the end of the log and follow new lines", "run", 2, "log"),
+    Action("older", "left_curly_bracket", "Older sample", "Show the previous stored sample", "run", 2, "samples"),
+    Action("newer", "right_curly_bracket", "Newer sample", "Show the next stored sample", "run", 2, "samples"),
     Action(
         "difference",
         "D",
         "Differences",
         "Switch between all options and those that differ from the pinned run or a marked run",
         "run",
-        prominent="options",
+        rank=2,
+        needs="options",
     ),
     Action("pause", "space", "Pause", "Pause or continue the episode", "watch", rank=1),
     Action(
@@ -320,7 +334,7 @@ ACTIONS: tuple[Action, ...] = (
         rank=1,
         writes=True,
     ),
-    Action("copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", rank=2),
+    Action("copy_command", "ctrl+y", "Copy command", "Copy the command line that starts this run", "form", 2, "valid"),
     Action(
         "recipe",
         "ctrl+r",
@@ -330,7 +344,7 @@ ACTIONS: tuple[Action, ...] = (
         rank=2,
     ),
     Action("search", "slash", "Search", "Search the options by name or description", "form", rank=3),
-    Action("reset_field", "ctrl+z", "Reset field", "Reset the selected option to its default", "form", rank=3),
+    Action("reset_field", "ctrl+z", "Reset field", "Reset the selected option to its default", "form", 3, "option"),
     Action(
         "cancel",
         "escape",

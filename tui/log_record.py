@@ -145,12 +145,13 @@ class LogRecord:
             status.heartbeat = max(float(walls[-1]) for _, walls, _ in series.values())
             status.elapsed_s = max(0.0, status.heartbeat - (before.started if reader.is_partial else first))
         if reader.is_partial:
-            _update_score(status, series)
-            self.entry = replace(self.entry, status=status)
+            tag = _update_score(status, series) or self.entry.score_tag
+            self.entry = replace(self.entry, status=status, score_tag=tag)
             return
         status.score = status.best_score = status.best_step = None
-        _update_score(status, series, complete=True)
-        self.entry = replace(self.entry, status=status, not_shown=_format_counts(reader.others))
+        tag = _update_score(status, series, complete=True)
+        not_shown = _format_counts(reader.others)
+        self.entry = replace(self.entry, status=status, score_tag=tag, not_shown=not_shown)
 
 
 def _curve_name(tag: str, part: str) -> str:
@@ -163,11 +164,14 @@ def _curve_name(tag: str, part: str) -> str:
 
 def _update_score(
     status: Status, series: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]], complete: bool = False
-) -> None:
-    """Set the last score and, if the curve is complete or the best score was known before, the best score."""
+) -> str:
+    """Set the last score and, if the curve is complete or the best score was known before, the best score.
+
+    Return the metric that is the score, or "" if there is none.
+    """
     names = [name for tag in SCORES for name in series if name == tag or name.startswith(f"{tag} (")]
     if not names:
-        return
+        return ""
     steps, _, values = series[names[0]]
     finite = np.flatnonzero(np.isfinite(values))
     if finite.size:
@@ -175,6 +179,7 @@ def _update_score(
         status.score = float(values[finite[-1]])
         if complete or (status.best_score is not None and values[best] > status.best_score):
             status.best_score, status.best_step = float(values[best]), int(steps[best])
+    return names[0]
 
 
 def _format_counts(counts: Counter[str]) -> str:

@@ -18,21 +18,36 @@ if TYPE_CHECKING:
     from textual.screen import Screen
 
 GAP = 2  # columns between two hints
+PAIRS: dict[tuple[str, str], str] = {  # two opposite actions -> label of the hint in the footer that shows both keys
+    ("tab_previous", "tab_next"): "Tab",
+    ("older", "newer"): "Sample",
+    ("page_previous", "page_next"): "Page",
+}
 
 
 class Hint(NamedTuple):
-    """The key of one action."""
+    """The key of one action, or the keys of two opposite actions."""
 
     key: str  # Textual's name
     sign: str  # as displayed
     label: str
     help: str
     rank: int
+    before: tuple[str, str] = ("", "")  # name and sign of the opposite action's key, which is shown on the left
+
+    @property
+    def signs(self) -> str:
+        """The displayed keys."""
+        return f"{self.before[1]} {self.sign}".lstrip()
+
+    def key_at(self, x: int) -> str:
+        """Return the key at a column of the hint."""
+        return self.before[0] if x < display_width(self.before[1]) else self.key
 
     @property
     def width(self) -> int:
         """The columns of the hint, without a gap."""
-        return display_width(self.sign) + 1 + display_width(self.label)
+        return display_width(self.signs) + 1 + display_width(self.label)
 
 
 class StatusRow(Widget, can_focus=False):
@@ -85,44 +100,50 @@ class StatusRow(Widget, can_focus=False):
             return Content("")
         parts: list[Any] = []
         for hint in fit_hints(self._hints, self.content_size.width):
-            parts += [" " * GAP] * bool(parts) + [(hint.sign, "bold $text-accent"), f" {hint.label}"]
+            parts += [" " * GAP] * bool(parts) + [(hint.signs, "bold $text-accent"), f" {hint.label}"]
         return Content.assemble(*parts)
 
     # mouse
 
-    def _hint_at(self, event: MouseDown | MouseMove) -> Hint | None:
+    def _hint_at(self, event: MouseDown | MouseMove) -> tuple[Hint, str] | None:
+        """Return the hint under the mouse and the key that a click on it presses."""
         x = event.get_content_offset_capture(self).x
         for hint in fit_hints(self._hints, self.content_size.width):
             if 0 <= x < hint.width:
-                return hint
+                return hint, hint.key_at(x)
             x -= hint.width + GAP
         return None
 
     def on_mouse_move(self, event: MouseMove) -> None:
-        hint = None if self._lines else self._hint_at(event)
-        self.tooltip = hint.help if hint else None
+        found = None if self._lines else self._hint_at(event)
+        self.tooltip = found[0].help if found else None
 
     def on_mouse_down(self, event: MouseDown) -> None:
         """Run the action under the mouse, or remove the message."""
         if self._lines:
             self.post_message(self.Dismissed())
-        elif hint := self._hint_at(event):
-            self.app.simulate_key(hint.key)
+        elif found := self._hint_at(event):
+            self.app.simulate_key(found[1])
 
 
 def list_hints(app: Any, screen: Screen[Any]) -> list[Hint]:
-    """Return a hint for each action that applies to the screen and whose key works, in the order of their ranks."""
+    """Return a hint for each action or pair that applies to the screen and whose key works, in the order of ranks."""
     keys: dict[str, str] = {}  # "action key" -> the key as displayed
     for key, active in screen.active_bindings.items():
         keys[f"{active.binding.action.rpartition('.')[2]} {key}"] = app.get_key_display(active.binding)
-    conditions, hints = conditions_of(screen), []
+    conditions, hints = conditions_of(screen), dict[str, Hint]()
     for action in applicable_actions(app, screen):
         working = [key for key in action.keys.split(",") if f"{action.name} {key}" in keys]
         if working:
             rank = min(action.rank, PROMINENT) if action.prominent in conditions else action.rank
             sign = keys[f"{action.name} {working[0]}"]
-            hints.append(Hint(working[0], sign, action.label, action.help, rank))
-    return sorted(hints, key=lambda hint: hint.rank)
+            hints[action.name] = Hint(working[0], sign, action.label, action.help, rank)
+    for (left, right), label in PAIRS.items():
+        if left in hints and right in hints:
+            one, other = hints.pop(left), hints[right]
+            text, rank = f"{one.help}\n{other.help}", min(one.rank, other.rank)
+            hints[right] = Hint(other.key, other.sign, label, text, rank, (one.key, one.sign))
+    return sorted(hints.values(), key=lambda hint: hint.rank)
 
 
 def fit_hints(hints: Sequence[Hint], width: int) -> list[Hint]:

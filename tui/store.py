@@ -262,6 +262,8 @@ class _RunRecord:
         self.status, self._problem, self._note = Status(name=self._run.name), "", ""
         self._stamp: Stamp | None = None
         self._note_stamp: Stamp | None = None
+        self._checkpoints_stamp: Stamp | None = None
+        self._has_checkpoint = False
         self._pace: deque[tuple[float, int]] = deque()  # heartbeat and step of recent changes of the step
         self._trainer: tuple[int, float] = (0, 0.0)
         self.has_unread_options = False  # run.json has changed, so that config.toml may have changed too
@@ -285,6 +287,7 @@ class _RunRecord:
             if alive or not changed:
                 break
         self._read_note()
+        self._look_for_checkpoint()
         self._update_entry(self._state(crashed, now))
 
     def _state(self, crashed: bool, now: float) -> str:
@@ -312,6 +315,7 @@ class _RunRecord:
             speed,
             eta_s,
             self._problem,
+            has_checkpoint=self._has_checkpoint,
             options=self.entry.options,
         )
         if entry != self.entry:
@@ -370,6 +374,16 @@ class _RunRecord:
             pace.append((status.heartbeat, status.step))
         while len(pace) > 2 and pace[-1][0] - pace[1][0] >= PACE_S:
             pace.popleft()
+
+    def _look_for_checkpoint(self) -> None:
+        """List the folder of checkpoints if it has changed."""
+        stamp = stamp_if_any(self._run.checkpoints)
+        if stamp != self._checkpoints_stamp:
+            self._checkpoints_stamp = stamp
+            try:
+                self._has_checkpoint = bool(self._run.checkpoint_folders())
+            except OSError:
+                self._has_checkpoint = True  # the error is shown when the checkpoint is used
 
     def _read_note(self) -> None:
         stamp = stamp_if_any(self._note_path)

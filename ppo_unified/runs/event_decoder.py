@@ -28,7 +28,7 @@ _KINDS = {  # field of a value or an event, or TensorBoard plugin -> what it con
     **dict.fromkeys(("histo", "histograms"), "histogram"),
     **dict.fromkeys(("graph_def", "meta_graph_def", "graphs", "graph_keras_model"), "graph"),
     "audio": "audio clip",
-    "text": "text",
+    "text": "text value",
     "hparams": "set of hyperparameters",
     "pr_curves": "PR curve",
     "mesh": "mesh",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ def entry(state: str = "running", note: str = "", key: str = "lunarlander-s1", *
     return Entry(key, Path(key), False, status, state, note, 2168.0, 108.0)
 
 
-def lines_of(shown: Entry, width: int, height: int = 24) -> list[str]:
-    return format_head(shown, width, height).plain.split("\n")
+def lines_of(shown: Entry, width: int, height: int = 24, tab: str = "curves") -> list[str]:
+    return format_head(shown, width, height, tab=tab).plain.split("\n")
 
 
 @pytest.mark.parametrize("key", ["a", "lunarlander-s1", "日本語", "x" * 100])
@@ -81,12 +82,23 @@ def test_head_shortens_health_warnings_to_names_if_needed() -> None:
     heads = [line[:24] for line in tall if line.startswith("! ")]
     assert heads == ["! kl since step 1: what ", "! critic since step 1: w"]
     low = lines_of(sick, 78, 24)
-    assert low[1:] == ["! kl, critic (press 6 for details)", "look at this again"]
+    assert low[1:] == ["! kl, critic (press 6 for details)", "note: look at this again"]
+    assert lines_of(sick, 78, 24, "events")[1] == "! kl, critic"
 
 
 @pytest.mark.parametrize("state", ["crashed", "stalled"])
 def test_state_without_reason_is_explained(state: str) -> None:
     assert lines_of(entry(state), 100)[1].startswith("The process")
+    place, other = ("events", "log") if state == "crashed" else ("log", "events")
+    assert ["Press" in lines_of(entry(state), 100, tab=tab)[1] for tab in (place, other, "")] == [False, True, False]
+
+
+def test_head_names_the_metric_of_another_program() -> None:
+    log = replace(entry("log"), foreign=True, score_tag="rollout/ep_rew_mean")
+    assert lines_of(log, 120)[0].endswith("  rollout/ep_rew_mean 231.7  best 240.1  ETA 1.8 min")
+    assert lines_of(entry(), 120)[0].count("(greedy)") == 1
+    assert "(greedy)" not in lines_of(log, 120)[0]
+    assert max(map(display_width, lines_of(replace(log, score_tag="train/reward (日本語 " + "x" * 90), 60))) <= 60
 
 
 def test_overlong_text_is_truncated_with_an_ellipsis() -> None:

@@ -223,7 +223,9 @@ def test_kinds_that_are_not_shown_are_counted(tmp_path: Path) -> None:
         it.add_custom_scalars({"a": {"b": ["Multiline", ["loss"]]}})
     write_scalars(tmp_path / "plain")
     store = read_all(Store(tmp_path))
-    expected = "1 PR curve, 3 audio clips, 1 graph, 3 histograms, 3 images, 1 mesh, 1 set of hyperparameters, 3 texts"
+    expected = (
+        "1 PR curve, 3 audio clips, 1 graph, 3 histograms, 3 images, 1 mesh, 1 set of hyperparameters, 3 text values"
+    )
     assert store.entries["log"].not_shown == expected
     assert store.entries["log"].status.step == 200  # of a histogram
     assert store.entries["plain"].not_shown == describe_not_shown(store.entries["plain"]) == ""

@@ -492,7 +492,7 @@ def test_responses_step_through_evaluations_and_follow_newest(tmp_path: Path) ->
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         page_of.append(page)
         await pilot.press("4")
-        await wait_until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "kl 0.25", "(newest)"))
+        await wait_until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "KL 0.25", "(newest)"))
         assert "\x1b" not in widget_text(page, "#samples Static")
         await pilot.press("left_curly_bracket")
         await wait_until(pilot, shows("2 of 3", "at 100"))

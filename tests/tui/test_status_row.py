@@ -18,6 +18,7 @@ from textual.notifications import Notification
 from textual.pilot import Pilot
 
 from ppo_unified.cli import tui as cli_tui
+from ppo_unified.runs import samples
 from ppo_unified.runs.folder import LOCK, Run
 from tests.scenes import HOLD_LOCKS, screen_text
 from tests.tui.test_app import drive, make_run, run_list, wait_until
@@ -51,6 +52,7 @@ def runs(tmp_path: Path) -> Path:
     """Create a finished run, a stopped run, and a folder with event files of another program."""
     folder = tmp_path / "runs"
     make_run(folder, "alpha", 1)
+    (folder / "alpha" / "checkpoints" / f"{900:012d}").mkdir(parents=True)
     make_run(folder, "beta", 2, state="stopped")
     other = make_run(folder, "other", 3)
     for path in other.path.iterdir():
@@ -98,6 +100,7 @@ def test_footer_lists_what_applies_to_the_run(width: int, runs: Path) -> None:
         assert "Stop" not in finished
         await move_to(pilot, app, "beta")
         assert "r Resume" in last_rows(app)
+        assert "w Watch" not in last_rows(app)  # it has no checkpoint
         assert "Stop" not in last_rows(app)
         await move_to(pilot, app, "other")
         foreign = last_rows(app)
@@ -112,6 +115,9 @@ def test_footer_lists_what_applies_to_the_run(width: int, runs: Path) -> None:
             await wait_until(pilot, lambda: "s Stop" in last_rows(app))  # the state changes below the cursor
             assert "K Kill" in last_rows(app)
             assert "Resume" not in last_rows(app)
+            assert "Rename" not in last_rows(app)
+            await pilot.press("e")  # the key explains itself before a name is typed
+            await wait_until(pilot, lambda: "Warning: Cannot rename beta: it is running." in last_rows(app))
 
     drive(runs, act, size=(width, 24))
 
@@ -126,12 +132,27 @@ def test_footer_without_runs_offers_a_new_run(tmp_path: Path) -> None:
 
 def test_footer_follows_tabs_focus_and_clicks(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
+        for step in (100, 200):
+            samples.append_responses(Run(runs / "alpha"), step, 1, [{"response": "a"}])
         await move_to(pilot, app, "alpha")
         await pilot.press("enter")
-        for tab, hint in (("1", "m Metrics"), ("2", "D Differences"), ("3", "F Follow log"), ("4", "{ Older sample")):
+        for tab, hint in (("1", "m Metrics"), ("2", "D Differences"), ("3", "F Follow log"), ("4", "{ } Sample")):
             await pilot.press(tab)
+            if tab == "4":
+                await wait_until(pilot, lambda: "2 of 2 stored" in screen_text(app))
             assert hint in last_rows(app)
+            assert last_rows(app).startswith("< > Tab")
             assert last_rows(app).endswith("esc Back ? Help")
+        (Run(runs / "alpha").samples / samples.RESPONSES).unlink()
+        samples.append_responses(Run(runs / "alpha"), 100, 1, [{"response": "a"}])
+        await wait_until(pilot, lambda: "1 of 1 stored" in screen_text(app))
+        assert not {"{", "}"} & set(screen_text(app))
+        samples.append_responses(Run(runs / "alpha"), 200, 2, [{"response": "b"}])
+        await wait_until(pilot, lambda: "{ } Sample" in last_rows(app))
+        for column, tab in ((1, "log"), (3, "samples")):  # a click on '<', then on '>'
+            await pilot.click(offset=(column, 23))
+            assert isinstance(app.screen, RunPage)
+            assert app.screen.tab == tab
         await pilot.press("escape", "f")
         await wait_until(pilot, lambda: "n Next metric" in last_rows(app))
         await pilot.press("escape")

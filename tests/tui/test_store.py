@@ -256,6 +256,7 @@ def test_log_has_step_score_and_best(tmp_path: Path, clock: Clock, tag: str) -> 
     assert it.update() == (True, frozenset(), False)
     status = it.entries["log"].status  # although its curves are not watched
     assert (status.step, status.score, status.best_score, status.best_step) == (8, 2.0, 9.0, 3)
+    assert it.entries["log"].score_tag == tag
     it.watch(["log"])
     assert it.update() == (False, frozenset({"log"}), False)
     assert it.entries["log"].status == status

@@ -220,7 +220,7 @@ class Fields(Widget):
 
     def _section_heading(self, section: str, opened: bool) -> str:
         options = self.sections[section]
-        counts = [f"{len(options)} more option{'s' if len(options) > 1 else ''}"]
+        counts = [f"{len(options)} {'' if opened else 'more '}option{'s' if len(options) > 1 else ''}"]
         for count, what in (
             (sum(self.text(option) != self.fields[option].default for option in options), "changed"),
             (sum(option in self.problems for option in options), "invalid"),

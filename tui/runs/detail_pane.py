@@ -21,7 +21,7 @@ from ppo_unified.terminal.option_diff import format_option
 from ppo_unified.text import clean, elide, format_table
 from tui.runs.entries import Entry
 from tui.runs.log_view import Tail
-from tui.runs.run_head import format_head
+from tui.runs.run_head import MUTED, format_head
 
 REST_S = 0.1  # the cursor must rest on a run for this long before the run's files are read
 READ_S = 1.0  # interval between reads of the log of an active run
@@ -123,7 +123,7 @@ class DetailPane(ScrollView, can_focus=True):
         return Visual.to_strips(self, content, width, None, self.visual_style, pad=True)
 
     def _parts(self, entry: Entry, width: int) -> Iterator[Content]:
-        yield format_head(entry, width, UNLIMITED, self._damage, has_tabs=False)
+        yield format_head(entry, width, UNLIMITED, self._damage, tab="")
         if source := describe_source(entry.status):
             yield Content(f"Started with the policy of {clean(source)}.")
         if entry.foreign:
@@ -147,7 +147,7 @@ def _describe_options(entry: Entry) -> Content:
         return Content.styled(f"\n{clean(error)}", "$text-error")
     preset = clean(config.preset) + (f" with the recipe {clean(config.recipe)}" if config.recipe else "")
     if found is None:
-        return Content.styled(f"\nThe options cannot be compared: {preset} is not a preset.", "$text-muted")
+        return Content.styled(f"\nThe options cannot be compared: {preset} is not a preset.", MUTED)
     if not found:
         return Content(f"\nAll options are those of {preset}.")
     rows = [

@@ -42,6 +42,8 @@ class Entry:
     eta_s: float | None = None
     problem: str = ""  # why the run cannot be read
     not_shown: str = ""  # data of another program that charts cannot show, such as '3 images, 12 histograms'
+    has_checkpoint: bool = False
+    score_tag: str = ""  # the metric of another program that is shown as the score
     options: Mapping[str, Any] = field(default_factory=dict)  # dotted names; empty until read, see `Store`
 
 

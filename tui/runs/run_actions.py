@@ -50,6 +50,9 @@ class RunActions(Screen[None]):
             self._conditions = self.conditions
             self.refresh_bindings()
 
+    def on_plots_updated(self) -> None:
+        self.refresh_footer()
+
     def on_plots_enlarged(self, message: Plots.Enlarged) -> None:
         self.app.push_screen(MetricScreen(message.plots, message.tag))
 
@@ -61,18 +64,21 @@ class RunActions(Screen[None]):
         """Return the run, or show a warning and return None if there is none or another program wrote it."""
         entry = self.entry
         if entry is None:
-            self.notify("No run is selected.", severity="warning", markup=False)
+            self._warn("No run is selected.")
         elif entry.foreign:
-            self.notify(f"Cannot {what} {clean(entry.key)}: it was written by another program.", markup=False)
+            self._warn(f"Cannot {what} {clean(entry.key)}: it was written by another program.")
         else:
             return entry
         return None
+
+    def _warn(self, text: str) -> None:
+        self.notify(text, severity="warning", markup=False)
 
     def action_stop(self) -> None:
         if entry := self._own_run("stop"):
             run = Run(entry.path)
             if not _is_active(entry):
-                self.notify(f"Cannot stop {clean(run.name)}: it is {clean(entry.state)}.", markup=False)
+                self._warn(f"Cannot stop {clean(run.name)}: it is {clean(entry.state)}.")
                 return
             self.notify(f"{clean(run.name)}: writing a checkpoint and stopping ...", markup=False)
             self.services.run_in_thread(lambda: f"{clean(run.name)} is {processes.stop(run, kill=False)}")
@@ -81,7 +87,7 @@ class RunActions(Screen[None]):
         if entry := self._own_run("kill"):
             run = Run(entry.path)
             if not _is_active(entry):
-                self.notify(f"Cannot kill {clean(run.name)}: it is {clean(entry.state)}.", markup=False)
+                self._warn(f"Cannot kill {clean(run.name)}: it is {clean(entry.state)}.")
                 return
 
             def on_answer(yes: bool | None) -> None:
@@ -93,8 +99,8 @@ class RunActions(Screen[None]):
 
     def action_resume(self) -> None:
         if entry := self._own_run("resume"):
-            if entry.state in (*ACTIVE, "stalled"):
-                self.notify(f"Cannot resume {clean(entry.path.name)}: it is {entry.state}.", markup=False)
+            if _is_active(entry):
+                self._warn(f"Cannot resume {clean(entry.path.name)}: it is {entry.state}.")
             elif entry.status.state == "finished":
                 self._resume_further(entry)
             else:
@@ -146,6 +152,9 @@ class RunActions(Screen[None]):
     def action_rename(self) -> None:
         if entry := self._own_run("rename"):
             run = Run(entry.path)
+            if _is_active(entry):
+                self._warn(f"Cannot rename {clean(run.name)}: it is {entry.state}.")
+                return
 
             def check(text: str) -> None:
                 if text != run.name:
@@ -199,7 +208,8 @@ class RunActions(Screen[None]):
         from tui.watch.screen import WatchScreen
 
         if not run.checkpoint_folders():
-            raise UsageError(f"Cannot watch {run.name}: it has not written a checkpoint yet.")
+            self._warn(f"Cannot watch {clean(run.name)}: it has not written a checkpoint yet.")
+            return
         self.app.push_screen(WatchScreen(run.name, play_command(run), self.has_colors))
 
     def action_copy_command(self) -> None:
@@ -220,9 +230,15 @@ def run_conditions(entry: Entry | None) -> frozenset[str]:
         return frozenset()
     if entry.foreign:
         return frozenset({"run"})
-    if _is_active(entry):
-        return frozenset({"run", "own", "active"})
-    return frozenset({"run", "own", "ended", *(["interrupted"] if entry.state in INTERRUPTED else [])})
+    found = {"run", "own", "active" if _is_active(entry) else "ended"}
+    found |= {"checkpoint"} if entry.has_checkpoint else set()
+    return frozenset(found | ({"interrupted"} if entry.state in INTERRUPTED else set()))
+
+
+def chart_conditions(plots: Plots) -> frozenset[str]:
+    """Return the conditions of chart actions that hold."""
+    shown = {"curves": bool(plots.tags), "pages": len(plots.plots) < len(plots.matching_tags())}
+    return plots.settings.conditions | {condition for condition, holds in shown.items() if holds}
 
 
 def _is_active(entry: Entry) -> bool:

@@ -16,18 +16,24 @@ from tui.runs.run_list import RunList
 
 GAP = 2  # columns between two facts
 SHARE = 8  # if the remarks need more than 1/8 of the screen's lines, each is cut to one line
-COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": "$text-muted"}
+MUTED = "$foreground-muted"  # unlike $text-muted, a color that text without a background can have
+MOST_NAME = 32  # columns for the name of another program's metric
+COLORS = {"good": "$text-success", "warn": "$text-warning", "bad": "$text-error", "dim": MUTED}
 UNEXPLAINED = {  # shown if the reason is unknown
     "crashed": "The process ended without recording a reason.",
     "stalled": "The process is alive but has made no progress for a minute.",
 }
-KEYS = {"crashed": " Press 6 to see the end of its log.", "stalled": " Press 3 to see its log."}  # of the run's page
+KEYS = {  # state -> (the tab of the run's page that explains it, the text that names the tab's key)
+    "crashed": ("events", " Press 6 to see the end of its log."),
+    "stalled": ("log", " Press 3 to see its log."),
+}
 
 
-def format_head(entry: Entry, width: int, height: int, damage: str = "", has_tabs: bool = True) -> Content:
+def format_head(entry: Entry, width: int, height: int, damage: str = "", tab: str = "curves") -> Content:
     """Format the lines for a screen of `width` columns and `height` lines.
 
-    `damage` describes the damage of the run's event files. If `has_tabs` is false, the text names no keys of tabs.
+    `damage` describes the damage of the run's event files. `tab` is the open tab, to which the text does not refer, or
+    "" if there are no tabs.
     """
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _shorten(clean(entry.state), width // 2), clean(entry.key)
@@ -37,7 +43,7 @@ def format_head(entry: Entry, width: int, height: int, damage: str = "", has_tab
     below = [(_join(beneath), "")] if beneath and not facts else []
     parts = [Content.styled(name, "bold"), Content.styled(f"{' ' * GAP}{state}", f"bold {color}")]
     parts += [Content(" " * GAP + _join(facts))] if facts else []
-    remarks = _remarks(entry, width, height // SHARE, damage, KEYS.get(entry.state, "") if has_tabs else "")
+    remarks = _remarks(entry, width, height // SHARE, damage, tab)
     parts += [Content.styled(f"\n{line}", style) for line, style in [*below, *remarks]]
     return Content.assemble(*parts)
 
@@ -57,9 +63,10 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
         steps += f", {limit.done} of {limit.total} iterations{share}"
     facts = [(0, steps)]
     facts += [(3, phase)] if (phase := clean(format_phase(status, entry.state))) else []
-    facts += [(1, f"score {format_number(status.score)}")] if status.score is not None else []
+    name = elide(clean(entry.score_tag), MOST_NAME) or "score"
+    facts += [(1, f"{name} {format_number(status.score)}")] if status.score is not None else []
     facts += [(3, f"best {format_number(status.best_score)}")] if status.best_score is not None else []
-    facts += [(5, "(greedy)")] if status.score is not None else []
+    facts += [(5, "(greedy)")] if status.score is not None and not entry.foreign else []
     facts += [(4, f"{format_number(entry.speed)} steps/s")] if entry.speed and entry.state in ACTIVE else []
     facts += [(2, f"ETA {format_duration(entry.eta_s)}")] if entry.eta_s is not None else []
     return facts
@@ -68,7 +75,7 @@ def _facts(entry: Entry) -> list[tuple[int, str]]:
 def _drop_to_fit(facts: Sequence[tuple[int, str]], room: int) -> list[tuple[int, str]]:
     """Drop facts until the rest fits into `room` columns, gaps included."""
     fitting = list(facts)
-    while fitting and sum(GAP + len(text) for _, text in fitting) > room:
+    while fitting and sum(GAP + display_width(text) for _, text in fitting) > room:
         fitting.remove(max(fitting))
     return fitting
 
@@ -77,26 +84,28 @@ def _join(facts: Sequence[tuple[int, str]]) -> str:
     return (" " * GAP).join(text for _, text in facts)
 
 
-def _remarks(entry: Entry, width: int, most: int, damage: str, keys: str) -> list[tuple[str, str]]:
+def _remarks(entry: Entry, width: int, most: int, damage: str, tab: str) -> list[tuple[str, str]]:
     """Return the lines of the error, the health warnings and the note, with their styles.
 
     If they need more than `most` lines, each is cut to one line; the Events tab shows the full texts.
     """
     reason, ended = why_ended(Run(entry.path), entry.status, entry.state), entry.state in ("failed", "crashed")
     known = "" if reason == UNRECORDED else reason
-    unexplained = UNEXPLAINED[entry.state] + keys if entry.state in UNEXPLAINED else ""
+    place, keys = KEYS.get(entry.state, ("", ""))
+    unexplained = UNEXPLAINED[entry.state] + (keys if tab not in ("", place) else "") if place else ""
     wrong = entry.problem or (known if ended else "") or unexplained
     style = "$text-warning" if entry.state == "stalled" else "$text-error"
-    warnings, note = read_warnings(entry.status), [(entry.note, "$text-muted")] if entry.note else []
+    warnings, note = read_warnings(entry.status), [(f"note: {entry.note}", MUTED)] if entry.note else []
     first = [(wrong, style)] if wrong else []
-    first += [(reason, "$text-muted")] if entry.state == "stopped" and reason else []
+    first += [(reason, MUTED)] if entry.state == "stopped" and reason else []
     first += [(f"Some curves could not be read: {damage}", "$text-error")] if damage else []
-    first += [(text, "$text-muted")] if (text := describe_not_shown(entry)) else []
+    first += [(text, MUTED)] if (text := describe_not_shown(entry)) else []
     alarms = [f"! {warning.name} since step {warning.since:,}: {warning.text}" for warning in warnings]
     texts = [*first, *((alarm, "$text-warning") for alarm in alarms), *note]
     lines = [(line, color) for text, color in texts for line in wrap_text(clean(text), width)]
     if len(lines) <= most:
         return lines
     names = ", ".join(warning.name for warning in warnings)
-    texts = [*first, *([(f"! {names} (press 6 for details)", "$text-warning")] if warnings else []), *note]
+    short = f"! {names}" + (" (press 6 for details)" if tab != "events" else "")
+    texts = [*first, *([(short, "$text-warning")] if warnings else []), *note]
     return [(pad(clean(text), width).rstrip(), color) for text, color in texts]

@@ -66,7 +66,12 @@ COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries
     "step": Column("step", 6, 0, True, lambda e, _: format_number(e.status.step), "environment steps or tokens so far"),
     "percent": Column("done", 4, 3, True, lambda e, _: format_percent(e.status), "fraction of the run's limit"),
     "score": Column(
-        "score", 7, 0, True, lambda e, _: format_number(e.status.score), "score of the last greedy evaluation"
+        "score",
+        7,
+        0,
+        True,
+        lambda e, _: format_number(e.status.score),
+        "score of the last greedy evaluation; for a log of another program, its own metric",
     ),
     "best": Column("best", 7, 4, True, lambda e, _: format_number(e.status.best_score), "highest of these scores"),
     "speed": Column(

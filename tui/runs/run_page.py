@@ -23,8 +23,8 @@ from tui.charts.plots import Plots, forward_actions
 from tui.charts.traces import Trace
 from tui.runs.entries import Entry, entry_threshold
 from tui.runs.log_view import LogView
-from tui.runs.run_actions import RunActions
-from tui.runs.run_head import format_head
+from tui.runs.run_actions import RunActions, chart_conditions
+from tui.runs.run_head import MUTED, format_head
 from tui.runs.run_tabs import Events, Options, Samples, System
 from tui.runs.seeds import mark_repeats, siblings
 from tui.services import Services
@@ -55,7 +55,7 @@ class TabBar(Widget):
         return [(tab, f" {number} {tab.capitalize()} ") for number, tab in enumerate(TABS, 1)]
 
     def render(self) -> Content:
-        styles = {tab: "bold $text on $primary" if tab == self.current else "$text-muted" for tab in TABS}
+        styles = {tab: "bold $text on $primary" if tab == self.current else MUTED for tab in TABS}
         return Content.assemble(*((label, styles[tab]) for tab, label in self._labels()))
 
     def on_click(self, event: events.Click) -> None:
@@ -111,7 +111,10 @@ class RunPage(RunActions):
 
     @property
     def conditions(self) -> frozenset[str]:
-        return super().conditions | self.plots.settings.conditions | {self.tab}
+        found = super().conditions | chart_conditions(self.plots)
+        if self.tab == "curves" or "own" not in found or (self.tab == "samples" and not self._may_turn()):
+            return found
+        return found | {self.tab}
 
     # updates from the store and the files
 
@@ -174,7 +177,7 @@ class RunPage(RunActions):
         if entry := self.entry:
             place = self.query_one("#head", Static)
             damage = self.store.damage.get(self.key, "")
-            text = format_head(entry, max(20, self.size.width - 2), self.size.height, damage)
+            text = format_head(entry, max(20, self.size.width - 2), self.size.height, damage, self.tab)
             if text != place.content:
                 place.update(text)
         self.refresh_footer()
@@ -259,6 +262,7 @@ class RunPage(RunActions):
         bar = self.query_one(TabBar)
         bar.current = tab
         bar.refresh()
+        self._update_head()
         pane = self.query_one(f"#{tab}")
         self.set_focus(pane if pane.can_focus else None)
         self.refresh_footer()
@@ -286,6 +290,13 @@ class RunPage(RunActions):
 
     def action_newer(self) -> None:
         self._turn_page(1)
+
+    def _may_turn(self) -> bool:
+        """Return True if there are several pages of samples."""
+        return len(self.query_one(Samples).numbers) > 1
+
+    def on_samples_loaded(self) -> None:
+        self.refresh_footer()
 
     def _turn_page(self, by: int) -> None:
         samples = self.query_one(Samples)

@@ -31,13 +31,16 @@ from ppo_unified.terminal.ticks import local_time
 from ppo_unified.text import clean, format_duration, format_number, format_table
 from tui.folder_scanner import stamp_if_any
 from tui.runs.entries import Entry
+from tui.runs.run_head import MUTED
 from tui.store import Store
 
 INDENT = 6  # columns before the details of an event
+TIME, STEP = 19, 11  # columns of the time and the step of an event
 LABEL = 12  # columns of labels such as 'prompt'
 MOST_STEPS = 400  # steps of stored samples in one table
 FIRST = ("prompt", "response", "reference")  # texts of a response that come first
 CHART = (100, 9)  # maximum width and height of a chart in the System tab
+NAMES = {"kl": "KL"}  # number of a response -> its name
 MARK = "*"  # in front of an option that differs from the preset
 FOREIGN = "This folder was written by another program. Only its curves are available."
 
@@ -98,7 +101,7 @@ def _all_options(run: Run) -> Content:
     try:
         config = presets.from_file(run.config)
     except UsageError as error:  # for example an option of a newer version
-        return Content.assemble((f"No option is marked: {clean(error)}", "$text-muted"), "\n\n", _sections(table, ()))
+        return Content.assemble((f"No option is marked: {clean(error)}", MUTED), "\n\n", _sections(table, ()))
     differences, preset = presets.preset_differences(config), clean(config.origin)
     if differences is None:
         legend = f"No option is marked, because the options of {preset} are unknown" if config.preset else ""
@@ -108,7 +111,7 @@ def _all_options(run: Run) -> Content:
         legend = f"{MARK} {options} from the preset {preset}"
     else:
         legend = f"No option differs from the preset {preset}"
-    hint = (f"{legend}   D: compare with another run", "$text-muted")
+    hint = (f"{legend}   D: compare with another run", MUTED)
     return Content.assemble(hint, "\n\n", _sections(table, differences or ()))
 
 
@@ -133,7 +136,7 @@ def _sections(config: Mapping[str, Any], differences: Sequence[presets.PresetDif
             text = f"{clean(option):<{width}}  {format_option(value)}"
             if (section, option) in changed:
                 parts.append((f"{MARK} {text}", "bold $text-accent"))
-                parts.append((f"   preset: {format_option(changed[section, option])}\n", "$text-muted"))
+                parts.append((f"   preset: {format_option(changed[section, option])}\n", MUTED))
             else:
                 parts.append(f"  {text}\n")
     return Content.assemble(*parts).rstrip()
@@ -162,7 +165,8 @@ class Events(TextTab):
         )
         if width and self.has_changed((entry.path, status.started, status.pid, *ends)):
             texts = [_event(event, curve, width) for event in control.list_events(Run(entry.path), status)]
-            self.set_text(Content.assemble(*texts).rstrip())
+            head = Content.styled(f"{'time':<{TIME}}  {'step':>{STEP}}  event\n", MUTED)
+            self.set_text(Content.assemble(head, *texts).rstrip())
 
 
 def _event(event: control.Event, scores: Any, width: int) -> Content:
@@ -173,7 +177,7 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
         when = float(scores.walls[at]) if at < len(scores.steps) and scores.steps[at] == event.step else None
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", local_time(when)) if when else ""
     step = "" if event.step is None else f"{event.step:,}"
-    head, what = f"{stamp:<19}  {step:>11}  ", f"{clean(event.what):<10}  "
+    head, what = f"{stamp:<{TIME}}  {step:>{STEP}}  ", f"{clean(event.what):<10}  "
     summary, _, detail = event.text.partition("\n")
     indent = len(head) + len(what)
     first, *further = wrap_text(summary, max(20, width - indent))
@@ -294,7 +298,6 @@ class Samples(TextTab):
         self.post_message(self.Loaded(request, found, numbers))
 
     def on_samples_loaded(self, message: Loaded) -> None:
-        message.stop()
         if message.request is not self._request:
             return
         self.numbers = message.numbers
@@ -304,8 +307,9 @@ class Samples(TextTab):
         turned = self.page is not None and self.page.number != message.page.number
         self.page = page = message.page
         head = f"{page.unit} {page.number:,} ({page.place + 1} of {page.of} stored)"
-        head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
-        self.set_text(Content.assemble((head, "$text-muted"), "\n", *(line + "\n" for line in page.lines)).rstrip())
+        if page.of > 1:
+            head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
+        self.set_text(Content.assemble((head, MUTED), "\n", *(line + "\n" for line in page.lines)).rstrip())
         if turned:
             self.scroll_home(animate=False)
 
@@ -325,7 +329,9 @@ def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
         fields = response if isinstance(response, dict) else {"response": response}
         texts = {name: x for name, x in fields.items() if x is not None and not isinstance(x, int | float)}
         facts = [
-            f"{name.replace('_', ' ')} {format_number(x)}" for name, x in fields.items() if isinstance(x, int | float)
+            f"{NAMES.get(name, name.replace('_', ' '))} {format_number(x)}"
+            for name, x in fields.items()
+            if isinstance(x, int | float)
         ]
         lines += ["", clean("   ".join([f"response {number} of {len(responses)}", *facts]))]
         for name in [*(name for name in FIRST if name in texts), *(name for name in texts if name not in FIRST)]:

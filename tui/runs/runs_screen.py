@@ -20,7 +20,7 @@ from tui.runs.detail_pane import DetailPane
 from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.option_columns import MOST as MOST_OPTIONS
 from tui.runs.option_columns import OptionColumns, rank_differences, read_names
-from tui.runs.run_actions import RunActions
+from tui.runs.run_actions import RunActions, chart_conditions
 from tui.runs.run_list import Marks, RunList
 from tui.runs.run_page import CHART_ACTIONS, RunPage
 from tui.runs.selection import Selection
@@ -83,9 +83,7 @@ class RunsScreen(RunActions):
 
     @property
     def conditions(self) -> frozenset[str]:
-        shown = {"runs": bool(self.store.entries), "curves": bool(self.plots.tags)}
-        found = {condition for condition, holds in shown.items() if holds}
-        return super().conditions | self.plots.settings.conditions | found
+        return super().conditions | chart_conditions(self.plots) | ({"runs"} if self.store.entries else frozenset())
 
     # updates from the store
 

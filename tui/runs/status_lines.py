@@ -34,8 +34,8 @@ class TopLine(Static):
         parts += [f"sorted by {hidden_sort}"] if hidden_sort else []
         facts = "   ".join(parts)
         width = max(1, self.app.size.width - 2)  # known before the first layout, unlike the size of this widget
-        folder = elide(self._folder, max(SHORTEST, width - len(f"{self._title}      {facts}")))
-        self.update(pad("   ".join([self._title, folder, facts]), width), layout=False)
+        folder = elide(self._folder, max(SHORTEST, width - len(f"{self._title}   folder    {facts}")))
+        self.update(pad("   ".join([self._title, f"folder {folder}", facts]), width), layout=False)
 
 
 class QueryLine(Static):
