@@ -202,7 +202,7 @@ class Terminal(MessageApp):
         self.read_now()
 
     def show_error(self, text: str) -> None:
-        self.notify("\n".join(map(clean, text.splitlines())), severity="error", timeout=15, markup=False)
+        self.notify("\n".join(map(clean, text.splitlines())), severity="error", markup=False)
 
     def open_picker(self) -> None:
         self._launcher.open_picker()

@@ -17,6 +17,7 @@ DARK = Theme(
     surface="#191C20",
     panel="#22262B",
     dark=True,
+    variables={"scrollbar": "#6B747D", "scrollbar-hover": "#8A939C", "scrollbar-active": "#56B4E9"},
 )
 LIGHT = Theme(
     name="ppo-light",
@@ -31,6 +32,7 @@ LIGHT = Theme(
     surface="#F0F1F2",
     panel="#E3E6E8",
     dark=False,
+    variables={"scrollbar": "#6E777F", "scrollbar-hover": "#59626A", "scrollbar-active": "#0072B2"},
 )
 OURS = (DARK, LIGHT)  # both use blue, orange and green from one color-blind safe palette (Okabe and Ito)
 CYCLE = ("ppo-dark", "ppo-light", *(name for name in ("nord", "gruvbox") if name in BUILTIN_THEMES))

@@ -467,6 +467,13 @@ def test_list_shows_the_letters_of_the_curves(runs: Path, monkeypatch: pytest.Mo
         assert sorted(one.letter for one in find_plots(app).plots[0].curves) == ["A", "B"]
         await pilot.press("A")
         await wait_until(pilot, lambda: list_marks(app)[-1] == "●D alpha")
+        await pilot.press("n", "enter")  # the form's Start button is reversed only if it has the focus
+        await wait_until(pilot, lambda: isinstance(app.screen, Form))
+        for focused in (True, False):
+            await pilot.pause()
+            strip = app.screen._compositor.render_strips(app.size)[2]
+            assert [s.style is not None and bool(s.style.reverse) for s in strip if "Start" in s.text] == [focused]
+            await pilot.press("tab")
 
     drive(runs, act)
 

@@ -53,6 +53,14 @@ def test_first_four_curves_differ_for_any_color_vision(name: str) -> None:
             assert min(differences) >= 15, (vision, colors)
 
 
+@pytest.mark.parametrize("theme", OURS, ids=[theme.name for theme in OURS])
+def test_scrollbars_stand_out_from_their_background(theme: Theme) -> None:
+    colors = theme.to_color_system().generate() | theme.variables
+    for name in ("scrollbar", "scrollbar-hover", "scrollbar-active"):
+        for ground in ("scrollbar-background", "background"):
+            assert contrast(colors[name], colors[ground]) >= 3, (name, ground)
+
+
 @pytest.mark.parametrize("name", CYCLE)
 def test_all_colors_stand_out_from_the_background(name: str) -> None:
     theme = THEMES[name]

@@ -17,6 +17,7 @@ from textual.widgets import Input, OptionList, Static
 
 from tui.actions import actions_of, bindings
 from tui.new_run import form_model
+from tui.new_run.fields import GAP, LONG_VALUE, NAME, VALUE
 from tui.new_run.form import Form, Recipes
 from tui.new_run.picker import Picker, match_choices
 from tui.themes import OURS
@@ -199,6 +200,34 @@ def test_picker_explains_what_to_type_without_a_target(tmp_path: Path) -> None:
     drive(work, tmp_path)
 
 
+def test_value_columns_leave_room_for_descriptions(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("lunarlander")
+        rows = [line for line in screen_lines(app) if line.startswith(" optim.lr ")]
+        assert rows[0].index("Adam's") == 1 + NAME + VALUE + GAP
+        await move_to(pilot, screen, "name")
+        await write(pilot, "n" * 70)
+        assert screen.options.editor.size.width == LONG_VALUE
+        assert next(line for line in screen_lines(app) if line.startswith(" name ")).split()[2] == "name"
+
+    drive(work, tmp_path, (120, 40))
+
+
+def test_picker_shows_both_ends_of_a_long_target(tmp_path: Path) -> None:
+    target = "/home/user/experiments/2026/lander/environments/wind.py:Windy"
+
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.open_picker()
+        await pilot.pause()
+        await pilot.press(*target)
+        line = next(line for line in screen_lines(app) if "Gymnasium" in line)
+        name = line.split()[0]
+        assert name == (target if app.size.width > 140 else "/home/user/experime~nments/wind.py:Windy")
+
+    drive(work, tmp_path, (80, 24))
+    drive(work, tmp_path, (240, 24))
+
+
 def test_click_selects_a_target(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         app.open_picker()
@@ -301,6 +330,9 @@ def test_wide_form_explains_the_option_beside_open_sections(tmp_path: Path) -> N
         await write(pilot, "1.5")
         error = "ppo.gamma: expected a number >= 0 and <= 1, got '1.5'"
         await wait_until(pilot, lambda: error in " ".join(static_text(screen, "about").split()))
+        lines = static_text(screen, "about").split("\n")
+        assert lines[0] == "ppo.gamma"
+        assert lines[-3:] == ["value: 1.5", "", error]
         beside = " ".join(line[150:].strip() for line in screen_lines(app))
         for text in ("discount factor per step", "a number >= 0 and <= 1", "default: 0.98", "value: 1.5", "got '1.5'"):
             assert text in beside, text
@@ -341,6 +373,13 @@ def test_invalid_value_in_closed_section_is_revealed(tmp_path: Path) -> None:
         assert any(
             line.strip().startswith("ppo.clip: expected a number > 0 and < 1, got '2'") for line in screen_lines(app)
         )
+        footer = screen_lines(app)[-1]
+        assert ["Copy command" in footer, "Reset field" in footer] == [False, True]
+        screen.query_one("#start").focus()
+        await wait_until(pilot, lambda: "Enter selects the first invalid option" in static_text(screen, "about"))
+        await wait_until(pilot, lambda: "Reset field" not in screen_lines(app)[-1])
+        await pilot.press("ctrl+z")
+        assert [message.message for message in app._notifications] == ["Select an option first."]
 
     drive(work, tmp_path, (120, 40))
 

@@ -35,7 +35,7 @@ from tui.external_command import run_external_command
 from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
-from tui.runs.run_tabs import Options
+from tui.runs.run_tabs import Options, System
 from tui.runs.seeds import siblings
 from tui.store import Changes, Store
 from tui.view_state import ViewState
@@ -341,6 +341,16 @@ def test_options_that_differ_from_the_preset_are_marked(tmp_path: Path) -> None:
             ["*", "clip", "0.4", "preset:", "0.2"],
             ["*", "threshold", "-", "preset:", "490.0"],
         ]
+        assert "clip range" not in shown()  # there is no space for descriptions
+        await pilot.resize_terminal(120, 40)
+        await wait_until(pilot, lambda: "clip range of the ratio: [1 - clip, 1 + clip]" in shown())
+        lines = shown().splitlines()
+        assert next(line for line in lines if line.startswith("* clip ")).split()[:6] == [
+            *("* clip 0.4 preset: 0.2".split()),
+            "clip",
+        ]
+        assert any(line.endswith("~") for line in lines)
+        assert max(map(len, lines)) <= page.query_one(Options).scrollable_content_region.width
         page.query_one(Options).refresh_text(page.store.entries["b"], None)
         assert shown().startswith("No option differs from the preset sentiment-trl-early ")
         page.query_one(Options).refresh_text(page.store.entries["c"], None)
@@ -544,6 +554,13 @@ def test_system_tab_shows_host_and_resources(tmp_path: Path) -> None:
         shown = widget_text(page, "#system Static")
         for part in ("box", "4711", "system/memory_gb", "0.4"):
             assert part in shown
+        await pilot.resize_terminal(200, 60)
+        both = ("system/cpu:", "system/memory_gb:")  # the charts are side by side
+        await wait_until(pilot, lambda: any(all(name in line for name in both) for line in shown_lines(page)))
+        assert max(map(len, shown_lines(page))) <= page.query_one(System).scrollable_content_region.width
+
+    def shown_lines(page: RunPage) -> list[str]:
+        return widget_text(page, "#system Static").splitlines()
 
     drive(Host(tmp_path), act)
 
@@ -556,6 +573,7 @@ def test_events_tab_shows_whole_traceback(tmp_path: Path) -> None:
         await pilot.press("6")
         await wait_until(pilot, lambda: "failed" in widget_text(page, "#events Static"))
         lines = widget_text(page, "#events Static").splitlines()
+        assert lines[0].split() == ["time", "step", "event"]
         assert '        File "x59.py"' in lines
         best = next(line for line in lines if "best score" in line)
         assert best.startswith(time.strftime("%Y-"))  # the time comes from the curve

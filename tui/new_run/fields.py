@@ -20,11 +20,11 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input
 
-from ppo_unified.text import clean, pad
+from ppo_unified.text import clean, display_width, pad
 from tui.new_run.form_model import Field
 
 NAME, GAP, INDENT = 27, 2, 2  # columns: width of the name, gap before the description, indentation of an error
-VALUES = ((110, 36), (0, 22))  # (minimum width of the widget, columns of the value)
+VALUE, LONG_VALUE, DESCRIPTION = 22, 36, 50  # columns: of a value, of a long value, and of the description beside it
 SWITCH = ("false", "true")
 
 
@@ -188,6 +188,7 @@ class Fields(Widget):
         event.stop()
         if (field := self.option) and not _choices(field):
             self.set_text(field.name, self.editor.value)
+            self.editor.styles.width = self._value_width(field)
 
     # lines
 
@@ -237,7 +238,8 @@ class Fields(Widget):
             return [(" " * INDENT + line.text, "problem")]
         if line.kind == "section":
             return [(pad(line.text, width) if here else line.text, "cursor" if here else "section")]
-        field, text, room = self.fields[line.name], self.text(line.name), self._value_width
+        field, text = self.fields[line.name], self.text(line.name)
+        room = self._value_width(field)
         changed = "changed" if text != field.default else "name"
         name = pad(clean(field.name), NAME)
         description = pad(clean(field.description), max(1, width - NAME - room - GAP))
@@ -247,10 +249,11 @@ class Fields(Widget):
             (" " * GAP + description, "description"),
         ]
 
-    @property
-    def _value_width(self) -> int:
-        """The number of columns for a value."""
-        return next(room for width, room in VALUES if self.size.width >= width)
+    def _value_width(self, field: Field) -> int:
+        """Return the number of columns for a value. A long value takes space from its description."""
+        wanted = display_width(_display_value(field, self.text(field.name))) + 1  # for the cursor
+        most = max(VALUE, min(LONG_VALUE, self.size.width - NAME - GAP - DESCRIPTION))
+        return max(VALUE, min(wanted, most))
 
     # cursor and focus
 
@@ -312,7 +315,7 @@ class Fields(Widget):
             if self.editor.value != self.text(field.name):
                 self.editor.value = self.text(field.name)
                 self.editor.cursor_position = len(self.editor.value)
-            self.editor.styles.width = self._value_width
+            self.editor.styles.width = self._value_width(field)
             self.editor.styles.offset = (NAME, self.cursor - round(self.lines.scroll_y))
 
     def click(self, index: int, column: int) -> None:

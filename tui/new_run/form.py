@@ -78,6 +78,7 @@ class Form(Screen[None]):
         self.verdict = Verdict({}, (), (), None, 0, "")
         self.waiting = False  # True until the started process creates its run folder or fails
         self._start_error = ""
+        self._conditions: frozenset[str] = frozenset()  # as the footer shows them
         self._timer: Timer | None = None
 
     def compose(self) -> ComposeResult:
@@ -169,6 +170,12 @@ class Form(Screen[None]):
         self._paint()
         self.app.bell()
 
+    @property
+    def conditions(self) -> frozenset[str]:
+        """The conditions of actions that hold."""
+        shown = {"valid": self.verdict.good, "option": self.option is not None}
+        return frozenset(condition for condition, holds in shown.items() if holds)
+
     # the focused option
 
     @property
@@ -191,16 +198,26 @@ class Form(Screen[None]):
 
     def _describe_option(self) -> None:
         option = self.option
+        if self.conditions != self._conditions:
+            self._conditions = self.conditions
+            self.refresh_bindings()
         if option is None:
-            about = Content("Enter starts the run; Tab and the arrow keys select an option.")
+            starts = "starts the run" if self.verdict.good else "selects the first invalid option"
+            about = Content(f"Enter {starts}; Tab and the arrow keys select an option.")
         elif self.size.width < BESIDE:
             about = Content(_short_help(option))
         else:
-            problem = clean(self.verdict.problems.get(option.name, ""))
-            name, *lines = _full_help(option).split("\n")
-            lines += [f"value: {_shown(self.options.text(option.name))}", "\n"]
-            about = Content.assemble((name, "bold"), *(f"\n{line.strip()}" for line in lines), (problem, "$text-error"))
+            about = self._explanation(option)
         self._show("about", about)
+
+    def _explanation(self, option: Field) -> Content:
+        """Return the full description of an option with its value and its error."""
+        name, *lines = _full_help(option).split("\n")
+        value = f"value: {_shown(self.options.text(option.name))}"
+        parts = [Content.styled(name, "bold"), *(Content(line.strip()) for line in lines), Content(value)]
+        if problem := self.verdict.problems.get(option.name, ""):
+            parts += [Content(), Content.styled(clean(problem), "$text-error")]
+        return Content("\n").join(parts)
 
     def explain(self) -> str | None:
         """Return the description of the focused option for the help dialog."""
@@ -259,6 +276,8 @@ class Form(Screen[None]):
     def action_reset_field(self) -> None:
         if self.option is not None:
             self.options.reset()
+        else:
+            self.notify("Select an option first.", severity="warning", markup=False)
 
     def action_search(self) -> None:
         self.query_one("#search").focus()

@@ -18,13 +18,13 @@ from textual.widgets.option_list import Option
 from ppo_unified.config.presets import is_file
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import wrap_text
-from ppo_unified.text import clean, pad
+from ppo_unified.text import clean, display_width, elide, pad
 from tui.actions import Place, bindings
 from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
 from tui.status_row import StatusRow
 
-NAME = 24  # columns of the target names
+NAME = 24  # columns that the target names always get
 BESIDE = 120  # minimum width of the screen to show the description beside the list
 OTHER_LINES = 5  # lines of the screen above and below the description
 
@@ -82,7 +82,10 @@ class Picker(Screen[None]):
     def _draw(self, cursor: int | None) -> None:
         choices = self.query_one(OptionList)
         choices.clear_options()
-        choices.add_options([Option(_line(choice, self._list_width)) for choice in self.shown])
+        width = self._list_width
+        widest = max((display_width(clean(choice.target)) for choice in self.shown), default=0)
+        name = max(NAME, min(widest, width // 2))
+        choices.add_options([Option(_line(choice, name, width)) for choice in self.shown])
         choices.highlighted = cursor if self.shown else None
         if not self.shown:
             self._show_text(
@@ -190,6 +193,7 @@ def _is_subsequence(name: str, letters: str) -> bool:
     return all(letter in rest for letter in letters)
 
 
-def _line(choice: TargetChoice, width: int) -> Content:
-    name = Content.styled(pad(clean(choice.target or "..."), NAME), "bold")
-    return Content.assemble(name, " ", pad(clean(choice.title), max(8, width - NAME - 5)).rstrip())
+def _line(choice: TargetChoice, name: int, width: int) -> Content:
+    """Format a choice in `width` columns, `name` of them for the target."""
+    target = Content.styled(pad(elide(clean(choice.target or "..."), name), name), "bold")
+    return Content.assemble(target, " ", pad(clean(choice.title), max(8, width - name - 5)).rstrip())

@@ -41,7 +41,7 @@ class DetailPane(ScrollView, can_focus=True):
     """Shows details of one run. It reads the run's files in a thread."""
 
     DEFAULT_CSS = """
-    DetailPane { height: 1fr; padding: 0 1; border-top: solid $panel; scrollbar-size-horizontal: 0; }
+    DetailPane { height: 1fr; padding: 0 1; border-top: solid $foreground-muted; scrollbar-size-horizontal: 0; }
     DetailPane:focus { border-top: solid $accent; }
     """
 

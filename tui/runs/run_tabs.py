@@ -6,6 +6,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ppo_unified.config import presets
-from ppo_unified.config.schema import read_toml
+from ppo_unified.config.schema import read_toml, typed_options
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.folder import Run, read_warnings
@@ -28,7 +30,7 @@ from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_option
 from ppo_unified.terminal.sample_table import format_samples
 from ppo_unified.terminal.ticks import local_time
-from ppo_unified.text import clean, format_duration, format_number, format_table
+from ppo_unified.text import clean, display_width, format_duration, format_number, format_table, pad
 from tui.folder_scanner import stamp_if_any
 from tui.runs.entries import Entry
 from tui.runs.run_head import MUTED
@@ -39,8 +41,9 @@ TIME, STEP = 19, 11  # columns of the time and the step of an event
 LABEL = 12  # columns of labels such as 'prompt'
 MOST_STEPS = 400  # steps of stored samples in one table
 FIRST = ("prompt", "response", "reference")  # texts of a response that come first
-CHART = (100, 9)  # maximum width and height of a chart in the System tab
+CHART, BETWEEN = (80, 10), 3  # width of a chart if there are several side by side, height, and columns between them
 NAMES = {"kl": "KL"}  # number of a response -> its name
+DESCRIBED, VALUE, SHORTEST = 100, 24, 12  # columns: minimum width with descriptions, of a value, of a description
 MARK = "*"  # in front of an option that differs from the preset
 FOREIGN = "This folder was written by another program. Only its curves are available."
 
@@ -82,7 +85,7 @@ class Options(TextTab):
             if entry.foreign:
                 self.set_text(FOREIGN)
             elif not self.differences:
-                self.set_text(_all_options(Run(entry.path)))
+                self.set_text(_all_options(Run(entry.path), width))
             elif reference is None or reference.key == entry.key or reference.foreign:
                 self.set_text(
                     "To compare options, first pin (p) or mark (space) another run in the list.   D: all options"
@@ -95,13 +98,13 @@ class Options(TextTab):
             self.set_text(clean(error))
 
 
-def _all_options(run: Run) -> Content:
+def _all_options(run: Run, width: int) -> Content:
     """Format all options of a run, with a mark and the preset's value if that differs. Raises UsageError."""
     table = read_toml(run.config)
     try:
         config = presets.from_file(run.config)
     except UsageError as error:  # for example an option of a newer version
-        return Content.assemble((f"No option is marked: {clean(error)}", MUTED), "\n\n", _sections(table, ()))
+        return Content.assemble((f"No option is marked: {clean(error)}", MUTED), "\n\n", _sections(table))
     differences, preset = presets.preset_differences(config), clean(config.origin)
     if differences is None:
         legend = f"No option is marked, because the options of {preset} are unknown" if config.preset else ""
@@ -112,11 +115,21 @@ def _all_options(run: Run) -> Content:
     else:
         legend = f"No option differs from the preset {preset}"
     hint = (f"{legend}   D: compare with another run", MUTED)
-    return Content.assemble(hint, "\n\n", _sections(table, differences or ()))
+    described = typed_options(type(config)) if width >= DESCRIBED else {}
+    descriptions = {option: info.description or "" for option, info in described.items()}
+    return Content.assemble(hint, "\n\n", _sections(table, differences or (), descriptions, width))
 
 
-def _sections(config: Mapping[str, Any], differences: Sequence[presets.PresetDifference]) -> Content:
-    """Format all options in one table with section headings. An option without a value is shown only if it differs."""
+def _sections(
+    config: Mapping[str, Any],
+    differences: Sequence[presets.PresetDifference] = (),
+    descriptions: Mapping[str, str] = MappingProxyType({}),
+    width: int = 0,
+) -> Content:
+    """Format all options in one table with section headings. An option without a value is shown only if it differs.
+
+    Each line ends with the option's description if there is one, cut to `width` columns.
+    """
     groups: dict[str, dict[str, Any]] = {"run": {}}
     changed: dict[tuple[str, str], Any] = {}  # (section, option) -> the preset's value
     for name, value in config.items():
@@ -128,17 +141,19 @@ def _sections(config: Mapping[str, Any], differences: Sequence[presets.PresetDif
         section, _, name = option.rpartition(".")
         changed[section or "run", name] = before
         groups.setdefault(section or "run", {}).setdefault(name, value)
-    width = max((len(clean(option)) for options in groups.values() for option in options), default=0)
+    names = max((len(clean(option)) for options in groups.values() for option in options), default=0)
     parts: list[Content | tuple[str, str] | str] = []
     for section, options in groups.items():
         parts += [(f"{clean(section)}\n", "bold")] if options else []
         for option, value in options.items():
-            text = f"{clean(option):<{width}}  {format_option(value)}"
-            if (section, option) in changed:
-                parts.append((f"{MARK} {text}", "bold $text-accent"))
-                parts.append((f"   preset: {format_option(changed[section, option])}\n", MUTED))
-            else:
-                parts.append(f"  {text}\n")
+            differs = (section, option) in changed
+            text = f"{MARK if differs else ' '} {clean(option):<{names}}  {format_option(value)}"
+            after = f"   preset: {format_option(changed[section, option])}" if differs else ""
+            about = clean(descriptions.get(option if section == "run" else f"{section}.{option}", ""))
+            gap = max(names + VALUE - display_width(text + after), 3)
+            room = width - display_width(text + after) - gap
+            after += " " * gap + pad(about, min(room, display_width(about))) if about and room >= SHORTEST else ""
+            parts += [(text, "bold $text-accent" if differs else ""), (f"{after}\n", MUTED)]
     return Content.assemble(*parts).rstrip()
 
 
@@ -204,13 +219,16 @@ class System(TextTab):
             lines += ["", *format_table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
         else:
             lines += ["", "No system metrics yet. An active run logs them every second."]
-        for tag, curve in curves.items():
-            if tag.startswith("system/") and len(curve.steps) > 1:
-                line = Line(tag, curve.steps, curve.values)
-                lines += [
-                    "",
-                    *draw([line], min(width, CHART[0]), CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode),
-                ]
+        drawn = {tag: c for tag, c in curves.items() if tag.startswith("system/") and len(c.steps) > 1}
+        columns = max(1, min(len(drawn), (width + BETWEEN) // (CHART[0] + BETWEEN)))
+        room = (width + BETWEEN) // columns - BETWEEN
+        charts = [
+            draw([Line(tag, c.steps, c.values)], room, CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode)
+            for tag, c in drawn.items()
+        ]
+        for first in range(0, len(charts), columns):
+            rows = zip_longest(*charts[first : first + columns], fillvalue="")
+            lines += ["", *((" " * BETWEEN).join(pad(line, room) for line in row).rstrip() for row in rows)]
         self.set_text("\n".join(lines).lstrip("\n"))
 
 
