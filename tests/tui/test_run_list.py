@@ -211,7 +211,7 @@ def test_details_follow_the_cursor(tmp_path: Path) -> None:
         for expected in (
             " the loss is not finite",
             " ! kl since step 1,234: the policy changes too fast; lower optim.lr",
-            " too [bold]wide",
+            " note: too [bold]wide",
             " options that differ from cartpole",
             " seed           1    3",
             " ppo.clip     0.2  0.4",
