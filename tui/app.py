@@ -229,7 +229,8 @@ class Terminal(MessageApp):
     def action_help(self) -> None:
         explain = getattr(self.screen, "explain", None)
         offered, width = available_actions(self, self.screen), TextDialog.text_width(self.size.width)
-        text = help_text(offered, conditions_of(self.screen), explain() if explain else None, width)
+        legend: Any = getattr(self.screen, "legend", tuple)
+        text = help_text(offered, conditions_of(self.screen), explain() if explain else None, width, legend())
         self.push_screen(TextDialog("Help", text))
 
     def action_messages(self) -> None:

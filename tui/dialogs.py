@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from textwrap import wrap
 from typing import ClassVar
 
@@ -149,11 +149,16 @@ class TextDialog(ModalScreen[None]):
 
 
 def help_text(
-    offered: Iterable[tuple[Place, Iterable[Action]]], conditions: Collection[str], explained: str | None, width: int
+    offered: Iterable[tuple[Place, Iterable[Action]]],
+    conditions: Collection[str],
+    explained: str | None,
+    width: int,
+    legend: Iterable[tuple[str, Mapping[str, str]]] = (),
 ) -> Content:
-    """Format the description of the focused chart or option, then all available keys, in `width` columns.
+    """Format the description of the focused chart or option, all available keys, and a legend, in `width` columns.
 
-    Actions that do not apply under these `conditions` are muted, with the reason.
+    Actions that do not apply under these `conditions` are muted, with the reason. The legend consists of sections with
+    a heading and the meaning of each sign.
     """
     parts: list[Content] = []
     if explained:
@@ -162,7 +167,17 @@ def help_text(
         parts.append(Content.styled(PLACES[place] + "\n", "bold"))
         parts += [_help_line(action, missing_condition(action, conditions), width) for action in actions]
         parts.append(Content("\n"))
+    for heading, signs in legend:
+        parts.append(Content.styled(heading + "\n", "bold"))
+        parts += [_legend_line(sign, meaning, width) for sign, meaning in signs.items()]
+        parts.append(Content("\n"))
     return Content.assemble(*parts).rstrip()
+
+
+def _legend_line(sign: str, meaning: str, width: int) -> Content:
+    head = f"  {sign:<14} "
+    lines = wrap(meaning, max(len(head) + 20, width), initial_indent=head, subsequent_indent=" " * len(head))
+    return Content("\n".join(lines) + "\n")
 
 
 def _help_line(action: Action, missing: str, width: int) -> Content:

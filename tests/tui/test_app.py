@@ -1004,6 +1004,10 @@ def test_help_lists_every_key_and_explains_the_chart(runs: Path) -> None:
         for place in ("runs", "control", "charts", "app"):
             for action in actions_of(place):
                 assert action.label in body
+        explained = body[body.index("Columns of the list") :]
+        heads = [column.head for column in app.home.run_list.columns.values() if column.help]
+        for sign in (*heads, "●", "◆", "•", "~", "n=3", "one run", "pin"):
+            assert f"\n  {sign} " in explained, sign
 
     drive(runs, act, size=(80, 24))
 

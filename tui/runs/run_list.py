@@ -93,6 +93,7 @@ COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries
     ),
 }
 OPTIONAL = 8  # `drop` of the first column that shows an option that differs; the others follow
+ASCII_MARKS = {"◆": "#", "●": "*", "•": "."}  # signs of the pinned, marked and drawn runs without Unicode
 NOTE = 8  # minimum width of the note column, which uses the remaining space
 REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidden until REMARK columns are free
 
@@ -375,7 +376,7 @@ class RunList(ScrollView, can_focus=True):
         key, marks = entry.key, self.marks
         sign = "◆" if key == marks.pinned else "●" if key in marks.marked else "•" if key in marks.colors else " "
         if not self._unicode:
-            sign = {"◆": "#", "●": "*", "•": "."}.get(sign, sign)
+            sign = ASCII_MARKS.get(sign, sign)
         color, letter = marks.colors.get(key), marks.letters.get(key, "")
         style = self.rich_style + Style(color=color) if color else self.rich_style
         return Segment(pad(sign + letter, self._gutter), style)

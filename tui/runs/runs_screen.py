@@ -18,6 +18,7 @@ from tui.charts.settings import LEAST_WIDTH, Settings
 from tui.dialogs import PromptDialog
 from tui.runs.detail_pane import DetailPane
 from tui.runs.entries import Entry, select_entries, sort_entries
+from tui.runs.legend import Legend, list_legend
 from tui.runs.option_columns import MOST as MOST_OPTIONS
 from tui.runs.option_columns import OptionColumns, rank_differences, read_names
 from tui.runs.run_actions import RunActions, chart_conditions
@@ -335,11 +336,12 @@ class RunsScreen(RunActions):
             self._redraw()
 
     def explain(self) -> str | None:
-        """Describe the current chart's metric and the columns with scores for the help dialog."""
-        chart = None if self.has_class("-details") else self.plots.explain()
-        columns = self.run_list.columns
-        lines = [f"Column {columns[name].head}: {columns[name].help}" for name in ("score", "best") if name in columns]
-        return "\n".join([*([chart, ""] if chart else []), *lines])
+        """Return the description of the current chart's metric for the help dialog."""
+        return None if self.has_class("-details") else self.plots.explain()
+
+    def legend(self) -> Legend:
+        """Return the meanings of the columns and signs for the help dialog."""
+        return list_legend(self.run_list.columns, self.services.unicode)
 
 
 forward_actions(RunsScreen, (action.name for action in actions_of("charts")))
