@@ -98,31 +98,46 @@ def format_duration(seconds: float) -> str:
 
 def display_width(text: str) -> int:
     """Return the width of `text` in terminal columns. Wide East Asian characters take two, combining marks none."""
-    if text.isascii():
-        return len(text)
-    return sum((unicodedata.east_asian_width(c) in "WF") + (not unicodedata.combining(c)) for c in text)
+    return len(text) if text.isascii() else sum(map(_character_width, text))
+
+
+def _character_width(character: str) -> int:
+    return (unicodedata.east_asian_width(character) in "WF") + (not unicodedata.combining(character))
+
+
+def _is_wider(text: str, width: int) -> bool:
+    """Return True if `text` is wider than `width` columns, or if it has so many characters that it is treated so."""
+    return len(text) > 4 * width or display_width(text) > width
 
 
 def pad(text: str, width: int) -> str:
     """Pad `text` with spaces to `width` columns. If it is longer, truncate it and end it with '~'."""
-    if display_width(text) > width:
-        while text and display_width(text) > width - 1:
-            text = text[:-1]
-        text += "~"[:width]
-    return text + " " * (width - display_width(text))
+    if not _is_wider(text, width):
+        return text + " " * (width - display_width(text))
+    text = text[: 4 * width]
+    size, used = len(text), display_width(text)
+    while size and used > width - 1:
+        size -= 1
+        used -= _character_width(text[size])
+    return text[:size] + "~"[:width] + " " * (width - 1 - used)
 
 
 def elide(text: str, width: int) -> str:
     """Return `text`. If it is wider than `width` columns, replace its middle by '~', as in 'cartpole-l~-s12'."""
-    if display_width(text) <= width:
+    if not _is_wider(text, width):
         return text
-    start, end = text[: len(text) // 2], text[len(text) // 2 :]
-    while display_width(start) + display_width(end) > width - 1 and (start or end):
-        if display_width(start) >= display_width(end):
-            start = start[:-1]
+    half = len(text) // 2
+    start, end = text[:half][: 4 * width], text[max(half, len(text) - 4 * width) :]
+    size, first = len(start), 0  # start[:size] and end[first:] remain
+    left, right = display_width(start), display_width(end)
+    while left + right > width - 1 and (size or first < len(end)):
+        if size and left >= right:
+            size -= 1
+            left -= _character_width(start[size])
         else:
-            end = end[1:]
-    return start + "~"[:width] + end
+            right -= _character_width(end[first])
+            first += 1
+    return start[:size] + "~"[:width] + end[first:]
 
 
 def format_table(

@@ -15,7 +15,7 @@ from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.values import format_flag, show_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
-from ppo_unified.runs.folder import Run, Status, find, to_json, write_atomically
+from ppo_unified.runs.folder import ACTIVE, Run, Status, find, to_json, write_atomically
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import clean, print_err, print_out
 
@@ -43,13 +43,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     run = find(options.run, options.folder)
     totals = {name: getattr(options, name) for name in TOTALS}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in totals.items() if value is not None]
-    if not (options.yes or run.is_locked() or _confirm_restart(run)):
+    config, changes = _change(run, [*flags, *rest], options.parser.flags)
+    run.check_no_links()
+    if not (options.yes or _confirm_restart(run)):
         return EXIT["stopped"]
     if options.detach:
         print_out(clean(control.resume(run, *flags, *rest).path))
         print_err(describe_background(run))
         return 0
-    config, changes = _change(run, [*flags, *rest], options.parser.flags)
     stop = StopRequest()
     with stop.handle_signals():
         try:
@@ -71,7 +72,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 
 def _confirm_restart(run: Run) -> bool:
     """Return False if the resume would discard all steps of the run and the user does not confirm this."""
-    loss = control.describe_restart(run, run.read_status())
+    status = run.read_status()
+    if status.state in ACTIVE and run.is_locked():
+        return True  # the run is training, so the resume is rejected later
+    loss = control.describe_restart(run, status)
     return not loss or confirm(clean(f"{loss}. Restart?"), f"{run.path}: {loss}")
 
 

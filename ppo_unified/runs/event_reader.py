@@ -234,12 +234,21 @@ def find_last_records(path: Path, size: int, tail: int) -> int:
                 return 0
             file.seek(size - span)
             data = file.read(span)
-            empty = np.frombuffer(data, np.uint8) == 0  # the upper half of a record's length is 0
-            for start in np.flatnonzero(empty[4:-7] & empty[5:-6] & empty[6:-5] & empty[7:-4]).tolist():
-                length, crc = HEADER.unpack_from(data, start)
-                if length and masked_crc(data[start : start + 8]) == crc:
-                    return size - span + start
+            for start in _possible_headers(data):
+                _, crc = HEADER.unpack_from(data, start)
+                if masked_crc(data[start : start + 8]) == crc:
+                    return size - span + int(start)
     return size
+
+
+def _possible_headers(data: bytes) -> np.ndarray:
+    """Return the ascending positions in `data` at which a valid length could start, with a header that is complete."""
+    found = []
+    for shift in range(4):
+        words = np.frombuffer(data, "<u4", (len(data) - shift) // 4, shift)
+        low, high = words[:-2], words[1:-1]  # halves of the length; a checksum follows
+        found.append(4 * np.flatnonzero((low != 0) & (low <= _LONGEST) & (high == 0)) + shift)
+    return np.sort(np.concatenate(found))
 
 
 def _is_blank(file: IO[bytes], offset: int) -> bool:

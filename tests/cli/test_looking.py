@@ -594,6 +594,16 @@ def test_long_text_is_cut_in_the_middle() -> None:
     assert [elide("abcdef", width) for width in range(6)] == ["", "~", "~f", "a~f", "a~ef", "ab~ef"]
 
 
+def test_cutting_a_long_wide_line_takes_little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    monkeypatch.setattr("unicodedata.combining", lambda character: measured.append(character) or 0)
+    line = "學習" * 1500
+    assert elide(line, 101) == "學習" * 12 + "學~習" + "學習" * 12
+    assert pad(line, 100) == "學習" * 24 + "學~ "
+    assert len(measured) < 4000
+    assert elide("e" + "\u0301" * 9, 0) == ""
+
+
 def test_colours_are_used_only_on_colour_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     from ppo_unified.text import can_color, can_unicode
 

@@ -219,6 +219,16 @@ def test_restart_at_step_0_needs_confirmation(
     assert main(again) == 130
     assert "steps. Restart? [y/N] " in capsys.readouterr().err
     assert stopped.path.joinpath("run.json").read_bytes() == written
+    for flags, message in ((["--optim.lrr", "1"], "optim.lr"), (["--total-steps", "1"], "expected an integer above")):
+        assert main([*again, *flags]) == 2
+        assert message in (error := capsys.readouterr().err)
+        assert "Restart?" not in error  # an invalid option is reported before the question
+    with monkeypatch.context() as patch:  # the last trainer is exiting
+        patch.setattr(Run, "is_locked", lambda self: True)
+        stopped.write_status(replace(status, state="failed"))
+        assert main(again) == 130
+        assert "Restart?" in capsys.readouterr().err
+        stopped.write_status(replace(status, state="running"))
     assert main([*again, "--yes"]) == 0
     entry = stopped.read_status().resumes[-1]
     assert (entry["from_state"], entry["step"]) == ("running", status.step)

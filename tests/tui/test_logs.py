@@ -194,6 +194,18 @@ def test_any_tail_contains_the_last_records(tmp_path: Path, seed: int) -> None:
         assert reader.is_partial == (tail < size)
 
 
+def test_zeros_at_the_end_of_a_file_are_no_records(tmp_path: Path) -> None:
+    write_scalars(tmp_path)
+    (path,) = tmp_path.iterdir()
+    data = path.read_bytes()
+    assert event_reader._possible_headers(bytes(1 << 20)).size == 0
+    assert event_reader._possible_headers(data + bytes(1 << 20)).size < len(data)
+    for shift in range(4):  # at any alignment, and only if the header is complete
+        for size in (11, 12):
+            found = event_reader._possible_headers(b"\xff" * shift + data[:size])
+            assert (shift in found) == (size == 12)
+
+
 def test_folder_with_many_files_is_read_from_the_newest(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     for number in range(20):
