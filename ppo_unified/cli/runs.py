@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import all_runs, to_json
 from ppo_unified.runs.notes import read_note_line
 from ppo_unified.runs.query import Lookup, lookup, parse, read_options
+from ppo_unified.runs.signals import why_ended
 from ppo_unified.text import can_color, clean, print_err, print_out
 
 
@@ -39,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _lookup(seen: Snapshot) -> Lookup:
-    return lookup(seen.status, seen.state, partial(read_options, seen.run), partial(read_note_line, seen.run))
+    status = replace(seen.status, reason=why_ended(*seen))  # the reason that is displayed
+    return lookup(status, seen.state, partial(read_options, seen.run), partial(read_note_line, seen.run))
 
 
 def run(options: argparse.Namespace) -> int:

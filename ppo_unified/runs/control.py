@@ -156,19 +156,22 @@ def _check_idle(run: Run, what: str) -> None:
 
 
 def list_events(run: Run, status: Status) -> list[Event]:
-    """List a run's events from run.json in the order of their steps. A crashed run's last event quotes its log."""
+    """List a run's events from run.json in the order in which they happened. A crashed run's last event quotes its log."""
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")
-    middle = [event for entry in status.resumes for event in _resume_events(entry)]
-    if status.best_step is not None:
-        middle.append(Event(None, status.best_step, "best score", format_number(status.best_score)))
+    results = [*_warning_events(status)]
     if status.solved_step is not None:
-        middle.append(Event(None, status.solved_step, "solved", "two further evaluations also reached the threshold"))
-    middle.sort(key=lambda event: event.step or 0)
-    middle.extend(_warning_events(status))
-    middle.sort(key=lambda event: event.step or 0)
-    return [Event(status.started or None, 0, "started", began), *middle, *_end_events(run, status)]
+        text = "two further evaluations also reached the threshold"
+        results.insert(0, Event(None, status.solved_step, "solved", text))
+    if status.best_step is not None:
+        results.insert(0, Event(None, status.best_step, "best score", format_number(status.best_score)))
+    results.sort(key=lambda event: event.step or 0)
+    story = [[Event(status.started or None, 0, "started", began)], *map(_resume_events, status.resumes)]
+    restored = [-1, *map(_restored_step, status.resumes)]
+    for event in results:  # a resume discards later steps, so a result belongs to the last resume before its step
+        story[max(k for k, step in enumerate(restored) if step < max(0, event.step or 0))].append(event)
+    return [*(event for part in story for event in part), *_end_events(run, status)]
 
 
 def _warning_events(status: Status) -> Iterator[Event]:
@@ -177,15 +180,22 @@ def _warning_events(status: Status) -> Iterator[Event]:
         yield Event(None, warning.since, "warning", f"{warning.name}: {warning.text}")
 
 
-def _resume_events(entry: dict[str, object]) -> Iterator[Event]:
-    """Yield the crash that preceded a resume, if there was one, and the resume.
+def _restored_step(entry: dict[str, object]) -> int:
+    """Return the step at which a resume continued. Older versions did not record it; they recorded the last step."""
+    step = entry.get("checkpoint", entry.get("step"))
+    return step if isinstance(step, int) else 0
+
+
+def _resume_events(entry: dict[str, object]) -> list[Event]:
+    """Return the crash that preceded a resume, if there was one, and the resume.
 
     `entry` is an entry of `resumes` in run.json, whose values may have any type.
     """
     step, before = entry.get("step"), entry.get("from_state")
     step = step if isinstance(step, int) else None
+    events = []
     if before in ACTIVE:
-        yield Event(_number(entry.get("ended")), step, "crashed", str(entry.get("reason") or UNRECORDED))
+        events.append(Event(_number(entry.get("ended")), step, "crashed", str(entry.get("reason") or UNRECORDED)))
     text = "after a crash" if before in ACTIVE else f"previous state: {before}" if before else ""
     if "checkpoint" in entry and entry["checkpoint"] is None:
         text += "; restarted at step 0, because there was no checkpoint"
@@ -195,7 +205,7 @@ def _resume_events(entry: dict[str, object]) -> Iterator[Event]:
     if isinstance(changed, dict):
         for name, values in changed.items():
             text += f"\n{name}: {' -> '.join(map(str, values)) if isinstance(values, list) else values}"
-    yield Event(_number(entry.get("time")), step, "resumed", text.removeprefix("; "))
+    return [*events, Event(_number(entry.get("time")), step, "resumed", text.removeprefix("; "))]
 
 
 def _number(value: object) -> float | None:

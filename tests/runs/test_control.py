@@ -317,9 +317,9 @@ def test_run_events_are_in_order(tmp_path: Path) -> None:
     story = control.list_events(run, run.read_status())
     assert [event.what for event in story] == [
         "started",
-        "resumed",
-        "resumed",
         "crashed",
+        "resumed",
+        "resumed",
         "resumed",
         "best score",
         "solved",
@@ -328,8 +328,13 @@ def test_run_events_are_in_order(tmp_path: Path) -> None:
     assert story[0][:2] == (1e9, 0)
     assert "seed 3" in story[0].text
     assert (story[-1].time, story[-1].step, story[-1].text) == (1e9 + 9, 1500, "solved")
-    steps = [event.step for event in story if event.step is not None]
-    assert steps == sorted(steps)
+    resumes = [{"step": 16_000, "checkpoint": 8000}, {"step": 10_000, "checkpoint": None}]
+    later = make_run(tmp_path, "b", best_step=9000, solved_step=9500, resumes=resumes)
+    story = control.list_events(later, later.read_status())  # at its end, the run has fewer steps than at a resume
+    assert [event.step for event in story[:-1]] == [0, 16_000, 10_000, 9000, 9500]
+    later.write_status(replace(later.read_status(), resumes=resumes[:1], best_step=8000))
+    story = control.list_events(later, later.read_status())
+    assert [event.step for event in story[:-1]] == [0, 8000, 16_000, 9500]
 
 
 def test_failure_event_contains_whole_traceback(tmp_path: Path) -> None:
