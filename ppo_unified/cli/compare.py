@@ -11,8 +11,8 @@ from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import PAINT, Snapshot, json_state, label_runs, output_width, take_snapshot
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import to_json
-from ppo_unified.runs.query import compared_options
-from ppo_unified.runs.seeds import one_run_per_seed
+from ppo_unified.runs.query import compared_options, read_options
+from ppo_unified.runs.seeds import one_run_per_seed, seed_of
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.comparison import ComparedRun, Group, Statistics, compare, group_runs
 from ppo_unified.terminal.option_diff import find_differences, format_option
@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the results of runs and the options in which they differ, or statistics over seeds."""
     chosen = {label: take_snapshot(run) for label, run in label_runs(options).items()}
-    runs = [
-        ComparedRun(label, seen.state, compared_options(seen.run, seen.status), seen.status)
-        for label, seen in chosen.items()
-    ]
+    runs = [_compared_run(label, seen) for label, seen in chosen.items()]
     if options.seeds:
         groups = _seed_groups(chosen, group_runs(runs, one_run_per_seed))
         print(to_json({"groups": groups})) if options.json else print_out("\n".join(_seed_table(groups)))
@@ -55,6 +52,11 @@ def run(options: argparse.Namespace) -> int:
         parts.append("\n".join([*heading, *lines]))
     print_out("\n\n".join(parts))
     return 0
+
+
+def _compared_run(label: str, seen: Snapshot) -> ComparedRun:
+    options = compared_options(seen.status, read_options(seen.run))
+    return ComparedRun(label, seen.state, seed_of(seen.status, options), options, seen.status)
 
 
 def _scores(seen: Snapshot) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def _check_idle(run: Run, what: str) -> None:
 
 
 def list_events(run: Run, status: Status) -> list[Event]:
-    """List a run's events from run.json in the order in which they happened. A crashed run's last event quotes its log."""
+    """List a run's events from run.json in chronological order. A crashed run's last event quotes its log."""
     about = [status.preset, f"seed {status.seed}", f"process {status.pid} on {status.host}", status.device]
     versions = ", ".join(f"{package} {version}" for package, version in status.versions.items())
     began = ", ".join(filter(None, about)) + (f"\n{versions}" if versions else "")

@@ -110,10 +110,10 @@ def read_options(run: Run) -> dict[str, Any]:
     return flatten(read_toml(run.config))
 
 
-def compared_options(run: Run, status: Status) -> dict[str, Any]:
-    """Return the options by which runs are compared and grouped: config.toml and, as `init`, the run's source."""
+def compared_options(status: Status, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options by which runs are compared and grouped: `options` and, as `init`, the run's source."""
     source = describe_source(status)
-    return ({"init": source} if source else {}) | read_options(run)
+    return ({"init": source} if source else {}) | dict(options)
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -31,7 +31,6 @@ REPEATED = " *"  # follows the name of a run that is not counted
 class Results(Protocol):
     """The results of a run, such as its `Status`."""
 
-    seed: int
     step: int
     score: float | None
     best_score: float | None
@@ -39,18 +38,17 @@ class Results(Protocol):
     elapsed_s: float
 
 
+RESULTS = tuple(Results.__annotations__)  # the names of the results
+
+
 class ComparedRun(NamedTuple):
-    """A run with its state, its options and its results. All names differ."""
+    """A run with its state, its seed, its options and its results. All names differ."""
 
     name: str
     state: str
+    seed: int
     options: Options  # dotted keys, as returned by `query.compared_options`
     results: Results
-
-    @property
-    def seed(self) -> int:
-        seed = self.options.get("seed")
-        return seed if type(seed) is int else self.results.seed
 
 
 # {name: (results, options)} -> {seed: the name of the run that represents it}, such as `seeds.one_run_per_seed`
@@ -130,22 +128,25 @@ def compare(
     elif len(groups) < count:
         head += f" in {len(groups)} groups; the runs of a group differ only in the seed"
     results = Block("Results", [*format_table(rows, color, paint), *_notes(groups, width)])
-    return [Block(head, legend), results, *_option_blocks(tables, width, color, show_equal)]
+    return [Block(head, legend), results, *_option_blocks(groups, tables, width, color, show_equal)]
 
 
-def _option_blocks(tables: Mapping[str, Options], width: int, color: bool, show_equal: bool) -> list[Block]:
+def _option_blocks(
+    groups: Sequence[Group], tables: Mapping[str, Options], width: int, color: bool, show_equal: bool
+) -> list[Block]:
     first, *_ = tables.values()
     keys = dict.fromkeys(key for options in tables.values() for key in options)
     different = find_differences(list(tables.values()))
     foreign = {key for key in different if _belongs_to_one_adapter(key, list(tables.values()))}
-    equal = [key for key in keys if key not in different]
+    several = {"seed"} if len({run.seed for group in groups for run in group.runs}) > 1 else set()
+    equal = [key for key in keys if key not in different and key not in several]
     shown = {label: {key: options[key] for key in options if key not in foreign} for label, options in tables.items()}
     title = f"Options that differ: {len(different) - len(foreign)}; equal options: {len(equal)}"
     title += f"; options of one adapter only: {len(foreign)}" if foreign else ""
     blocks = [Block(title, difference_lines(shown, width, color))] if different else []
     if show_equal:
         widest = max(map(len, map(clean, equal)), default=0)
-        lines = [f"{clean(key):<{widest}}  {format_option(first.get(key))}" for key in equal if key != "seed"]
+        lines = [f"{clean(key):<{widest}}  {format_option(first.get(key))}" for key in equal]
         blocks.append(Block("Equal options", lines))
     return blocks
 

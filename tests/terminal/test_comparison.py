@@ -18,7 +18,7 @@ OPTIONS = {"kind": "gym", "gym.env_id": "CartPole-v1", "ppo.clip": 0.2, "ppo.gam
 def make_run(name: str, seed: int = 1, state: str = "finished", *, of: str = "", **results: Any) -> ComparedRun:
     changes = {"optim.lr": float(of), "gym.env_id": "package.module:Environment-v3"} if of else {}
     options = {"seed": seed} | OPTIONS | changes
-    return ComparedRun(name, state, options, Status(name=name, seed=seed, step=1000, **results))
+    return ComparedRun(name, state, seed, options, Status(name=name, seed=seed, step=1000, **results))
 
 
 NINE = [
@@ -27,7 +27,7 @@ NINE = [
     *(make_run(f"倒立振子-{'长' * 40}-s{seed}", seed, of="3e-3") for seed in (1, 2)),
     make_run("[bold]x", of="0.5", score=float("nan")),
     ComparedRun(
-        "words", "stopped", {"kind": "llm", "llm.kl": 0.1, "llm.dtype": "float32", "seed": 1}, Status(score=0.5)
+        "words", "stopped", 1, {"kind": "llm", "llm.kl": 0.1, "llm.dtype": "float32", "seed": 1}, Status(score=0.5)
     ),
 ]
 
@@ -88,14 +88,19 @@ def test_group_has_mean_and_deviation_of_one_run_per_seed() -> None:
 
 def test_equal_options_are_listed_on_request() -> None:
     changed = OPTIONS | {"seed": 1, "optim.lr": 0.5}
-    runs = [make_run("a"), ComparedRun("b", "finished", changed, Status())]
+    runs = [make_run("a"), ComparedRun("b", "finished", 1, changed, Status())]
     assert "ppo.gamma" not in text_of(runs, 80)
     lines = text_of(runs, 80, show_equal=True).split("\n")
     assert lines[lines.index("Equal options") :] == [
         "Equal options",
+        "seed        1",
         "kind        gym",
         "gym.env_id  CartPole-v1",
         "ppo.clip    0.2",
         "ppo.gamma   0.98",
     ]
     assert "Options that differ: 1; equal options: 5" in lines
+    seeds = [make_run("a"), make_run("b", 2), make_run("c", 1, of="3"), make_run("d", 2, of="3")]
+    lines = text_of(seeds, 200, show_equal=True).split("\n")
+    assert "Options that differ: 2; equal options: 3" in lines
+    assert not any(line.startswith("seed ") for line in lines[lines.index("Equal options") :])

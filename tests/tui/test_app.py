@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from textual.events import Key
@@ -38,6 +39,7 @@ from tui.new_run.form import Form
 from tui.new_run.picker import Picker
 from tui.pacing import TYPING_S, Pacer
 from tui.palette import ActionProvider
+from tui.reader import NOTHING
 from tui.runs.compare_screen import CompareScreen
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
@@ -412,6 +414,7 @@ def test_compare_screen_shows_results_and_differing_options(runs: Path) -> None:
     writer = EventWriter(folder)
     writer.scalars(1, {"charts/episodic_return": 1.0})
     writer.close()
+    make_run(runs, "torn").config.write_text("kind = ")
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("c")
@@ -421,6 +424,14 @@ def test_compare_screen_shows_results_and_differing_options(runs: Path) -> None:
         shown = screen_text(app)
         assert "Comparison of 3 runs" in shown
         assert "Not compared, because another program wrote them: CartPole-v1__ppo__1" in shown
+        assert "Not compared: torn, because " in shown
+        app.screen._show = shown_again = Mock()  # type: ignore[method-assign]
+        entry = app.store.entries["alpha"]
+        for change, drawn in ((replace(entry, speed=3.0), 0), (replace(entry, state="running"), 1)):
+            app.store.entries = {**app.store.entries, "alpha": change}
+            app.screen.update_from_store(NOTHING)
+            assert shown_again.call_count == drawn
+        del app.screen._show
         assert re.search(r"optim\.lr .* 0\.0005", shown)
         assert "env_id" not in shown
         assert re.search(r"alpha ... beta +various +1,000 +350 ", shown)
@@ -575,7 +586,7 @@ def test_foreign_logs_are_listed_and_drawn(runs: Path) -> None:
         await pilot.press("s")
         assert "it was written by another program" in notifications(app)
         await pilot.press("space", "c")
-        assert "Logs of other programs have no options." in notifications(app)
+        assert "Not compared, because another program wrote them: CartPole-v1__ppo__1" in notifications(app)
         await pilot.press("a", "c")  # compare the other runs
         assert isinstance(app.screen, CompareScreen)
         assert re.search(r"optim\.lr .* 0\.0005", screen_text(app))

@@ -13,10 +13,11 @@ from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Static
 
+from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.query import compared_options
-from ppo_unified.runs.seeds import one_run_per_seed
-from ppo_unified.terminal.comparison import ComparedRun, compare, group_runs
+from ppo_unified.runs.query import compared_options, read_options
+from ppo_unified.runs.seeds import one_run_per_seed, seed_of
+from ppo_unified.terminal.comparison import RESULTS, ComparedRun, compare, group_runs
 from ppo_unified.text import clean
 from tui.actions import Place, bindings
 from tui.runs.entries import Entry
@@ -27,10 +28,7 @@ MARGIN = 3  # columns of the padding and the scrollbar
 
 
 class CompareScreen(Screen[None]):
-    """Shows the results of runs and the options in which they differ. The results of active runs are updated.
-
-    Raises UsageError if the options of a run cannot be read.
-    """
+    """Shows the results of runs and the options in which they differ. The results of active runs are updated."""
 
     DEFAULT_CSS = """
     CompareScreen #top { height: auto; padding: 0 1; background: $primary; color: $text; text-style: bold; }
@@ -42,16 +40,33 @@ class CompareScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = bindings("compare")
     places: tuple[Place, ...] = ("compare",)
 
-    def __init__(self, store: Store, compared: Sequence[Entry], skipped: Sequence[Entry]) -> None:
-        """`skipped` contains the logs of other programs, which have no options."""
+    def __init__(self, store: Store, drawn: Sequence[Entry]) -> None:
+        """Compare those of the runs in `drawn` that have options."""
         super().__init__()
         self.store = store
-        self._entries = {entry.key: entry for entry in compared}
-        self._options: Mapping[str, Mapping[str, Any]] = {
-            entry.key: compared_options(Run(entry.path), entry.status) for entry in compared
-        }
-        self._skipped = ", ".join(clean(entry.key) for entry in skipped)
+        self.not_compared: list[str] = []  # sentences about the other runs
+        self._options: dict[str, Mapping[str, Any]] = {}
+        for entry in drawn:
+            if not entry.foreign:
+                self._add(entry)
+        self._entries = {entry.key: entry for entry in drawn if entry.key in self._options}
+        if foreign := ", ".join(clean(entry.key) for entry in drawn if entry.foreign):
+            self.not_compared.append(f"Not compared, because another program wrote them: {foreign}")
+        self._shown: Sequence[object] = ()  # the displayed values
         self._show_equal = False
+
+    def _add(self, entry: Entry) -> None:
+        try:  # the reader thread has read the options, unless the run is new or its config.toml is unreadable
+            options = entry.options or read_options(Run(entry.path))
+        except UsageError as error:
+            self.not_compared.append(f"Not compared: {clean(entry.key)}, because {clean(error)}")
+        else:
+            self._options[entry.key] = compared_options(entry.status, options)
+
+    @property
+    def count(self) -> int:
+        """The number of compared runs."""
+        return len(self._options)
 
     def compose(self) -> ComposeResult:
         yield Static(id="top", markup=False)
@@ -67,16 +82,22 @@ class CompareScreen(Screen[None]):
 
     def update_from_store(self, changes: Changes) -> None:
         """Update the results. A run that has been deleted or renamed keeps its last results."""
-        current = {key: self.store.entries.get(key, entry) for key, entry in self._entries.items()}
-        if current != self._entries:
-            self._entries = current
+        self._entries = {key: self.store.entries.get(key, entry) for key, entry in self._entries.items()}
+        if self._displayed() != self._shown:
             self._show()
 
+    def _displayed(self) -> list[object]:
+        return [(e.state, *(getattr(e.status, name) for name in RESULTS)) for e in self._entries.values()]
+
     def _show(self) -> None:
-        runs = [ComparedRun(key, e.state, self._options[key], e.status) for key, e in self._entries.items()]
+        self._shown = self._displayed()
+        runs = [
+            ComparedRun(key, e.state, seed_of(e.status, self._options[key]), self._options[key], e.status)
+            for key, e in self._entries.items()
+        ]
         groups, width = group_runs(runs, one_run_per_seed), max(20, self.size.width - MARGIN)
         first, *others = compare(groups, width, color=True, show_equal=self._show_equal)
-        lines = [f"Not compared, because another program wrote them: {self._skipped}", ""] if self._skipped else []
+        lines = [*self.not_compared, ""] if self.not_compared else []
         lines += [*first.lines, ""] if first.lines else []
         for title, own in others:
             lines += [f"\x1b[1;4m{title}\x1b[0m", *own, ""]

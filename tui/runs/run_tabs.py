@@ -24,7 +24,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, samples
 from ppo_unified.runs.folder import Run, read_warnings
 from ppo_unified.runs.metrics import describe
-from ppo_unified.runs.query import compared_options, flatten
+from ppo_unified.runs.query import compared_options, flatten, read_options
 from ppo_unified.terminal.chart import Line, draw
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_option
@@ -91,7 +91,7 @@ class Options(TextTab):
                     "To compare options, first pin (p) or mark (space) another run in the list.   D: all options"
                 )
             else:
-                tables = {e.key: compared_options(Run(e.path), e.status) for e in (entry, reference)}
+                tables = {e.key: compared_options(e.status, read_options(Run(e.path))) for e in (entry, reference)}
                 head = f"Options that differ from {clean(reference.key)}   D: all options"
                 self.set_text("\n".join([head, "", *difference_lines(tables, width)]))
         except UsageError as error:

@@ -313,18 +313,14 @@ class RunsScreen(RunActions):
 
     def action_compare(self) -> None:
         drawn = [entry for key in self._drawn_keys() if (entry := self.store.entries.get(key))]
-        own = [entry for entry in drawn if not entry.foreign]
-        if len(own) < 2:
-            note = " Logs of other programs have no options." if len(own) < len(drawn) else ""
-            text = f"Mark at least two runs (space) to compare their options.{note}"
-            self.notify(text, severity="warning", markup=False)
-            return
         from tui.runs.compare_screen import CompareScreen  # imported late to show the first screen sooner
 
-        try:
-            self.app.push_screen(CompareScreen(self.store, own, [entry for entry in drawn if entry.foreign]))
-        except UsageError as error:
-            self.services.show_error(str(error))
+        screen = CompareScreen(self.store, drawn)
+        if screen.count >= 2:
+            self.app.push_screen(screen)
+            return
+        text = ". ".join(["Mark at least two runs (space) to compare their options", *screen.not_compared])
+        self.notify(text, severity="warning", markup=False)
 
     # actions on the charts, regardless of the focus
 
