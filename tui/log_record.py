@@ -70,10 +70,12 @@ class CurveReader:
     @property
     def series(self) -> dict[str, Series]:
         """The curves by name: the tag and, if there is one, the sub-folder."""
+        curves = [(tag, part, one) for part, reader in self._readers.items() for tag, one in reader.series.items()]
+        names = [_curve_name(tag, part) for tag, part, _ in curves]
+        uses = Counter(names)
         return {
-            _curve_name(tag, part): series
-            for part, reader in self._readers.items()
-            for tag, series in reader.series.items()
+            name if uses[name] == 1 or not part else f"{tag} ({part})": one
+            for name, (tag, part, one) in zip(names, curves, strict=True)
         }
 
     @property
@@ -111,6 +113,8 @@ class LogRecord:
         self.entry = Entry(folder.key, Path(folder.path), True, status, state, problem=folder.problem)
         self._files: tuple[str, ...] = ()
         self._stamps: tuple[Stamp | None, ...] = ()  # of the newest files
+        self._tail: CurveReader | None = None  # the reader of a growing log's end
+        self._grows = False
         self.is_stale = False  # True if the files have changed since the entry was last updated from them
 
     @property
@@ -121,23 +125,42 @@ class LogRecord:
     def update(self, folder: Folder) -> None:
         """Update the entry after a scan."""
         stamps = tuple(stamp_if_any(f"{folder.path}/{file}") for file in folder.files)
-        if (folder.files, stamps) != (self._files, self._stamps):
-            self._files, self._stamps, self.is_stale = folder.files, stamps, True
         entry = self.entry
+        if self._files and (folder.started != entry.status.started or not set(self._files) & set(folder.files)):
+            entry = self._forget()
+        if (folder.files, stamps) != (self._files, self._stamps):
+            self._grows = bool(self._files)
+            self._files, self._stamps, self.is_stale = folder.files, stamps, True
         if (entry.status.started, entry.problem) != (folder.started, folder.problem):
             state = UNREADABLE if folder.problem else LOG
             status = replace(entry.status, state=state, started=folder.started)
             self.entry = replace(entry, status=status, state=state, problem=folder.problem)
 
-    def read_end(self) -> None:
-        """Update the entry from the end of the files. Small files are read completely."""
-        reader = CurveReader(self.entry.path, self.parts, TAIL)
-        reader.poll()
-        self.show(reader)
+    def _forget(self) -> Entry:
+        """Drop everything that was read, because another log has replaced this one. Return the new entry."""
+        entry = self.entry
+        status = Status(name=entry.status.name, state=entry.state)
+        self.entry = replace(entry, status=status, score_tag="", partial=False, not_shown="")
+        self._files, self._tail, self.is_stale = (), None, True
+        return self.entry
+
+    def read_end(self, budget_s: float) -> bool:
+        """Read the end of the files for about `budget_s` seconds. Small files are read completely.
+
+        When everything has been read, update the entry and return True. The reader of a log that grows is kept, so that
+        only new data is read.
+        """
+        reader = self._tail = self._tail or CurveReader(self.entry.path, self.parts, TAIL)
+        reader.set_parts(self.parts)
+        reader.poll(budget_s)
+        if not reader.pending:
+            self.show(reader)
+            self._tail = reader if self._grows else None
+        return not reader.pending
 
     def show(self, reader: CurveReader) -> None:
         """Update the entry with the last step, duration, score and kinds of other data that a reader has found."""
-        self.is_stale, before = False, self.entry.status
+        self.is_stale, self._tail, before = False, None, self.entry.status
         series = {name: one.numpy() for name, one in reader.series.items() if len(one)}
         status = replace(before, step=max([reader.other_step, *(int(steps[-1]) for steps, _, _ in series.values())]))
         if series:
@@ -146,12 +169,12 @@ class LogRecord:
             status.elapsed_s = max(0.0, status.heartbeat - (before.started if reader.is_partial else first))
         if reader.is_partial:
             tag = _update_score(status, series) or self.entry.score_tag
-            self.entry = replace(self.entry, status=status, score_tag=tag)
+            self.entry = replace(self.entry, status=status, score_tag=tag, partial=True)
             return
         status.score = status.best_score = status.best_step = None
         tag = _update_score(status, series, complete=True)
         not_shown = _format_counts(reader.others)
-        self.entry = replace(self.entry, status=status, score_tag=tag, not_shown=not_shown)
+        self.entry = replace(self.entry, status=status, score_tag=tag, partial=False, not_shown=not_shown)
 
 
 def _curve_name(tag: str, part: str) -> str:

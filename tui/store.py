@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import read_bytes
 from ppo_unified.runs.folder import ACTIVE, Run, Status, ended_state, has_stalled
 from ppo_unified.runs.metrics import AWAITED, sort_tags
+from ppo_unified.runs.notes import read_note_line
 from ppo_unified.runs.progress import steps_left
 from ppo_unified.runs.signals import why_ended
 from tui.folder_scanner import Folder, FolderScanner, Stamp, stamp_if_any
@@ -209,8 +209,8 @@ class Store:
                 return True
             if key in self._readers:
                 self._poll(key, deadline - time.monotonic())
-            else:
-                log.read_end()
+            elif not log.read_end(deadline - time.monotonic()):
+                return True
         return False
 
     def _read_options(self, budget_s: float) -> bool:
@@ -389,16 +389,7 @@ class _RunRecord:
         stamp = stamp_if_any(self._note_path)
         if stamp == self._note_stamp:
             return
-        self._note, self._note_stamp = "", stamp
-        if stamp is not None:
-            try:
-                lines = read_bytes(Path(self._note_path)).decode("utf-8", "replace").strip().splitlines()
-            except ValueError:
-                return
-            except OSError:
-                self._note_stamp = None
-                return
-            self._note = lines[0] if lines else ""
+        self._note, self._note_stamp = read_note_line(self._run), stamp
 
 
 def _is_due(now: float, last: float, interval_s: float) -> bool:

@@ -383,7 +383,7 @@ def test_charts_draw_only_listed_marked_runs(runs: Path) -> None:
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await wait_until(pilot, lambda: curve_keys(app) == ["beta"])
-        assert "2 marked (1 hidden by the filter)" in screen_text(app)
+        assert "2 marked, 1 hidden" in screen_text(app)
         await pilot.press("c")
         assert "Mark at least two" in notifications(app)
         await pilot.press("a")  # marks the listed runs and keeps the hidden mark

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from ppo_unified.runs.folder import Run, Status
 from tests.scenes import screen_text
 from tui import log_record
 from tui.app import Terminal
+from tui.folder_scanner import FolderScanner
 from tui.runs.entries import describe_not_shown
 from tui.store import Store
 
@@ -143,6 +146,13 @@ def test_every_sub_folder_is_read_in_short_turns(tmp_path: Path) -> None:
     assert len(store.tags("log")) == 31
 
 
+def test_curves_of_two_sub_folders_have_different_names(tmp_path: Path) -> None:
+    for part in ("train", "loss_train", "loss_other"):
+        write_scalars(tmp_path / "log" / part)
+    write_scalars(tmp_path / "log")
+    assert read_log(tmp_path, "log").tags("log") == ["loss", "loss (loss_train)", "loss (other)", "loss (train)"]
+
+
 # last steps
 
 
@@ -158,10 +168,42 @@ def test_unwatched_logs_show_last_step_and_score(tmp_path: Path, monkeypatch: py
     status = store.entries["long"].status
     assert (status.step, status.score, status.best_score) == (4999, 4999, None)
     assert store.entries["images"].status.step == 77
-    write_scalars(tmp_path / "long", "rollout/ep_rew_mean", range(5000, 5003))
+    for first in (5000, 5003):
+        write_scalars(tmp_path / "long", "rollout/ep_rew_mean", range(first, first + 3))
+        clock.now += 5
+        read_all(store)
+    assert store.entries["long"].status.step == 5005
+    found = Mock(side_effect=AssertionError("the end of a growing file is found only once"))
+    monkeypatch.setattr(event_reader, "find_last_records", lambda path, size, tail: found() if size > tail else 0)
+    (file, *_) = (tmp_path / "long").iterdir()
+    os.utime(file)
     clock.now += 5
     read_all(store)
-    assert store.entries["long"].status.step == 5002
+    assert store.entries["long"].status.step == 5005
+    monkeypatch.undo()
+    store.watch(["long"])
+    read_all(store)
+    assert store.entries["long"].status.best_score == 5005
+    store.watch([])
+    store._drop("long")
+    shutil.rmtree(tmp_path / "long")
+    write_scalars(tmp_path / "long", "rollout/ep_len_mean", range(4))  # another log with the same name
+    clock.now += 5
+    status = read_all(store).entries["long"].status
+    assert (status.step, status.score, status.best_score) == (3, None, None)
+
+
+def test_ends_of_logs_are_read_in_short_turns(tmp_path: Path) -> None:
+    for number in range(30):
+        write_scalars(tmp_path / "log" / f"loss_{number:02}")
+    write_scalars(tmp_path / "log")
+    log, turns = log_record.LogRecord(folder := FolderScanner(tmp_path).scan()[0]), 0
+    log.update(folder)
+    while not log.read_end(0.0):
+        assert log.entry.status.step == 0
+        turns += 1
+    assert turns >= 30
+    assert log.entry.status.step == 10
 
 
 def _limit_reads(monkeypatch: pytest.MonkeyPatch) -> object:

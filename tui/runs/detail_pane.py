@@ -128,6 +128,8 @@ class DetailPane(ScrollView, can_focus=True):
             yield Content(f"Started with the policy of {clean(source)}.")
         if entry.foreign:
             yield Content(f"Another program wrote this log: {clean(entry.path)}")
+            if entry.partial:
+                yield Content("Only the end of this log has been read. Enter reads the entire log.")
         elif self._details is not None:
             yield self._details.options
 

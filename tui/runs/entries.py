@@ -41,6 +41,7 @@ class Entry:
     speed: float | None = None  # steps/s: over the last seconds of a running run, over all time of an ended one
     eta_s: float | None = None
     problem: str = ""  # why the run cannot be read
+    partial: bool = False  # only the end of a log of another program has been read
     not_shown: str = ""  # data of another program that charts cannot show, such as '3 images, 12 histograms'
     has_checkpoint: bool = False
     score_tag: str = ""  # the metric of another program that is shown as the score

@@ -19,18 +19,20 @@ class OptionColumns:
 
     def __init__(self) -> None:
         self._seen: object = None
+        self._options: Mapping[str, Mapping[str, object]] = {}  # of the runs when the columns were computed
         self._columns: Mapping[str, Column] = {}
 
     def update(self, entries: Sequence[Entry], chosen: Sequence[str]) -> Mapping[str, Column]:
         """Return the columns for these runs, by option. If `chosen` is empty, show options that differ."""
-        seen = (tuple(chosen), {entry.key: (entry.status.preset, id(entry.options)) for entry in entries})
-        if seen != self._seen:
+        seen = (tuple(chosen), {entry.key: entry.status.preset for entry in entries})
+        options = {entry.key: entry.options for entry in entries}
+        if seen != self._seen or any(options[key] is not self._options[key] for key in options):
             names = chosen or rank_differences(entries)[:MOST]
             self._columns = {
                 name: _make_column(name, head, entries, 1 if chosen else OPTIONAL + rank)
                 for rank, (name, head) in enumerate(zip(names, _short_names(names), strict=True))
             }
-            self._seen = seen
+            self._seen, self._options = seen, options
         return self._columns
 
 
@@ -97,10 +99,9 @@ def _make_column(name: str, head: str, entries: Sequence[Entry], drop: int) -> C
     values = [entry.options[name] for entry in entries if name in entry.options]
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     widest = max((display_width(format_option(value)) for value in values), default=0)
-    head = elide(head, WIDEST - 1)
-    width = max(display_width(head) + 1, widest)  # 1 for the arrow of the sorted column
 
     def cell(entry: Entry, now: float) -> str:
         return format_option(entry.options.get(name))
 
-    return Column(head, min(WIDEST, width), drop, numbers, cell, f"the option {clean(name)}")
+    help_text = f"the option {clean(name)}"
+    return Column(elide(head, WIDEST - 1), min(WIDEST, widest), drop, numbers, cell, help_text, WIDEST)

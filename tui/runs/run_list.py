@@ -29,7 +29,7 @@ class Column(NamedTuple):
     """One column of the table. It is hidden while all its cells are empty or '-'.
 
     `width` is the minimum width. If space is short, columns with the highest `drop` are hidden first; 0 means never. A
-    text column is as wide as its longest cell, and the width of a number column is constant.
+    text column is as wide as its longest cell but not wider than `most`, and the width of a number column is constant.
     """
 
     head: str
@@ -38,6 +38,7 @@ class Column(NamedTuple):
     right: bool
     cell: Callable[[Entry, float], str]
     help: str
+    most: int = _LONGEST_NAME
 
 
 def _remark(entry: Entry) -> str:
@@ -96,6 +97,7 @@ OPTIONAL = 8  # `drop` of the first column that shows an option that differs; th
 ASCII_MARKS = {"◆": "#", "●": "*", "•": "."}  # signs of the pinned, marked and drawn runs without Unicode
 NOTE = 8  # minimum width of the note column, which uses the remaining space
 REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidden until REMARK columns are free
+WIDEST_NOTE = 40  # the list wants at most this many columns for the notes
 
 
 @dataclass
@@ -170,6 +172,7 @@ class RunList(ScrollView, can_focus=True):
         self._unicode, self._clock = unicode, clock
         self.columns: Mapping[str, Column] = COLUMNS  # those with values, which may be more than fit
         self.wanted_width = 0  # width at which all columns fit
+        self._remark_width = 0  # width of the widest note; 0 if there is none
         self._options: Mapping[str, Column] = {}
         self._widths: dict[str, int] = {}
         self._heads: list[tuple[int, int, str]] = []  # (first column, last column, name) of each header
@@ -186,6 +189,7 @@ class RunList(ScrollView, can_focus=True):
         The cursor stays on its run, or on its line if the run is gone.
         """
         self.entries, self.marks, self._options = entries, marks, options
+        self._remark_width = max((display_width(clean(_remark(entry))) for entry in entries), default=0)
         rows = {entry.key: row for row, entry in enumerate(entries)}
         row = rows.get(self._key, min(self._row, max(0, len(entries) - 1)))
         if self._awaited in rows:
@@ -207,7 +211,7 @@ class RunList(ScrollView, can_focus=True):
     def _refresh_changed(self) -> None:
         """Redraw only the lines that have changed, because most runs ended long ago."""
         marks, top, size = self.marks, round(self.scroll_y), self.size
-        remarks = any(map(_remark, self.entries))
+        remarks = self._remark_width > 0
         table = (size, top, self._gutter, self._widths, self.sorted_by, self.reverse, self.empty, remarks)
         lines: list[object] = [
             (entry, row == self._row, entry.key in marks.marked, entry.key == marks.pinned)
@@ -287,9 +291,11 @@ class RunList(ScrollView, can_focus=True):
         for name, column in columns.items():
             cells = [] if column.right else [column.cell(entry, now) for entry in self.entries]
             widest = max(map(display_width, cells), default=0)
-            widths[name] = max(column.width, display_width(column.head), min(_LONGEST_NAME, widest))
-        remark = REMARK if any(map(_remark, self.entries)) else 0
-        self.wanted_width = self._total(widths) + REMARK
+            head = display_width(column.head) + 1  # 1 for the arrow of the sorted column
+            widths[name] = max(column.width, head, min(column.most, widest))
+        wanted = max(NOTE, min(WIDEST_NOTE, self._remark_width) + 2) if self._remark_width else 0
+        remark = min(REMARK, wanted)
+        self.wanted_width = self._total(widths) + wanted
         standard = {name: width for name, width in widths.items() if columns[name].drop < OPTIONAL}
         over = max(0, self._total(standard) + remark - room)
         widths["name"] = max(min(widths["name"], SHORT_NAME), widths["name"] - over)
@@ -341,10 +347,9 @@ class RunList(ScrollView, can_focus=True):
             column = self.columns[name]
             arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
             head = column.head + (arrow if name == self.sorted_by else "")
-            head = head.rjust(size) if column.right else pad(head, size)
             self._heads.append((display_width(text), display_width(text) + size - 1, name))
-            text += (head[-size:] if column.right else head) + "  "
-        text += "note" if width - display_width(text) >= NOTE - 2 and any(map(_remark, self.entries)) else ""
+            text += (head.rjust(size) if column.right else pad(head, size)) + "  "
+        text += "note" if width - display_width(text) >= NOTE - 2 and self._remark_width else ""
         text = text.rstrip()
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
 

@@ -215,7 +215,9 @@ class RunsScreen(RunActions):
             state.marked.append(key)
             self.services.save_state()
         self.run_list.move_to(key)
-        self._redraw()
+        self._relist()
+        if key in self.store.entries and key not in self.selection.listed:
+            self.notify(f"{clean(key)} is hidden by the filter; press / to change it.", markup=False)
 
     def on_run_renamed(self, key: str, new: str) -> None:
         """Keep the mark, the pin and the cursor on a renamed run."""
@@ -268,13 +270,14 @@ class RunsScreen(RunActions):
         """Set the size of the list, and show or hide the details and the charts."""
         state, runs, screen = self.services.state, self.run_list, self._panes.size
         beside = self.has_class("-beside")
+        fitted = min(runs.wanted_width + 1, max(NARROW, min(screen.width * FITTED // 100, screen.width - CHARTS)))
         if by and beside:
-            share = state.list_width or 100 * self._left.size.width // screen.width
-            state.list_width = min(MOST, max(LEAST, share + by))
+            share = (state.list_width or 100 * self._left.size.width // screen.width) + by
+            is_fitted = abs(share - 100 * fitted / screen.width) <= STEP / 2
+            state.list_width = 0 if is_fitted else min(MOST, max(LEAST, share))
         elif by:
             state.list_share = min(MOST, max(LEAST, state.list_share + by))
         details = state.details_beside if beside else state.details
-        fitted = min(runs.wanted_width + 1, max(NARROW, min(screen.width * FITTED // 100, screen.width - CHARTS)))
         lines = max(len(runs.entries), runs.empty.count("\n") + 1 if not runs.entries else 0) + (1 if details else 2)
         share = screen.height * (ABOVE if beside else state.list_share) // 100
         self.details.display, self.plots.display = details, beside or not details

@@ -9,10 +9,10 @@ from textual.widgets import Static
 
 from ppo_unified.runs.folder import ACTIVE
 from ppo_unified.terminal.chat import wrap_text
-from ppo_unified.text import clean, elide, pad
+from ppo_unified.text import clean, display_width, elide, pad
 from tui.runs.entries import Entry
 
-SHORTEST = 12  # columns that the path of the runs folder always gets
+SHORTEST = 12  # minimum columns for the path of the runs folder, if it is shown
 
 
 class TopLine(Static):
@@ -20,22 +20,27 @@ class TopLine(Static):
 
     def __init__(self, runs: Path, readonly: bool) -> None:
         super().__init__(id="top", markup=False)
-        self._title, self._folder = "ppo-unified   read-only" if readonly else "ppo-unified", clean(runs)
+        self._mode, self._folder = ["read-only"] if readonly else [], clean(runs)
 
     def show(self, entries: Collection[Entry], marked: int, hidden: int, hidden_sort: str) -> None:
-        """Update the line.
+        """Update the line. If there is not enough space, it omits the title and then the folder.
 
         `hidden` is the number of marked runs that the filter hides. `hidden_sort` is the column that the list is sorted
         by, if that column is not visible.
         """
         total, active = len(entries), sum(entry.state in ACTIVE for entry in entries)
         parts = [f"{total} run{'s' * (total != 1)}", f"{active} running"]
-        parts += [f"{marked} marked" + (f" ({hidden} hidden by the filter)" if hidden else "")] if marked else []
+        parts += [f"{marked} marked" + (f", {hidden} hidden" if hidden else "")] if marked else []
         parts += [f"sorted by {hidden_sort}"] if hidden_sort else []
         facts = "   ".join(parts)
         width = max(1, self.app.size.width - 2)  # known before the first layout, unlike the size of this widget
-        folder = elide(self._folder, max(SHORTEST, width - len(f"{self._title}   folder    {facts}")))
-        self.update(pad("   ".join([self._title, f"folder {folder}", facts]), width), layout=False)
+        least = min(SHORTEST, display_width(self._folder))
+        for first in (["ppo-unified", *self._mode], self._mode):
+            room = width - display_width("   ".join([*first, "folder ", facts]))
+            if room >= least:
+                break
+        folder = [f"folder {elide(self._folder, room)}"] if room >= least else []
+        self.update(pad("   ".join([*first, *folder, facts]), width), layout=False)
 
 
 class QueryLine(Static):
