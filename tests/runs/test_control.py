@@ -310,7 +310,7 @@ def test_note_is_saved_replaced_and_removed(tmp_path: Path) -> None:
 
 
 def test_run_events_are_in_order(tmp_path: Path) -> None:
-    resumes = [{"time": 1e9 + 5, "step": 700, "from_state": "running"}, {"step": "x"}, {}]
+    resumes: list[dict[str, Any]] = [{"time": 1e9 + 5, "step": 700, "from_state": "running"}, {"step": "x"}, {}]
     run = make_run(
         tmp_path, best_step=1200, best_score=400.0, solved_step=1200, resumes=resumes, reason="solved", seed=3
     )

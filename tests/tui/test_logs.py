@@ -167,6 +167,8 @@ def test_unwatched_logs_show_last_step_and_score(tmp_path: Path, monkeypatch: py
     store = read_all(Store(tmp_path, clock))
     status = store.entries["long"].status
     assert (status.step, status.score, status.best_score) == (4999, 4999, None)
+    assert store.entries["long"].partial
+    assert not store.entries["images"].partial
     assert store.entries["images"].status.step == 77
     for first in (5000, 5003):
         write_scalars(tmp_path / "long", "rollout/ep_rew_mean", range(first, first + 3))

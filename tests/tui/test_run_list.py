@@ -174,6 +174,11 @@ def test_wide_screen_shows_all_columns_and_the_details(tmp_path: Path) -> None:
         await pilot.press("less_than_sign", "less_than_sign", "less_than_sign")
         await wait_until(pilot, lambda: run_list(app).size.width < width - 10)
         assert (app.state.list_share, bool(app.state.list_width)) == (40, True)
+        await pilot.press(*["greater_than_sign"] * 3)
+        assert app.state.list_width == 0  # the list is again as wide as its columns need
+        await wait_until(pilot, lambda: run_list(app).size.width == width)
+        assert "a note that is longer than the column" in screen_text(app)
+        await pilot.press(*["less_than_sign"] * 3)
         await pilot.press("t")
         await wait_until(pilot, lambda: run_list(app).size.height > 50)
         await pilot.resize_terminal(80, 24)
@@ -186,6 +191,37 @@ def test_wide_screen_shows_all_columns_and_the_details(tmp_path: Path) -> None:
         assert (app.state.details, app.state.details_beside) == (True, False)
 
     drive(tmp_path, act)
+
+
+def test_heads_and_counts_stay_whole_on_a_small_screen(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        run = make_run(tmp_path, f"run-{seed}", seed, best_score=120.0, elapsed_s=10.0)
+        config = run.config.read_text().replace("CartPole-v1", f"a_long_module_name.envs:AnEnvironment-v{seed}")
+        run.config.write_text(config)
+    state = ViewState(marked=["run-1", "run-2", "run-3"], query="!run-3")
+    state.save(tmp_path)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        await wait_until(pilot, lambda: "seed" in run_list(app).columns)
+        heads, hidden = run_list(app).columns, set()
+        for name in heads:
+            app.state.sorted_by = name
+            screen_of(app)._relist()
+            found = f"{heads[name].head}▲" in head(app)
+            hidden |= set() if found else {name}
+            assert found or not run_list(app).has_column(name), head(app)
+        assert len(hidden) < 6
+        assert "3 marked, 1 hidden" in screen_text(app).splitlines()[0]
+        app.state.columns = ["gym.env_id"]
+        screen_of(app)._relist()
+        assert run_list(app)._widths["gym.env_id"] == 16
+        app.state.query = "nothing-like-it"
+        screen_of(app).focus_run("run-2")
+        await pilot.pause()
+        assert "run-2 is hidden by the filter; press / to change it." in notifications(app)
+        assert listed_keys(app) == []
+
+    drive(tmp_path, act, size=(80, 24), unicode=True)
 
 
 # details
@@ -224,6 +260,9 @@ def test_details_follow_the_cursor(tmp_path: Path) -> None:
         assert "last line" not in screen_text(app)
         run_list(app).move_to("other")
         await wait_until(pilot, lambda: "Another program wrote this log: " in screen_text(app))
+        assert "Only the end of this log" not in screen_text(app)
+        screen_of(app).details.show(replace(app.store.entries["other"], partial=True), "")
+        await wait_until(pilot, lambda: "Only the end of this log has been read." in screen_text(app))
         assert notifications(app) == ""
 
     ViewState(details=True).save(tmp_path)
