@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ppo_unified.runs.event_reader import EventReader
+    from ppo_unified.runs.metrics import Threshold
 
 REDRAW_S, LOOK_S = 2.0, 0.1  # seconds between two pictures, and between two checks for the end of all runs
 _ALIVE = (*ACTIVE, "stalled")
@@ -46,6 +47,7 @@ class Watched(NamedTuple):
     label: str
     run: Run
     reader: EventReader
+    threshold: Threshold | None
 
 
 class Canvas(NamedTuple):
@@ -64,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if options.csv and options.json:
         raise UsageError("ppo-unified show: --csv cannot be combined with --json")
     chosen = label_runs(options)
-    watched = [Watched(label, run, EventReader(run.path)) for label, run in chosen.items()]
+    watched = [Watched(label, run, EventReader(run.path), _threshold(run)) for label, run in chosen.items()]
     tags = _read(watched, options.metric, everything=options.csv or options.json)
     if options.csv:
         _print_csv(watched, tags)
@@ -145,7 +147,7 @@ def _follow(watched: Sequence[Watched], metrics: Sequence[str], canvas: Canvas) 
 
 def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) -> list[str]:
     """Draw a table of the runs above a grid of charts that fills the width, and the height if it is limited."""
-    from ppo_unified.runs.metrics import find_metric, is_score, levels, title
+    from ppo_unified.runs.metrics import find_metric, levels, title
     from ppo_unified.terminal.chart import MARKS, Line, draw
     from ppo_unified.terminal.ticks import Tick
 
@@ -166,7 +168,6 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
     last = max(
         (int(series.steps[-1]) for one in watched for series in one.reader.series.values() if len(series)), default=1
     )
-    thresholds = [_threshold(one.run) for one in watched] if any(map(is_score, tags)) else []
     rows = []
     for first in range(0, len(tags), across):
         charts = []
@@ -174,20 +175,20 @@ def _picture(watched: Sequence[Watched], tags: Sequence[str], canvas: Canvas) ->
             lines = [Line("", *_curve(one.reader, tag)) for one in watched]
             metric = find_metric(tag)
             caption = clean(title(tag)) + (f" [{metric.unit}]" if metric and metric.unit else "")
-            marked = [Tick(*level) for level in levels(tag, thresholds)]
+            marked = [Tick(*level) for level in levels(tag, [one.threshold for one in watched])]
             style = {"unicode": canvas.unicode, "color": canvas.color}
             charts.append(draw(lines, width, height, caption, x_range=(0, last), levels=marked, **style))
         rows += ["", *("  ".join(parts).rstrip() for parts in zip(*charts, strict=True))]
     return head + rows
 
 
-def _threshold(run: Run) -> float | None:
+def _threshold(run: Run) -> Threshold | None:
     """Return the score at which a run's task is solved, or None if the run has no threshold or its options are lost."""
     from ppo_unified.runs.metrics import score_threshold
     from ppo_unified.runs.query import read_options
 
     try:
-        return score_threshold(read_options(run))
+        return score_threshold(read_options(run), run.read_status().preset)
     except UsageError:
         return None
 

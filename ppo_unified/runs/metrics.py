@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from ppo_unified.text import clean
+
 
 class Metric(NamedTuple):
     unit: str
@@ -245,16 +247,29 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+
+class Limit(NamedTuple):
+    """The limit of a health check."""
+
+    value: float
+    is_high: bool  # True if values above the limit are a problem, False if values below it are
+
+    @property
+    def name(self) -> str:
+        """The words before the value: 'at most' or 'at least'."""
+        return "at most" if self.is_high else "at least"
+
+
 LIMITS = {  # limits of the health checks that compare a metric itself, not a quantity computed from several values
-    "policy/kl": 0.3,
-    "policy/clip_fraction": 0.5,
-    "policy/action_clip_fraction": 0.9,
-    "policy/action_spread": 0.01,
-    "value/explained_variance": -0.1,
-    "invariant/first_ratio_error": 1e-2,
-    "invariant/optimizer_steps_error": 0.0,
-    "ref/kl": 25.0,
-    "reward/score_std": 1e-6,
+    "policy/kl": Limit(0.3, True),
+    "policy/clip_fraction": Limit(0.5, True),
+    "policy/action_clip_fraction": Limit(0.9, True),
+    "policy/action_spread": Limit(0.01, False),
+    "value/explained_variance": Limit(-0.1, False),
+    "invariant/first_ratio_error": Limit(1e-2, True),
+    "invariant/optimizer_steps_error": Limit(0.0, True),
+    "ref/kl": Limit(25.0, True),
+    "reward/score_std": Limit(1e-6, False),
 }
 
 USUAL = (  # metrics that are shown first, in this order
@@ -304,24 +319,38 @@ def is_score(tag: str) -> bool:
     return tag in ("eval/score", "eval/return")
 
 
-def score_threshold(options: Mapping[str, Any]) -> float | None:
-    """Return the score of a solved task from a run's options with dotted keys, or None if there is none."""
-    threshold = options.get("eval.threshold")
-    if not isinstance(threshold, int | float) or isinstance(threshold, bool):
+class Threshold(NamedTuple):
+    """The score at which the task of a run is solved."""
+
+    score: float
+    preset: str  # of the run, or ""
+
+
+def score_threshold(options: Mapping[str, Any], preset: str) -> Threshold | None:
+    """Return the threshold from a run's options with dotted keys, or None if there is none."""
+    score = options.get("eval.threshold")
+    if not isinstance(score, int | float) or isinstance(score, bool):
         return None
-    return float(threshold) if -1e300 < threshold < 1e300 else None  # a file may contain any number
+    return Threshold(float(score), preset) if -1e300 < score < 1e300 else None  # a file may contain any number
 
 
-def levels(tag: str, thresholds: Iterable[float | None]) -> list[tuple[float, str]]:
+def levels(tag: str, thresholds: Iterable[Threshold | None], limits: bool = True) -> list[tuple[float, str]]:
     """Return the values that a chart of the metric marks with a line, with their names.
 
-    They are the health limit or, for scores, the thresholds of the drawn runs. More than three thresholds belong to
-    different tasks and are omitted.
+    They are the health limit if `limits` is True or, for scores, the thresholds of the drawn runs, where None stands
+    for a run without a threshold. A threshold that not all of these runs have is named after their presets. More than
+    three different thresholds are omitted.
     """
-    if is_score(tag):
-        solved = sorted({threshold for threshold in thresholds if threshold is not None})
-        return [(threshold, "solved") for threshold in solved] if len(solved) <= 3 else []
-    return [(LIMITS[tag], "limit")] if tag in LIMITS else []
+    if not is_score(tag):
+        return [(LIMITS[tag].value, LIMITS[tag].name)] if limits and tag in LIMITS else []
+    drawn = set(thresholds)
+    solved = sorted({threshold.score for threshold in drawn if threshold is not None})
+    if len(solved) > 3:
+        return []
+    if len(solved) == 1 and None not in drawn:
+        return [(solved[0], "solved")]
+    presets = {score: sorted(clean(one.preset) for one in drawn if one and one.score == score) for score in solved}
+    return [(score, f"{'/'.join(filter(None, presets[score]))} solved".strip()) for score in solved]
 
 
 def title(tag: str) -> str:

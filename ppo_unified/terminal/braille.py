@@ -15,6 +15,7 @@ import numpy as np
 
 NOTHING, CROSS, LEVEL = -1, -2, -3  # styles of empty cells, the crosshair and levels; layers have the other styles
 MARKED = 10  # a curve with fewer visible points shows a marker at each of them
+_COUNTED = 10_000  # a longer visible part of a curve is assumed to have at least MARKED finite points
 _BETWEEN_MARKS = 10  # minimum number of columns between two letters on a curve
 
 
@@ -121,11 +122,13 @@ class Columns:
         return low, high
 
     def few_points(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return x and y of the curve's visible points if there are fewer than MARKED, otherwise None."""
-        if self._visible.stop - self._visible.start >= MARKED:
+        """Return x and y of the curve's visible, finite points if there are fewer than MARKED, otherwise None."""
+        if self._visible.stop - self._visible.start >= _COUNTED:
             return None
         x, y = self._x[self._visible], y[self._visible]
-        return x, log10(y) if log_y else y
+        y = log10(y) if log_y else y
+        finite = np.isfinite(y)
+        return None if np.count_nonzero(finite) >= MARKED else (x[finite], y[finite])
 
 
 @lru_cache(maxsize=8)  # the curves of a page share their window
@@ -225,11 +228,11 @@ def _dot_rows(values: np.ndarray, view: View, rows: int) -> np.ndarray:
 
 
 def _point_cells(layer: Layer, view: View, shape: tuple[int, int], glyphs: Glyphs) -> list[np.ndarray]:
-    """Return the cells of a layer's points, without those that are not finite."""
+    """Return the cells of a layer's points."""
     if layer.points is None:
         return []
     (height, width), (x, y) = shape, layer.points
-    x, y = x[np.isfinite(y)], y[np.isfinite(y)].astype(np.float64)  # as exact as the columns of the layer
+    y = y.astype(np.float64)  # as exact as the columns of the layer
     across = np.floor((x - view.left) / (view.right - view.left) * (width * glyphs.columns - 1) + 0.5)
     columns = np.clip(across // glyphs.columns, 0, width - 1)
     rows = np.clip(_dot_rows(y, view, height * glyphs.rows) // glyphs.rows, 0, height - 1)
@@ -239,19 +242,20 @@ def _point_cells(layer: Layer, view: View, shape: tuple[int, int], glyphs: Glyph
 def _add_level(picture: Picture, dot: int, name: str, glyphs: Glyphs) -> None:
     """Draw a dashed line at a row of dots where cells are free, and its name or at least its value beside the curves.
 
-    The value is the last word of the name.
+    The value is the last word of the name. Neither touches a curve. A name with wide characters is not drawn.
     """
     (codes, styles), (row, part) = picture, divmod(dot, glyphs.rows)
     free = styles == NOTHING
     dashes = free[row] & (np.arange(codes.shape[1]) % 2 == 0)
     bits = sum(column[part] for column in glyphs.dots)
     codes[row, dashes], styles[row, dashes] = ord(glyphs.floor) if glyphs is ASCII else 0x2800 + bits, LEVEL
-    for text in (name, name.rpartition(" ")[2]):
-        for near in (row, row - 1, row + 1):
-            start = free[near].tobytes().rfind(b"\1" * (len(text) + 1)) if 0 <= near < len(free) else -1
+    for text in (f" {name} ", f" {name.rpartition(' ')[2]} "):
+        for near in (row, row - 1, row + 1) if text.isascii() else ():
+            cells = free[near].tobytes() + b"\1" if 0 <= near < len(free) else b""  # the right edge ends a name, too
+            start = cells.rfind(b"\1" * len(text))
             if start >= 0:
-                place = slice(start, start + 1 + len(text))
-                codes[near, place], styles[near, place] = [*map(ord, f" {text}")], LEVEL
+                place = slice(start, start + len(text))
+                codes[near, place], styles[near, place] = [*map(ord, text)][: codes.shape[1] - start], LEVEL
                 return
 
 

@@ -198,6 +198,7 @@ def y_labels(ends: tuple[float, float], view: View, rows: int, log_y: bool, glyp
     constant = rows == 1 or _is_constant(*ends)
     ticks = log_places(view.low, view.high, rows // 2) if log_y and not constant else []
     ticks = sorted(ticks, key=lambda at: at != round(at)) if log_y else nice_ticks(view.low, view.high, rows // 2)
+    ticks = [at for at in ticks if min(ends) < at < max(ends)]  # a level can extend the view beyond the curves
     places: dict[int, float] = {}
     for at in ends[:1] if constant else (*ends, *ticks):
         row = round((view.high - at) / (view.high - view.low) * (rows * glyphs.rows - 1)) // glyphs.rows
@@ -226,11 +227,11 @@ def fit_levels(view: View, levels: Sequence[Tick], log_y: bool) -> tuple[View, l
     return View(view.left, view.right, low, high), near
 
 
-def nonpositive_note(count: int, width: int) -> str:
+def nonpositive_note(count: int, width: int, noun: str = "value") -> str:
     """Say how many values a logarithmic axis cannot show, in at most half of `width` columns, or return ''."""
     if not count:
         return ""
-    text = f"{count} value{'s' if count > 1 else ''} <= 0 not shown"
+    text = f"{count} {noun}{'s' if count > 1 else ''} <= 0 not shown"
     return text if 2 * len(text) <= width else f"{count} <= 0 not shown"
 
 

@@ -81,7 +81,7 @@ def axis_labels(values: Sequence[float], log: bool = False, most: int = GUTTER) 
     wide = log and (smallest < 1e-4 or largest > smallest * 10.0**_DECADES)
     exponents = largest < 1e-3 or largest >= 1e15 or wide
     suffixes = _SUFFIXES if largest >= 9999.5 and not exponents else ()
-    span = 0.0 if log else max(values, default=0.0) - min(values, default=0.0)
+    span = max(values, default=0.0) - min(values, default=0.0)
     return [_axis_label(value, span or largest, exponents, suffixes, most) for value in values]
 
 

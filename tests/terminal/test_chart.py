@@ -14,8 +14,10 @@ from ppo_unified.terminal.chart import (
     Line,
     draw,
     find_view,
+    fit_levels,
     fit_title,
     label_row,
+    nonpositive_note,
     place_ticks,
     smooth,
     y_labels,
@@ -207,6 +209,7 @@ def test_short_labels_keep_sign_and_magnitude(seed: int) -> None:
         ((90, 1000, 1600), False, "90 1000 1600"),
         ((3e-9, 2, 5.1), False, "~0 2 5.1"),
         ((3e-9, 1e-3, 5.1), True, "3e-9 1e-3 5.1e0"),
+        ((1e5, 100_010), True, "100k 100.01k"),
         ((499.25, 500.75), False, "499.25 500.75"),
         ((0.1,), False, "0.1"),
         ((0.0, 0.0), False, "0 0"),
@@ -240,6 +243,30 @@ def test_few_points_are_marked(points: int, unicode: bool) -> None:
     assert {"A", "B"} & set(both)
 
 
+def test_y_labels_stay_within_the_curves() -> None:
+    curves, (view, _) = (15.0, 400.0), fit_levels(View(0, 1, 15, 400), [Tick(500.0, "solved")], False)
+    labels = y_labels(curves, view, 20, False, BRAILLE)
+    assert view.high == 500
+    assert {labels[min(labels)], labels[max(labels)]} == {"400", "15"}
+
+
+def test_few_finite_points_are_marked() -> None:
+    y = np.full(60, np.nan)
+    y[[10, 30, 50]] = [1, 2, 3]
+    assert cells(draw([Line("", np.arange(60), y)], 60, 10)).count("●") == 3
+
+
+def test_level_has_no_name_that_touches_a_curve() -> None:
+    def value_beside(blanks: int) -> bool:
+        """Return True if the value of a level is in a row with this number of free cells between two curves."""
+        high = np.where((np.arange(40) < 15) | (np.arange(40) >= 15 + blanks), 1.0, np.nan)
+        layer = Layer(np.zeros(40), high, 0, "*")
+        picture = paint([layer], View(0, 39, 0, 1), 40, 1, ASCII, covering=True, letters=False, levels=[(0.5, "s 490")])
+        return "490" in "".join(map(chr, picture.codes[0]))
+
+    assert [value_beside(blanks) for blanks in (3, 4, 5)] == [False, False, True]
+
+
 def test_draw_marks_levels_and_counts_hidden_values() -> None:
     x = np.arange(100.0)
     for unicode in (True, False):
@@ -249,6 +276,7 @@ def test_draw_marks_levels_and_counts_hidden_values() -> None:
         assert "".join(chart).isascii() != unicode
     assert " 1 value <= 0 not shown " in draw([Line("", x, x)], 60, 12, log_y=True)[-2]
     assert " 1 <= 0 not shown " in draw([Line("", x, x)], 40, 12, log_y=True)[-2]
+    assert nonpositive_note(2, 60, "point") == "2 points <= 0 not shown"
     assert "<= 0" not in draw([Line("", x, x + 1)], 60, 12, log_y=True)[-2]
 
 

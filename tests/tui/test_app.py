@@ -150,7 +150,7 @@ def listed_keys(app: Terminal) -> list[str]:
 
 
 def curve_keys(app: Terminal) -> list[str]:
-    """Return the runs whose curves are in the first chart, the topmost one last."""
+    """Return the runs whose curves are in the first chart, the topmost one first."""
     plots = find_plots(app)
     return [trace.key for trace in plots.traces(plots.tags[0])] if plots.tags else []
 
@@ -321,11 +321,11 @@ def test_marked_runs_are_drawn_with_pinned_on_top(runs: Path) -> None:
         colors = {trace.key: trace.color for trace in find_plots(app).traces("eval/score")}
         assert len(set(colors.values())) == 2
         await pilot.press("home", "p")
-        await wait_until(pilot, lambda: curve_keys(app) == ["beta", "alpha", "gamma"])
-        pinned = find_plots(app).traces("eval/score")[-1]
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma", "beta", "alpha"])
+        pinned = find_plots(app).traces("eval/score")[0]
         assert pinned.pinned
         assert pinned.color.lower() == "#ffffff"
-        for trace in find_plots(app).traces("eval/score")[:-1]:
+        for trace in find_plots(app).traces("eval/score")[1:]:
             assert trace.color == colors[trace.key]  # drawing another run changes no color
         await pilot.press("a")
         assert set(app.state.marked) == {"alpha", "beta", "gamma"}
@@ -351,8 +351,10 @@ def test_seeds_view_draws_one_run_per_seed(runs: Path) -> None:
         assert group.seeds is not None
         assert set(group.seeds.keys) == {"alpha-2", "beta"}
         run_list(app).move_to("alpha")
-        await pilot.press("p")  # the pinned run is drawn instead of a newer one with the same seed
-        await wait_until(pilot, lambda: labels() == ["gamma", "alpha (2 seeds, 2 repeats hidden)"])
+        await pilot.press("p")  # the pinned run has its own curve, and newer ones with its seed are repeats
+        await wait_until(pilot, lambda: labels() == ["alpha", "beta (2 repeats hidden)", "gamma"])
+        assert [one.pinned for one in find_plots(app).plots[0].curves] == [True, False, False]
+        assert "2 repeats hidden" in str(find_plots(app).query_one(".page", Static).render())
 
     drive(runs, act)
 
@@ -393,7 +395,7 @@ def test_charts_draw_only_listed_marked_runs(runs: Path) -> None:
         await wait_until(pilot, lambda: curve_keys(app) == ["gamma"])
         app.state.query = ""
         await pilot.press("O")
-        await wait_until(pilot, lambda: curve_keys(app) == ["alpha", "beta", "gamma"])  # gamma is pinned
+        await wait_until(pilot, lambda: curve_keys(app) == ["gamma", "alpha", "beta"])  # gamma is pinned
         assert "hidden" not in screen_text(app)
 
     drive(runs, act)
@@ -467,11 +469,11 @@ def test_list_shows_the_letters_of_the_curves(runs: Path, monkeypatch: pytest.Mo
         await pilot.press("space", "down", "space", "space", "p")
         tag = "policy/only_alpha"
         await wait_until(pilot, lambda: tag in find_plots(app).tags and len(curve_keys(app)) == 3)
-        assert list_marks(app) == ["●A delta", "   gamma", "●B beta", "◆C alpha"]
+        assert list_marks(app) == ["●B delta", "   gamma", "●C beta", "◆A alpha"]
         assert screen_text(app).splitlines()[1].startswith("   run")
         letters = {trace.key: trace.letter for trace in find_plots(app).traces("eval/score")}
-        assert letters == {"delta": "A", "beta": "B", "alpha": "C"}
-        assert [trace.letter for trace in find_plots(app).traces(tag)] == ["C"]
+        assert letters == {"alpha": "A", "delta": "B", "beta": "C"}
+        assert [trace.letter for trace in find_plots(app).traces(tag)] == ["A"]
         await pilot.press("p", "a", "A")
         await wait_until(pilot, lambda: len(find_plots(app).plots[0].curves) == 2)
         assert list_marks(app) == ["●A delta", "●A gamma", "●B beta", "●B alpha"]
@@ -500,7 +502,7 @@ def test_letters_appear_with_the_fifth_curve(runs: Path) -> None:
         await pilot.press("space")
         await wait_until(pilot, lambda: len(curve_keys(app)) == 5)
         assert [line[:3] for line in list_marks(app)] == ["●A ", "●B ", "●C ", "●D ", "●E "]
-        assert re.search(r"  E (alpha )?[-\d.]+", screen_text(app))
+        assert re.search(r"  A (run-\d )?[-\d.]+", screen_text(app))
 
     drive(runs, act, unicode=True)
 

@@ -20,7 +20,8 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-from ppo_unified.terminal.braille import BRAILLE, LEVEL, Columns, Layer, View, paint
+from ppo_unified.runs.metrics import Threshold, levels
+from ppo_unified.terminal.braille import ASCII, BRAILLE, LEVEL, Columns, Layer, View, paint
 from ppo_unified.terminal.chart import MARKS, smooth
 from ppo_unified.terminal.ticks import GUTTER, Tick
 from ppo_unified.text import display_width, format_number
@@ -72,16 +73,21 @@ class Source:
         self.asked: list[str] = []
         self.group = ""
         self.repeats: set[str] = set()  # the runs whose seed another run represents
-        self.thresholds: list[float | None] = [None] * runs
+        self.thresholds: list[Threshold | None] = [None] * runs
         self.letters: dict[str, str] = {}
+        self.foreign = False
 
     def traces(self, tag: str) -> list[Trace]:
         self.asked.append(tag)
-        colors, letters = series_colors(self.keys, self.keys[-1]), self.letters
-        pinned, group, repeats = self.keys[-1], self.group, self.repeats
+        letters, group, repeats = self.letters, self.group, self.repeats
+        pinned = "" if group else self.keys[-1]  # the pinned run is in no group
+        colors = series_colors(self.keys, pinned)
         scores = self.thresholds if tag == "eval/score" else [None] * len(self.keys)
         return [
-            Trace(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in repeats, score, letters.get(k, ""))
+            Trace(
+                *(k, k, colors[k], self.curves[k, tag], k == pinned, group, k in repeats, score, letters.get(k, "")),
+                self.foreign,
+            )
             for k, score in zip(self.keys, scores, strict=True)
             if (k, tag) in self.curves
         ]
@@ -254,19 +260,31 @@ def test_seeds_of_different_lengths_count_where_present() -> None:
 def test_long_x_axes_are_resampled_to_a_grid() -> None:
     x = np.arange(5000.0)
     grid, quartiles, _ = quartiles_over([x, x + 0.5], [x, x + 0.5])
-    assert len(grid) == 1000
+    assert 1000 <= len(grid) <= 1002
+    assert set(grid) <= set(x) | set(x + 0.5)
     np.testing.assert_allclose(quartiles[1][1:-1], grid[1:-1])
 
 
-def test_each_group_is_one_curve_and_reference_is_last() -> None:
+def test_last_remaining_run_keeps_all_its_points() -> None:
+    long, short = curve(3000), curve(500, 1)
+    long[2][1500] = 100.0
+    traces = [Trace(key, key, "#123456", own, group="A") for key, own in (("a-1", short), ("a-2", long))]
+    (one,) = prepare_curves(traces, "step", 0.0, True)
+    assert one.seeds is not None
+    alone = one.seeds.counts == 1
+    np.testing.assert_array_equal(one.x[alone], long[0][500:])
+    np.testing.assert_array_equal(one.raw[alone], long[2][500:])
+
+
+def test_each_group_is_one_curve_in_the_order_of_the_runs() -> None:
     def trace(key: str, group: str = "", pinned: bool = False) -> Trace:
         return Trace(key, key, "#123456", curve(20, len(key)), pinned, group)
 
     traces = [trace("ref", pinned=True), trace("a-1", "A"), trace("b"), trace("a-2", "A"), trace("c-1", "C")]
     drawn = prepare_curves(traces, "step", 0.0, True)
-    assert [one.label for one in drawn] == ["a (2 seeds)", "b", "c-1", "ref"]
-    assert [one.band is not None for one in drawn] == [True, False, False, False]
-    assert [one.label for one in prepare_curves(traces, "step", 0.0, False)] == ["a-1", "b", "a-2", "c-1", "ref"]
+    assert [one.label for one in drawn] == ["ref", "a (2 seeds)", "b", "c-1"]
+    assert [one.band is not None for one in drawn] == [False, True, False, False]
+    assert [one.label for one in prepare_curves(traces, "step", 0.0, False)] == ["ref", "a-1", "b", "a-2", "c-1"]
     traces = [trace("lr0.01_s1", "A"), trace("lr0.01_s2", "A"), trace("other")]
     assert [one.label for one in prepare_curves(traces, "step", 0.0, True)] == ["lr0.01 (2 seeds)", "other"]
 
@@ -413,7 +431,7 @@ def test_only_visible_charts_are_requested(size: tuple[int, int]) -> None:
             assert plot.size.width >= LEAST_WIDTH
             assert plot.size.height >= LEAST_HEIGHT
             lines = lines_of(plot)
-            values = [format_number(value) for value in reversed(plot.values())]
+            values = [format_number(value) for value in plot.values()]
             assert lines[0].startswith(plot.tag[:6])
             assert [part for part in lines[0].split() if part in values] == values
             assert all(display_width(line) == plot.size.width for line in lines)
@@ -459,7 +477,7 @@ def test_charts_are_ascii_with_letters_without_unicode() -> None:
         await act(pilot, "cross_left", 10)
         text = "\n".join(line for plot in app.plots.plots for line in lines_of(plot))
         assert text.isascii()
-        assert re.search(r"C \d.*B \d", text)
+        assert re.search(r"A \d.*B \d", text)
         assert "." in text
 
     drive(app, test)
@@ -478,7 +496,7 @@ def test_curves_have_the_same_letters_in_all_charts(size: tuple[int, int], tmp_p
             assert set(re.findall("[A-Za-z]", body)) == {*"ABCDEFGHI"} - {missing}
             assert set(body) & {*".*"} == set()  # raw values have no letters
         assert [one.letter for one in second.curves] == [*"ABDEFGHI"]
-        assert re.search(r"  I \S+ pin  H \S+  \+7", lines_of(first)[0])
+        assert re.search(r"  A \S+  B \S+  \+7", lines_of(first)[0])
         await act(pilot, "enlarge")
         table = str(app.screen.query_one("#table", Static).render())
         assert all(f"{letter} {key} " in table for key, letter in letters.items())
@@ -660,7 +678,7 @@ def test_log_y_applies_to_the_current_chart_only() -> None:
         await pilot.press("tab", "tab")
         await act(pilot, "log_y")
         assert plots.settings.log_y == ["eval/score", "episode/return"]
-        assert lines_of(plots.plots[1])[1].strip() == "no value above 0; press l"
+        assert lines_of(plots.plots[1])[1].strip() == "no value above 0 (log y)"
         await act(pilot, "log_y")
         assert plots.settings.log_y == ["eval/score"]
         assert any(line.startswith("-0.00123┤") for line in lines_of(plots.plots[1]))
@@ -700,6 +718,10 @@ def test_log_chart_counts_the_values_it_cannot_show(size: tuple[int, int], grid:
         assert "12" + words in lines_of(plots.plots[0])[row]
         await act(pilot, "zoom_in")  # hides the first points
         assert "7" + words in lines_of(plots.plots[0])[row]
+        source.group = "same"
+        source.curves["run-1", "eval/score"] = source.curves["run-0", "eval/score"]
+        await act(pilot, "aggregate")
+        assert (" points <= 0 not shown " in lines_of(plots.plots[0])[row]) == (grid == 1)
         await act(pilot, "log_y")
         assert "<= 0" not in "\n".join(lines_of(plots.plots[0]))
 
@@ -746,8 +768,8 @@ def test_values_take_precedence_over_names_in_titles(tag: str, letters: bool, lo
             assert display_width(head) == width
             assert head[:3] == tag[:3]
             parts = head.split()
-            shown = [number for number in reversed(numbers) if number in parts]
-            assert shown == numbers[::-1][: len(shown)]
+            shown = [number for number in numbers if number in parts]
+            assert shown == numbers[: len(shown)]
             hidden = runs - len(shown)
             assert (f"+{hidden}" in parts) == (hidden > 0)
             assert len(shown) >= min(runs, 1 if letters else 2)
@@ -755,6 +777,38 @@ def test_values_take_precedence_over_names_in_titles(tag: str, letters: bool, lo
             assert head.startswith(tag) or "~" in parts[0]
             if display_width(tag) + 20 <= width and runs == 1:
                 assert head.startswith(tag)
+
+
+def test_thresholds_name_their_preset_unless_all_runs_share_them() -> None:
+    cart, moon = Threshold(490.0, "cartpole"), Threshold(200.0, "lunarlander")
+    assert levels("eval/score", [cart, Threshold(490.0, "mine")]) == [(490.0, "solved")]
+    assert levels("eval/score", [cart, None]) == [(490.0, "cartpole solved")]
+    assert levels("eval/score", [cart, moon]) == [(200.0, "lunarlander solved"), (490.0, "cartpole solved")]
+    assert levels("eval/score", [Threshold(1.0, ""), None]) == [(1.0, "solved")]
+    assert levels("eval/score", [None]) == levels("eval/score", [Threshold(k, "") for k in range(4)]) == []
+    assert levels("value/explained_variance", []) == [(-0.1, "at least")]
+    assert levels("policy/kl", [], limits=False) == levels("loss/value", []) == []
+
+
+@pytest.mark.parametrize("letter", ["", "A"])
+def test_part_without_all_seeds_differs_without_colors(letter: str) -> None:
+    steps, walls, values = curve(300)
+    traces = [
+        Trace(key, key, "#ffffff", (steps[:end], walls[:end], values[:end]), group="A", letter=letter)
+        for key, end in (("a-1", 150), ("a-2", 300))
+    ]
+    drawn, look = prepare_curves(traces, "step", 0.0, True), Look(window=Window(10, 3000))
+    codes = {}
+    for glyphs in (BRAILLE, ASCII):
+        picture = paint_chart(drawn, look, (90, 15), glyphs)
+        assert isinstance(picture, ChartPicture)
+        codes[glyphs] = picture.picture.codes
+    text = ["".join(map(chr, row)) for row in codes[ASCII]]
+    assert {*"".join(row[:38] for row in text)} == {" ", letter or "*"}
+    assert {*"".join(row[42:] for row in text)} == {" ", letter.lower() or "-"}
+    dots = codes[BRAILLE][:, 42:]
+    right = sum(dot for column in BRAILLE.dots[1:] for dot in column)
+    assert not (dots[(dots >= 0x2800) & (dots < 0x2900)] & right).any()
 
 
 def test_levels_near_the_curves_are_dashed_lines() -> None:
@@ -789,7 +843,7 @@ def test_levels_near_the_curves_are_dashed_lines() -> None:
 
 def test_chart_draws_thresholds_and_health_limits(tmp_path: Path) -> None:
     source = Source(2)
-    source.thresholds = [475.0, 475.0]
+    source.thresholds = [Threshold(475.0, "cartpole")] * 2
     steps, walls, _ = curve(300)
     source.curves |= {(key, "eval/score"): (steps, walls, np.linspace(0, 450, 300)) for key in source.keys}
     source.curves |= {(key, "policy/kl"): (steps, walls, np.linspace(0, 0.25, 300)) for key in source.keys}
@@ -802,17 +856,24 @@ def test_chart_draws_thresholds_and_health_limits(tmp_path: Path) -> None:
         await act(pilot, "export")
         texts = ["\n".join(lines_of(plot)) for plot in app.plots.plots]
         assert ["solved 475" in text for text in texts] == [True, False, False]
-        assert ["limit 0.3" in text for text in texts] == [False, True, False]
-        assert "Health limit: 0.3" in (explanation("policy/kl") or "")
+        assert ["at most 0.3" in text for text in texts] == [False, True, False]
+        assert "Health limit: at most 0.3" in (explanation("policy/kl") or "")
         drawings = [plot.drawings for plot in app.plots.plots]
-        source.thresholds = [475.0, 200.0]
+        source.thresholds = [Threshold(475.0, "cartpole"), Threshold(200.0, "lander")]
         app.show(tags)
         await pilot.pause()
         assert [plot.drawings for plot in app.plots.plots] == [drawings[0] + 1, *drawings[1:]]
-        assert all(label in "\n".join(lines_of(app.plots.plots[0])) for label in ("solved 475", "solved 200"))
+        assert all(
+            label in "\n".join(lines_of(app.plots.plots[0])) for label in ("cartpole solved 475", "lander solved 200")
+        )
         await act(pilot, "enlarge")
         assert isinstance(app.screen, MetricScreen)
-        assert "solved 475" in "\n".join(lines_of(app.screen.plots.plots[0]))
+        assert "cartpole solved 475" in "\n".join(lines_of(app.screen.plots.plots[0]))
+        source.foreign = True  # other programs know nothing of our health checks
+        app.show()
+        await act(pilot, "next", 2, place="metric")
+        assert app.screen.tag == "policy/kl"
+        assert "at most" not in "\n".join(lines_of(app.screen.plots.plots[0]))
         await app.workers.wait_for_complete()
 
     drive(app, test)
@@ -1086,7 +1147,8 @@ def test_exported_picture_of_seeds_has_a_band(tmp_path: Path) -> None:
     text = (tmp_path / "eval-score.svg").read_text(encoding="utf-8")
     assert ">run (2 seeds, 1 repeat hidden)<" in text
     assert len(re.findall(r'<path d="M[^"]+Z" fill="#', text)) == 1
-    assert len(re.findall('stroke-opacity="0.4"', text)) == 1  # the part without all seeds
+    assert text.count("stroke-dasharray") == 1  # the part without all seeds
+    assert "dotted and paler where some seeds have no value" in text
     rows = list(csv.DictReader((tmp_path / "eval-score.csv").read_text(encoding="utf-8").splitlines()))
     label = "run (2 seeds, 1 repeat hidden)"
     assert {(row["run"], row["group"]) for row in rows} == {("run-0", label), ("run-1", label)}
@@ -1155,7 +1217,7 @@ def test_metric_screen_shows_values_beside_or_below(size: tuple[int, int]) -> No
         assert "mean return (Gymnasium) or mean score" in str(screen.query_one("#meaning", Static).render())
         assert screen.explain() == explanation("eval/score")
         table = str(screen.query_one("#table", Static).render())
-        assert table.split("\n")[0].split() == ["run", "last", "smoothed", "min", "max", "max", "at"]
+        assert table.split("\n")[0].split() == ["run", "last", "smoothed", "min", "max", "max", "at", "(step)"]
         for key in app.source.keys:
             steps, _, values = app.source.curves[key, "eval/score"]
             row = next(line.split() for line in table.split("\n") if line.startswith(key))

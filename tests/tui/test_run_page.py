@@ -189,6 +189,7 @@ def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
         assert drawn_labels() == ["a"]
         await pilot.press("A")
         await wait_until(pilot, lambda: len(drawn_labels()) == 2)
+        assert drawn_labels()[0] == "a"
         assert siblings(page.store, "a") == ["b", "c"]
         assert any("2 seeds" in label for label in drawn_labels())
         await pilot.press("A")
@@ -197,7 +198,23 @@ def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
-@pytest.mark.parametrize(("preset", "drawn"), [("cartpole", ["a", "b"]), ("acrobot", ["a"]), ("", ["a"])])
+def test_run_without_other_seeds_is_not_grouped(tmp_path: Path) -> None:
+    make_run(tmp_path)
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await wait_until(pilot, lambda: bool(page.plots.plots))
+        settings = page.plots.settings
+        settings.x_axis = "time"
+        await pilot.press("A")
+        await pilot.pause()
+        assert (settings.aggregate, settings.axis) == (False, "time")
+        messages = [notification.message for notification in pilot.app._notifications]
+        assert messages == ["No other run differs from a only in the seed."]
+
+    drive(Host(tmp_path), act)
+
+
+@pytest.mark.parametrize(("preset", "drawn"), [("cartpole", ["b", "a"]), ("acrobot", ["a"]), ("", ["a"])])
 def test_pinned_run_is_drawn_and_named_if_it_has_the_preset(tmp_path: Path, preset: str, drawn: list[str]) -> None:
     make_run(tmp_path)
     make_run(tmp_path, "b", preset=preset)

@@ -80,9 +80,9 @@ def title_line(
     entries = [f"  {with_letter(one.letter, v)}" for one, v in zip(drawn, numbers, strict=True)]
     if ambiguous and display_width(tags[1]) + sum(map(display_width, named)) <= room:
         entries = named  # the names of the curves take precedence over the decoding
-    title, shown = chart.fit_title(tags, entries[::-1], room)
+    title, shown = chart.fit_title(tags, entries, room)
     head = [Segment(title, inks.title), Segment(scale, inks.axis)]
-    head += [Segment(entries[k], inks.bright[k]) for k in range(len(drawn) - 1, len(drawn) - 1 - shown, -1)]
+    head += [Segment(entry, ink) for entry, ink in zip(entries[:shown], inks.bright, strict=False)]
     head += [Segment(f"  +{len(drawn) - shown}", inks.axis)] if shown < len(drawn) else []
     left = width - sum(display_width(segment.text) for segment in head)
     return Strip([*head, Segment(" " * left, inks.base)]).adjust_cell_length(width, inks.base)
@@ -109,7 +109,7 @@ def axis_lines(
 ) -> list[Strip]:
     """Render the x axis of a chart of `size` (columns, rows). `cross` is the crosshair's column and its label."""
     (width, height), axis, strips = size, inks.axis, []
-    note = chart.nonpositive_note(picture.hidden, picture.room)
+    note = chart.nonpositive_note(picture.hidden, picture.room, picture.noun)
     if height >= TALL:
         floor = chart.floor_row(picture.ticks, picture.room, glyphs, note)
         strips.append(Strip([Segment(" " * GUTTER + glyphs.corner + floor, axis)], width))

@@ -61,6 +61,7 @@ class ChartPicture:
     ticks: list[tuple[int, int, str]]
     levels: list[Tick]  # the values that dashed lines mark, in drawn coordinates
     hidden: int  # number of visible points that a logarithmic y axis cannot show
+    noun: str  # what these points are: values of runs, or also points of medians
 
     def column_of(self, x: float) -> int | None:
         """Return the plot's column, from 0, for an x value, or None if it is outside the window."""
@@ -111,17 +112,18 @@ def paint_chart(
         return ""
     lines = [_with_log_x(one) for one in drawn] if look.log_x else drawn
     room, log_y, letters = width - GUTTER - 1, look.log_y, any(one.letter for one in drawn)
-    layers = _layers(lines, View(*look.window, 0, 1), room * glyphs.columns, log_y)
+    layers = _layers(lines, View(*look.window, 0, 1), room, glyphs, log_y)
     hidden = sum(_count_nonpositive(one, look.window) for one in lines) if log_y else 0
     low = float(np.fmin.reduce([np.fmin.reduce(layer.low) for layer in layers]))
     high = float(np.fmax.reduce([np.fmax.reduce(layer.high) for layer in layers]))
     if not np.isfinite(high - low):
-        return "no value above 0; press l" if hidden else "no finite values here"
+        return "no value above 0 (log y)" if hidden else "no finite values here"
     view, levels = chart.fit_levels(chart.add_margins(View(*look.window, low, high)), levels, log_y)
     labels = chart.y_labels((low, high), view, rows, log_y, glyphs)
     picture = braille.paint(layers, view, room, rows, glyphs, covering=True, letters=letters, levels=levels)
     placed = chart.place_ticks(look.x_ticks(view, room), view, room, GUTTER)
-    return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, placed, levels, hidden)
+    noun = "point" if any(one.seeds is not None for one in drawn) else "value"
+    return ChartPicture(picture, view, look.log_x, log_y, glyphs.columns, room, labels, placed, levels, hidden, noun)
 
 
 def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) -> PaperChart:
@@ -129,31 +131,42 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) 
     curves = [_with_log_x(one) for one in drawn] if look.log_x else drawn
     if picture.log_y:
         curves = [_with_log_y(one) for one in curves]
-    note = chart.nonpositive_note(picture.hidden, WIDTH)
+    note = chart.nonpositive_note(picture.hidden, WIDTH, picture.noun)
     return PaperChart(curves, picture.view, picture.log_y, look.x_ticks(picture.view, 100), picture.levels, note)
 
 
-def _layers(lines: Sequence[DrawnCurve], span: View, columns: int, log_y: bool) -> list[Layer]:
-    """Return the bands, raw curves and curves, from bottom to top.
+def _layers(lines: Sequence[DrawnCurve], span: View, room: int, glyphs: Glyphs, log_y: bool) -> list[Layer]:
+    """Return the bands, raw curves and curves, from bottom to top. The first curve is on top.
 
     Of n curves, curve k has the style 2 k, its band or raw curve 2 k + 1, and the part without all seeds 2 n + k.
     """
     bands, raws, curves = [], [], []
-    for k, one in enumerate(lines):
-        places = braille.Columns(one.x, span, columns)
+    for k, one in reversed(list(enumerate(lines))):
+        places = braille.Columns(one.x, span, room * glyphs.columns)
         if one.band is not None:
             lower, upper = places.minmax(one.band[0], log_y)[0], places.minmax(one.band[1], log_y)[1]
             bands.append(Layer(lower, upper, 2 * k + 1, ":", sparse=True, lettered=False))
         elif one.curve is not one.raw:
             raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, ".", lettered=False))
         mark = one.letter or "*"
+        few = places.few_points(one.curve, log_y) is not None
         complete, partial = one.split()
         if partial is not None:
-            points = places.few_points(partial, log_y)
-            curves.append(Layer(*places.minmax(partial, log_y), 2 * len(lines) + k, mark.lower(), points=points))
-        points = places.few_points(complete, log_y)
+            ends = _dotted(*places.minmax(partial, log_y), glyphs.columns)
+            points, small = places.few_points(partial, log_y) if few else None, mark.lower() if mark.isalpha() else "-"
+            curves.append(Layer(*ends, 2 * len(lines) + k, small, points=points))
+        points = places.few_points(complete, log_y) if few else None
         curves.append(Layer(*places.minmax(complete, log_y), 2 * k, mark, points=points))
     return [*bands, *reversed(raws), *curves]  # reversed: the reference's dense raw curve must not hide the others
+
+
+def _dotted(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """Combine the intervals of each cell in its first column of dots, so that the curve is dotted without any color."""
+    dotted = np.full((2, len(low) // columns, columns), np.nan)
+    dotted[0, :, 0] = np.fmin.reduce(low.reshape(-1, columns), axis=1)
+    dotted[1, :, 0] = np.fmax.reduce(high.reshape(-1, columns), axis=1)
+    low, high = dotted.reshape(2, -1)
+    return low, high
 
 
 def _count_nonpositive(one: DrawnCurve, window: Window) -> int:

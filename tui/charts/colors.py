@@ -23,11 +23,11 @@ def series_colors(
     """Return a color for each run. The first SAFE curves get the safe colors, and the first 8 colors all differ.
 
     A run's color depends on its name, so it is usually the same in every session. If an earlier run already uses that
-    color, the run gets the next free one. All runs of a group in `groups` have the color of its first run, or of the
-    pinned run.
+    color, the run gets the next free one. All runs of a group in `groups` have the color of its first run. The pinned
+    run is in no group.
     """
     palette = DARK if dark else LIGHT
-    colors = {groups.get(pinned, pinned): PINNED_DARK if dark else PINNED_LIGHT} if pinned in keys else {}
+    colors = {pinned: PINNED_DARK if dark else PINNED_LIGHT} if pinned in keys else {}
     taken: list[str] = []
     for key in keys:
         if (curve := groups.get(key, key)) in colors:
@@ -43,11 +43,15 @@ def series_colors(
 def series_letters(
     keys: Sequence[str], has_colors: bool = True, groups: Mapping[str, str] = _NO_GROUPS
 ) -> dict[str, str]:
-    """Return a letter for each run, or {} if colors suffice to distinguish the curves. A group has one letter."""
+    """Return a letter for each run, or {} if colors suffice to distinguish the curves. A group has one letter.
+
+    If seeds are grouped, no curve has a lowercase letter, which marks the part of a curve that lacks some seeds.
+    """
     curves = list(dict.fromkeys(groups.get(key, key) for key in keys))
     if len(curves) <= (SAFE if has_colors else 1):
         return {}
-    letters = {curve: MARKS[number % len(MARKS)] for number, curve in enumerate(curves)}
+    marks = [mark for mark in MARKS if not (groups and mark.islower())]
+    letters = {curve: marks[number % len(marks)] for number, curve in enumerate(curves)}
     return {key: letters[groups.get(key, key)] for key in keys}
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import count
@@ -15,16 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.runs import metrics
-from ppo_unified.terminal.braille import MARKED, Columns, View
+from ppo_unified.terminal.braille import Columns, View
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.ticks import Tick, log_ticks, plain_ticks
-from ppo_unified.text import clean, display_width
+from ppo_unified.text import clean, display_width, elide
 from tui.charts.colors import paper_color, with_letter
 from tui.charts.settings import AXIS_LABELS, Settings
 from tui.charts.traces import DrawnCurve, Trace
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 480, 76, 24, 60, 44  # pixels
 LINE = 18  # height in pixels of a line of the legend or the subtitle
-SUBTITLE = 130  # letters in a line of the subtitle
+LETTER = 7  # approximate width in pixels of a column of text
 REPEATS = 3  # letters along a curve
 
 
@@ -52,10 +51,16 @@ def describe_chart(tag: str, picture: PaperChart, settings: Settings) -> list[st
     axes += f"; y axis: {'logarithmic' if picture.log_y else 'linear'}"
     groups = [one for one in picture.drawn if one.seeds is not None]
     if settings.smoothing:
-        raw = "" if groups else "; faint curves show the raw values"
-        axes += f"; smoothed with a moving average of weight {settings.smoothing:g}{raw}"
+        axes += f"; smoothed with a moving average of weight {settings.smoothing:g}"
+        axes += "; faint curves show the raw values" if len(groups) < len(picture.drawn) else ""
+        axes += " of single runs" if 0 < len(groups) < len(picture.drawn) else ""
     lines = ["; ".join(about), axes] if about else [axes]
-    lines += ["seeds are grouped: median of the runs, in a band from the lower to the upper quartile"] if groups else []
+    if groups:
+        pale = any(one.split()[1] is not None for one in groups)
+        lines.append(
+            "seeds are grouped: median of the runs, in a band from the lower to the upper quartile"
+            + ("; dotted and paler where some seeds have no value" if pale else "")
+        )
     return lines + [f"{clean(one.label)}: {', '.join(map(clean, one.seeds.keys))}" for one in groups if one.seeds]
 
 
@@ -102,7 +107,7 @@ def write_svg(path: Path, tag: str, picture: PaperChart, facts: Sequence[str] = 
     plot = (WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM)
     title = clean(metrics.title(tag)) + (f" ({'; '.join(filter(None, ('log', note)))})" if log_y else "")
     places = _places(drawn)
-    subtitle = [line for fact in facts for line in textwrap.wrap(fact, SUBTITLE)]
+    subtitle = [line for fact in facts for line in wrap_text(fact, (WIDTH - LEFT - RIGHT) // LETTER)]
     lower = LINE * len(subtitle)  # height of the subtitle
     more = lower + LINE * places[-1][1]  # and of the additional legend lines
     with open(path, "x", encoding="utf-8") as file:
@@ -119,7 +124,7 @@ def write_svg(path: Path, tag: str, picture: PaperChart, facts: Sequence[str] = 
         file.write(f'<g transform="translate({LEFT} {TOP + more})">\n')
         file.writelines(_axes(view, log_y, ticks, plot))
         file.write('<g clip-path="url(#plot)" fill="none" stroke-width="1.5" stroke-linejoin="round">\n')
-        for one in drawn:
+        for one in reversed(drawn):  # the first curve is on top
             file.writelines(_curve(one, view, plot))
         file.write("</g>\n")
         file.writelines(_levels(view, levels, plot))
@@ -131,7 +136,7 @@ def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
     """Return the left end in pixels and the line number of each legend entry."""
     x, line, places = LEFT, 0, []
     for one in drawn:
-        size = 17 + 7 * display_width(_name(one))  # about 7 pixels per letter
+        size = 17 + LETTER * display_width(_name(one))
         if x > LEFT and x + size > WIDTH - RIGHT:
             x, line = LEFT, line + 1
         places.append((x, line))
@@ -140,7 +145,8 @@ def _places(drawn: Sequence[DrawnCurve]) -> list[tuple[int, int]]:
 
 
 def _name(one: DrawnCurve) -> str:
-    return with_letter(one.letter, clean(one.label))
+    name = with_letter(one.letter, clean(one.label))
+    return elide(name, (WIDTH - LEFT - RIGHT - 17) // LETTER)
 
 
 def _legend(drawn: Sequence[DrawnCurve], places: Sequence[tuple[int, int]], lower: int) -> Iterator[str]:
@@ -183,12 +189,13 @@ def _curve(one: DrawnCurve, view: View, plot: tuple[int, int]) -> Iterator[str]:
         yield f'<path d="{_path(_points(one.x, one.raw, view, plot))}" stroke="{color}" stroke-opacity="0.3"/>\n'
     complete, partial = one.split()
     if partial is not None:
-        yield f'<path d="{_path(_points(one.x, partial, view, plot))}" stroke="{color}" stroke-opacity="0.4"/>\n'
+        yield f'<path d="{_path(_points(one.x, partial, view, plot))}" stroke="{color}" stroke-opacity="0.5" '
+        yield 'stroke-dasharray="2 3"/>\n'
     yield f'<path d="{_path(_points(one.x, complete, view, plot))}" stroke="{color}"/>\n'
-    start, stop = np.searchsorted(one.x, view.left), np.searchsorted(one.x, view.right, "right")
-    if stop - start < MARKED:
-        for x, y in _points(one.x[start:stop], one.curve[start:stop], view, plot).tolist():
-            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>\n' if math.isfinite(y) else ""
+    points = Columns(one.x, view, plot[0]).few_points(one.curve)
+    if points is not None:
+        for x, y in _points(*points, view, plot).tolist():
+            yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>\n'
 
 
 def _letters(drawn: Sequence[DrawnCurve], view: View, plot: tuple[int, int]) -> Iterator[str]:

@@ -38,7 +38,7 @@ class OnePlot(Plots):
 
     def __init__(self, source: Plots, tag: str) -> None:
         super().__init__(source.settings, source.unicode, source.exports)
-        self.source = source
+        self.source, self.why_ungrouped = source, source.why_ungrouped
         self.turn_to(tag)
 
     def turn_to(self, tag: str) -> None:
@@ -120,7 +120,8 @@ class MetricScreen(Screen[None]):
         self.redraw()
 
     def on_plots_updated(self) -> None:
-        traces, settings, plot = list(self.source.traces(self.tag)), self.source.settings, self.plots.current
+        settings, plot = self.source.settings, self.plots.current
+        traces = plot.traces if plot is not None else ()
         cross, slack = self.plots.cross, plot.slack if plot is not None else 0.0
         groups = [one for one in (plot.curves if plot is not None else ()) if one.seeds is not None]
         table = value_table(traces, settings, cross, slack, groups)
@@ -142,7 +143,7 @@ class MetricScreen(Screen[None]):
 
     def explain(self) -> str | None:
         """Return the description of the metric for the help dialog."""
-        return explanation(self.tag)
+        return self.plots.explain()
 
     def action_back(self) -> None:
         self.source.choose(self.tag)
@@ -185,7 +186,7 @@ def value_table(
 
     The runs of a group of seeds are together and have the color of its curve. A repeated run has no curve and no color.
     """
-    heads = ["last", "smoothed", "min", "max", "max at", "cursor"]
+    heads = ["last", "smoothed", "min", "max", "max at (step)", "cursor"]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]
     colors = {key: one.color for one in groups if one.seeds is not None for key in one.seeds.keys}
     rows, order = [], dict[str, int]()

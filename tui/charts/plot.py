@@ -19,7 +19,7 @@ from ppo_unified.text import format_number, pad
 from tui.charts.chart_lines import Inks, axis_lines, curve_lines, curve_styles, title_line
 from tui.charts.chart_picture import ChartPicture, Look, paint_chart, paper_chart
 from tui.charts.export import PaperChart
-from tui.charts.traces import Averages, DrawnCurve, Trace, prepare_curves, seed_count, value_at
+from tui.charts.traces import Averages, DrawnCurve, Trace, drawn_traces, prepare_curves, seed_count, value_at
 
 WHEEL = 0.8  # one step of the mouse wheel multiplies the window's width by this factor
 TAIL = 0.9  # zooming to the right of this share of the plot keeps the newest data visible
@@ -133,6 +133,11 @@ class Plot(Widget, can_focus=True):
         self.refresh()
 
     @property
+    def traces(self) -> Sequence[Trace]:
+        """The curves of the runs, before they are prepared for drawing."""
+        return self._traces
+
+    @property
     def curves(self) -> list[DrawnCurve]:
         """The curves as they are drawn."""
         if self._drawn is None:
@@ -204,7 +209,10 @@ class Plot(Widget, can_focus=True):
     def _paint_if_due(self) -> ChartPicture | str:
         if self._painted is None:
             self.drawings += 1
-            marked = [Tick(*level) for level in metrics.levels(self.tag, (trace.threshold for trace in self._traces))]
+            drawn = drawn_traces(self._traces, self._look.aggregate)
+            limits = not all(trace.foreign for trace in drawn)
+            found = metrics.levels(self.tag, (trace.threshold for trace in drawn), limits)
+            marked = [Tick(*level) for level in found]
             self._painted = paint_chart(self.curves, self._look, self.size, self._glyphs, marked)
         return self._painted
 

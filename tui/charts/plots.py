@@ -28,7 +28,12 @@ from tui.charts.x_axis import XAxis
 from tui.dialogs import PromptDialog
 
 SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
+NO_MATCH = "No metric matches. Press m to change the words, v to change the group."
 NO_CLOCK = "Grouped seeds are compared at equal steps, so the x axis shows steps."
+SEEDS_SHOWN = (
+    "In the title, n is the number of seeds behind the median. Where only one run of a group has values, the title "
+    "shows 'one run' and the curve shows this run's own values."
+)
 ZOOM, PAN = 0.7, 0.25  # share of the window's width per key press
 
 
@@ -69,6 +74,7 @@ class Plots(Widget):
         self.settings, self.unicode, self.exports = settings, unicode, exports
         self.tags: list[str] = []
         self.traces: Callable[[str], Sequence[Trace]] = lambda tag: ()
+        self.why_ungrouped: Callable[[], str] = lambda: ""  # returns the reason why there are no seeds to group, or ""
         self.legend = ""  # names a curve that the titles of narrow charts may not name
         self.cross: float | None = None  # x value of the crosshair in all charts
         self.renewed: Signal[None] = Signal(self, "renewed")  # published after `show`, for the full-screen view
@@ -143,11 +149,7 @@ class Plots(Widget):
         """Update the line below the charts, and the message if there are no charts."""
         self._empty.display = not page.tags
         if not page.tags:
-            there = any(map(self.traces, self.tags))
-            why = (
-                "No metric matches. Press m to change the words, v to change the group." if there else "No curves yet."
-            )
-            self._empty.update(why)
+            self._empty.update(NO_MATCH if any(map(self.traces, self.tags)) else "No curves yet.")
         hidden = describe_repeats(repeats) if self.settings.aggregate and repeats else ""
         parts = filter(None, (page.position, self.legend, *self.settings.describe(), hidden))
         text = pad("  ".join(parts), max(1, self.size.width))
@@ -168,7 +170,7 @@ class Plots(Widget):
 
     def explain(self) -> str | None:
         """Return the description of the current chart's metric, or None if there is no chart."""
-        return explanation(self.current.tag) if self.current else None
+        return explanation(self.current.tag, self.settings.aggregate) if self.current else None
 
     # messages from the charts
 
@@ -308,6 +310,9 @@ class Plots(Widget):
             self._set_cross(self.current.x_beside_cross(by), False)
 
     def action_aggregate(self) -> None:
+        if not self.settings.aggregate and (why := self.why_ungrouped()):
+            self.notify(why, markup=False)
+            return
         other_axis = self.settings.switch_aggregate()
         if other_axis and self.settings.aggregate:
             self.notify(f"{NO_CLOCK} The x axis returns to {other_axis} when you ungroup the seeds.", markup=False)
@@ -334,15 +339,17 @@ class Plots(Widget):
         self.post_message(self.Exported(paths))
 
 
-def explanation(tag: str) -> str:
-    """Return a metric's name, meaning, unit and healthy range."""
+def explanation(tag: str, grouped: bool = False) -> str:
+    """Return a metric's name, meaning, unit and healthy range, and how grouped seeds are shown."""
     metric = find_metric(tag)
     if metric is None:
         return f"{clean(tag)}: a metric without a description, logged by the run's adapter or another program"
     lines = [f"{tag}: {metric.meaning}"]
     lines += [f"Unit: {metric.unit}"] if metric.unit else []
     lines += [f"It {metric.healthy}."] if metric.healthy else []
-    lines += [f"Health limit: {LIMITS[tag]:g}, a dashed line if the curves come near it."] if tag in LIMITS else []
+    if limit := LIMITS.get(tag):
+        lines.append(f"Health limit: {limit.name} {limit.value:g}, shown as a dashed line if the curves come near it.")
+    lines += [SEEDS_SHOWN] if grouped else []
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from ppo_unified.runs.metrics import Threshold
 from ppo_unified.terminal.chart import smooth
 
 Curve: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # steps, wall times in s since the epoch, values; all [P]
@@ -25,11 +26,12 @@ class Trace(NamedTuple):
     label: str
     color: str
     curve: Curve
-    pinned: bool = False  # the reference run, drawn on top
+    pinned: bool = False  # the reference run
     group: str = ""  # runs of one group differ only in the seed
     repeat: bool = False  # another run of the group represents the same seed
-    threshold: float | None = None  # the score of a solved task, if the metric is the score
+    threshold: Threshold | None = None  # of the run's task, if the metric is the score
     letter: str = ""  # distinguishes the curve if colors do not
+    foreign: bool = False  # another program wrote the values, so our health limits do not apply
 
 
 class SeedStatistics(NamedTuple):
@@ -154,7 +156,7 @@ class _Average:
 def prepare_curves(
     traces: Sequence[Trace], axis: str, smoothing: float, aggregate: bool, averages: Averages | None = None
 ) -> list[DrawnCurve]:
-    """Return the curves to draw, with the pinned run last. If `aggregate` is True, each group of seeds is one curve.
+    """Return the curves to draw, the first one on top. If `aggregate` is True, each group of seeds is one curve.
 
     A repeated run is not part of the curve of its group. `averages` is the cache of moving averages for this metric.
     """
@@ -167,13 +169,12 @@ def prepare_curves(
     drawn = []
     for traces_of_group in groups.values():
         members = drawn_traces(traces_of_group, aggregate)
-        members.sort(key=lambda trace: not trace.pinned)  # the group has the color of its first run
         label = group_label([trace.label for trace in members], len(traces_of_group) - len(members))
         if len(members) > 1:
-            drawn.append(_median_of_seeds(members, label, axis, smoothing))
+            drawn.append(_median_of_seeds(members, label, axis, smoothing))  # with the color of its first run
         else:
             drawn.append(_single_run(members[0], axis, smoothing, averages)._replace(label=label))
-    return sorted(drawn, key=lambda one: one.pinned)
+    return drawn
 
 
 def drawn_traces(traces: Iterable[Trace], aggregate: bool) -> list[Trace]:
@@ -211,17 +212,24 @@ def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing:
     lower, upper = np.where(count > 1, drawn[[0, 2]], np.nan)
     first = members[0]
     seeds = SeedStatistics(tuple(trace.key for trace in members), count, quartiles)
-    return DrawnCurve(label, first.color, first.pinned, x, quartiles[1], drawn[1], (lower, upper), seeds, first.letter)
+    return DrawnCurve(label, first.color, False, x, quartiles[1], drawn[1], (lower, upper), seeds, first.letter)
 
 
 def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (x values [G], quartiles [3, G], number of curves [G]). Each curve is interpolated inside its own range.
 
-    The x values are those of the curves, unless there are too many. The quartiles are NaN outside of all curves.
+    The x values are those of the curves or, if there are more than GRID, every k-th of them. Beyond the second-longest
+    curve, all values of the longest one are kept. The quartiles are NaN outside of all curves.
     """
+    by_end = sorted(range(len(xs)), key=lambda k: xs[k][-1])
+    second, longest = xs[by_end[-2]][-1], by_end[-1]
+    rest = slice(int(np.searchsorted(xs[longest], second, "right")), None)
+    alone = np.array(ys[longest][rest], np.float64)
+    alone[~np.isfinite(alone)] = np.nan
     grid = np.unique(np.concatenate(xs))
+    grid = grid[: np.searchsorted(grid, second, "right")]
     if len(grid) > GRID:
-        grid = np.linspace(grid[0], grid[-1], GRID)
+        grid = np.append(grid[: -1 : -(-len(grid) // GRID)], grid[-1])
     values = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in zip(xs, ys, strict=True)])
     values[~np.isfinite(values)] = np.nan
     values.sort(axis=0)  # NaN last
@@ -234,7 +242,8 @@ def quartiles_over(xs: Sequence[np.ndarray], ys: Sequence[np.ndarray]) -> tuple[
         above = np.minimum(below + 1, np.maximum(count - 1, 0))
         low, high = values[below, columns], values[above, columns]
         quartiles[row] = low + (rank - below) * (high - low)
-    return grid, quartiles, count
+    counts = np.append(count, np.isfinite(alone).astype(count.dtype))
+    return np.append(grid, xs[longest][rest]), np.hstack((quartiles, np.tile(alone, (3, 1)))), counts
 
 
 def index_at(x: np.ndarray, at: float | None, slack: float = 0.0) -> int | None:

@@ -7,13 +7,12 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import SOLVED, Run, Status
-from ppo_unified.runs.metrics import is_score, score_threshold
 from ppo_unified.runs.progress import fraction_done
 from ppo_unified.runs.query import Lookup, Query, lookup, read_options
 from ppo_unified.runs.source import describe_source
@@ -47,6 +46,12 @@ class Entry:
     score_tag: str = ""  # the metric of another program that is shown as the score
     options: Mapping[str, Any] = field(default_factory=dict)  # dotted names; empty until read, see `Store`
 
+    @cached_property
+    def group(self) -> str:
+        """A key that entries share if they differ only in the seed, or "" if the entry has no options."""
+        options = known_options(self)
+        return describe_source(self.status) + seedless_key(options) if options else ""
+
 
 def describe_not_shown(entry: Entry) -> str:
     """Return a sentence about the data of another program that charts cannot show, or "" if there is none."""
@@ -74,24 +79,9 @@ def entry_options(entry: Entry) -> dict[str, Any]:
         return {}
 
 
-def entry_threshold(entry: Entry | None, tag: str) -> float | None:
-    """Return the score at which an entry's task is solved, or None if the metric is not the score."""
-    return score_threshold(entry_options(entry)) if entry is not None and is_score(tag) else None
-
-
-def entry_group(entry: Entry) -> str:
-    """Return a key that entries share if they differ only in the seed, or "" if the entry has no options."""
-    if entry.foreign:
-        return ""
-    try:
-        return _read_common(entry.path, describe_source(entry.status), stamp_if_any(Run(entry.path).config))
-    except UsageError:
-        return ""
-
-
-@lru_cache(maxsize=4096)
-def _read_common(path: Path, source: str, stamp: Stamp | None) -> str:
-    return source + seedless_key(_read_options(path, stamp))
+def known_options(entry: Entry) -> Mapping[str, Any]:
+    """Return the options that the store has read or, if it has not read them yet, those in config.toml."""
+    return entry.options or entry_options(entry)
 
 
 @lru_cache(maxsize=4096)

@@ -20,6 +20,7 @@ from ppo_unified.runs.folder import ACTIVE, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.text import clean, display_width, elide, format_duration, format_number, pad
 from tui.runs.entries import Entry
+from tui.runs.seeds import UNGROUPED, SeedGroups
 
 _LONGEST_NAME, SHORT_NAME = 40, 24  # longer names are cut to 40 columns; if space is short, down to 24
 AGEING_S = 5.0  # interval between updates of the age column
@@ -108,6 +109,7 @@ class Marks:
     letters: Mapping[str, str] = field(default_factory=dict)  # key of a drawn run -> letter, or {} without letters
     marked: frozenset[str] = frozenset()
     pinned: str = ""
+    seeds: SeedGroups = UNGROUPED
 
 
 class RunList(ScrollView, can_focus=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,15 +18,14 @@ from textual.widgets import ContentSwitcher, Static
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean, display_width, pad
 from tui.actions import Place, actions_of, bindings
-from tui.charts.colors import series_colors, series_letters
 from tui.charts.plots import Plots, forward_actions
-from tui.charts.traces import Trace
-from tui.runs.entries import Entry, entry_threshold
+from tui.runs.entries import Entry
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions, chart_conditions
 from tui.runs.run_head import MUTED, format_head
 from tui.runs.run_tabs import Events, Options, Samples, System
-from tui.runs.seeds import mark_repeats, siblings
+from tui.runs.seeds import group_seeds, siblings
+from tui.runs.selection import make_marks, make_traces
 from tui.services import Services
 from tui.status_row import StatusRow
 from tui.store import Changes, Store
@@ -81,6 +80,7 @@ class RunPage(RunActions):
     def __init__(self, services: Services, key: str, store: Store, reference: str | None, plots: Plots) -> None:
         super().__init__(services)
         self.key, self.store, self.reference, self.plots = key, store, reference, plots
+        self.plots.why_ungrouped = self._why_ungrouped
         self._seeds_grouped = plots.settings.aggregate
         self.tab = TABS[0]
         self._inode = _file_identity(self.entry)
@@ -185,10 +185,9 @@ class RunPage(RunActions):
     # curves
 
     def _drawn_keys(self) -> list[str]:
-        """Return the keys of the runs to draw: this run, the reference and, if seeds are grouped, its other seeds."""
+        """Return the keys of the runs to draw: the reference, this run and, if seeds are grouped, its other seeds."""
         pinned = self._pinned()
-        keys = [*self._siblings(), self.key]
-        return [key for key in keys if key != pinned] + ([pinned] if pinned else [])
+        return [*([pinned] if pinned else []), *(key for key in (self.key, *self._siblings()) if key != pinned)]
 
     def _pinned(self) -> str:
         """Return the pinned run if it has the preset of this run, because other presets have other scales of scores."""
@@ -202,14 +201,19 @@ class RunPage(RunActions):
         """Return the runs that differ from this one only in the seed, or none if seeds are not grouped."""
         return siblings(self.store, self.key) if self.plots.settings.aggregate else []
 
+    def _why_ungrouped(self) -> str:
+        """Return the reason why there are no seeds to group, or "" if there are some."""
+        others, pinned = siblings(self.store, self.key), self._pinned()
+        if any(key != pinned for key in others):
+            return ""
+        return f"No other {'unpinned ' if others else ''}run differs from {clean(self.key)} only in the seed."
+
     def on_plots_changed(self) -> None:
         grouped = self.plots.settings.aggregate
         if grouped == self._seeds_grouped:
             return
         self._seeds_grouped = grouped
         self.refresh_footer()
-        if grouped and not self._siblings():
-            self.notify(f"No other run differs from {clean(self.key)} only in the seed.", markup=False)
         self._draw_curves()
 
     def _draw_curves(self) -> None:
@@ -218,27 +222,11 @@ class RunPage(RunActions):
             self.services.read_now()
         if self.tab != "curves":
             return
-        groups = dict.fromkeys((key for key in self._siblings() if key != pinned), "seeds")
-        first = sorted(keys, key=lambda key: key != self.key)  # this run's color and letter do not depend on the others
-        colors = series_colors(first, pinned, self.app.current_theme.dark, groups)
-        letters = series_letters(first, self.has_colors, groups)
-
-        def traces(tag: str) -> Sequence[Trace]:
-            curves = {key: curve for key in keys if (curve := self.store.curve(key, tag)) is not None}
-            thresholds = {key: entry_threshold(self.store.entries.get(key), tag) for key in curves}
-            traces = [
-                Trace(
-                    *(key, clean(key), colors[key], curve, key == pinned, groups.get(key, "")),
-                    threshold=thresholds[key],
-                    letter=letters.get(key, ""),
-                )
-                for key, curve in curves.items()
-            ]
-            return mark_repeats(self.store, traces)
-
+        seeds = group_seeds(self.store, self._siblings(), pinned)
+        marks = make_marks(keys, pinned, seeds, self.app.current_theme.dark, self.has_colors)
         name = clean(pinned) if pinned != self.key else ""
         self.plots.legend = f"pinned: {pad(name, min(NAME, display_width(name)))}" if name else ""
-        self.plots.show(self.store.chart_tags([self.key]), traces)
+        self.plots.show(self.store.chart_tags([self.key]), partial(make_traces, self.store, marks))
 
     def explain(self) -> str | None:
         """Return the description of the current chart's metric for the help dialog."""

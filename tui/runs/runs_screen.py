@@ -24,7 +24,7 @@ from tui.runs.option_columns import OptionColumns, rank_differences, read_names
 from tui.runs.run_actions import RunActions, chart_conditions
 from tui.runs.run_list import Marks, RunList
 from tui.runs.run_page import CHART_ACTIONS, RunPage
-from tui.runs.selection import Selection
+from tui.runs.selection import Selection, make_traces
 from tui.runs.status_lines import QueryLine, TopLine
 from tui.services import Services
 from tui.status_row import StatusRow
@@ -150,8 +150,7 @@ class RunsScreen(RunActions):
         self.run_list.set_marks(marks)
         self._show_details()
         if self.plots.display:
-            traces = partial(self.selection.traces, marks, aggregate=self._seeds_grouped)
-            self.plots.show(self.store.chart_tags(keys), traces)
+            self.plots.show(self.store.chart_tags(keys), partial(make_traces, self.store, marks))
         self.refresh_footer()
 
     def _show_details(self) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ppo_unified.runs.seeds import one_run_per_seed, seed_of
-from tui.charts.traces import Trace
-from tui.runs.entries import entry_group, entry_options
+from tui.runs.entries import known_options
 from tui.store import Store
 
 
+class SeedGroups(NamedTuple):
+    """The drawn runs that are combined into one curve per group."""
+
+    groups: Mapping[str, str]  # key of a run -> a text that runs share if they differ only in the seed
+    repeats: frozenset[str]  # the runs whose seed another run represents, so that they are not drawn
+
+
+UNGROUPED = SeedGroups(MappingProxyType({}), frozenset())
+
+
 def seed_group(store: Store, key: str) -> str:
-    """Return a key that runs share if they differ only in the seed. A run without options forms its own group."""
+    """Return a text that runs share if they differ only in the seed. A run without options forms its own group."""
     entry = store.entries.get(key)  # None if the run was deleted in the meantime
-    return (entry_group(entry) if entry is not None else "") or key
+    return (entry.group if entry is not None else "") or key
 
 
 def siblings(store: Store, key: str) -> list[str]:
@@ -28,21 +39,24 @@ def siblings(store: Store, key: str) -> list[str]:
 
 def _seed(store: Store, key: str) -> int:
     entry = store.entries[key]
-    return seed_of(entry.status, entry_options(entry))
+    return seed_of(entry.status, known_options(entry))
 
 
-def mark_repeats(store: Store, traces: Sequence[Trace]) -> list[Trace]:
-    """Mark the runs whose seed another run of the group represents: the pinned run or that of `one_run_per_seed`."""
-    groups: dict[str, list[Trace]] = {}
-    for trace in traces:
-        if trace.group and trace.key in store.entries and len(trace.curve[0]):
-            groups.setdefault(trace.group, []).append(trace)
+def group_seeds(store: Store, keys: Iterable[str], pinned: str) -> SeedGroups:
+    """Group runs that differ only in the seed. Each seed is represented by the run of `one_run_per_seed`.
+
+    The pinned run is in no group, because it has its own curve. Other runs with its options and seed are repeats.
+    """
+    groups = {key: seed_group(store, key) for key in keys if key != pinned}
+    members: dict[str, list[str]] = {}
+    for key, group in groups.items():
+        if key in store.entries and store.tags(key):  # a run without points cannot represent a seed
+            members.setdefault(group, []).append(key)
     repeats: set[str] = set()
-    for members in groups.values():
-        if len(members) == 1:
-            continue
-        entries = {trace.key: store.entries[trace.key] for trace in members}
-        by_seed = one_run_per_seed({key: (entry.status, entry_options(entry)) for key, entry in entries.items()})
-        by_seed |= {_seed(store, trace.key): trace.key for trace in members if trace.pinned}
+    for group, some in members.items():
+        entries = {key: store.entries[key] for key in some}
+        by_seed = one_run_per_seed({key: (entry.status, known_options(entry)) for key, entry in entries.items()})
+        if pinned in store.entries and store.tags(pinned) and seed_group(store, pinned) == group:
+            by_seed.pop(_seed(store, pinned), None)
         repeats |= entries.keys() - by_seed.values()
-    return [trace._replace(repeat=True) if trace.key in repeats else trace for trace in traces]
+    return SeedGroups(groups, frozenset(repeats))

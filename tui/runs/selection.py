@@ -4,14 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from ppo_unified.runs.metrics import is_score, score_threshold
 from ppo_unified.text import clean
 from tui.charts.colors import series_colors, series_letters
 from tui.charts.traces import Trace
-from tui.runs.entries import Entry, entry_threshold
+from tui.runs.entries import Entry, known_options
 from tui.runs.run_list import Marks
-from tui.runs.seeds import mark_repeats, seed_group
+from tui.runs.seeds import UNGROUPED, SeedGroups, group_seeds
 from tui.store import Store
 from tui.view_state import ViewState
+
+
+def make_marks(
+    keys: Sequence[str], pinned: str, seeds: SeedGroups, dark: bool, has_colors: bool, marked: Collection[str] = ()
+) -> Marks:
+    """Return the colors and letters of the drawn runs `keys` for a dark or a light background."""
+    colors = series_colors(keys, pinned, dark, seeds.groups)
+    return Marks(colors, series_letters(keys, has_colors, seeds.groups), frozenset(marked), pinned, seeds)
+
+
+def make_traces(store: Store, marks: Marks, tag: str) -> list[Trace]:
+    """Return the curves of one metric, one per drawn run that has it, in the order of the drawn runs."""
+    traces = []
+    for key, color in marks.colors.items():
+        if (curve := store.curve(key, tag)) is not None and (entry := store.entries.get(key)) is not None:
+            trace = Trace(
+                key=key,
+                label=clean(key),
+                color=color,
+                curve=curve,
+                pinned=key == marks.pinned,
+                group=marks.seeds.groups.get(key, ""),
+                repeat=key in marks.seeds.repeats,
+                threshold=score_threshold(known_options(entry), entry.status.preset) if is_score(tag) else None,
+                letter=marks.letters.get(key, ""),
+                foreign=entry.foreign,
+            )
+            traces.append(trace)
+    return traces
 
 
 class Selection:
@@ -30,31 +60,19 @@ class Selection:
         return [key for key in self.marked_keys() if key in self.listed]
 
     def drawn_keys(self, current: Entry | None) -> list[str]:
-        """Return the listed marked runs, or the current run if there are none.
+        """Return the listed marked runs, or the current run if there are none. The pinned run is first, listed or not.
 
-        The pinned run is last and drawn on top, even if it is not listed.
+        The charts show the curves in this order everywhere, and draw the first one on top.
         """
         keys = self.listed_marks() or ([current.key] if current is not None else [])
         pinned = [self._state.pinned] if self._state.pinned in self._store.entries else []
-        return [key for key in keys if key not in pinned] + pinned
+        return pinned + [key for key in keys if key not in pinned]
 
     def marks(self, current: Entry | None, dark: bool, has_colors: bool, aggregate: bool) -> Marks:
         """Return the colors, letters and marks for a dark or a light background."""
         keys, pinned = self.drawn_keys(current), self._state.pinned
-        groups = {key: seed_group(self._store, key) for key in keys} if aggregate else {}
-        colors, letters = series_colors(keys, pinned, dark, groups), series_letters(keys, has_colors, groups)
-        return Marks(colors, letters, frozenset(self._state.marked), pinned)
-
-    def traces(self, marks: Marks, tag: str, aggregate: bool) -> list[Trace]:
-        """Return the curves of one metric, one per run in `marks` that has it, in drawing order."""
-        drawn = []
-        for key, color in marks.colors.items():
-            if (curve := self._store.curve(key, tag)) is not None:
-                group = seed_group(self._store, key) if aggregate else ""
-                pinned, letter = key == marks.pinned, marks.letters.get(key, "")
-                threshold = entry_threshold(self._store.entries.get(key), tag)
-                drawn.append(Trace(key, clean(key), color, curve, pinned, group, threshold=threshold, letter=letter))
-        return mark_repeats(self._store, drawn)
+        seeds = group_seeds(self._store, keys, pinned) if aggregate else UNGROUPED
+        return make_marks(keys, pinned, seeds, dark, has_colors, self._state.marked)
 
     def toggle_mark(self, key: str) -> None:
         """Mark or unmark a run."""
