@@ -123,7 +123,7 @@ def pad(text: str, width: int) -> str:
 
 
 def elide(text: str, width: int) -> str:
-    """Return `text`. If it is wider than `width` columns, replace its middle by '~', as in 'cartpole-l~-s12'."""
+    """Return `text`. If it is wider than `width` columns, replace its middle with '~', as in 'cartpole-l~-s12'."""
     if not _is_wider(text, width):
         return text
     half = len(text) // 2

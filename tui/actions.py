@@ -1,8 +1,9 @@
 """The table of all actions in the terminal UI. Keys, footer, command palette, help and docs are derived from it.
 
-A screen or widget gets its bindings from `bindings(PLACE)` and has one method `action_NAME` for each of them. A screen
-lists the conditions that hold in its attribute `conditions`. The footer and the palette contain only actions whose
-condition holds. The keys always work, because a method can explain why its action is impossible.
+A screen or widget gets its bindings from `bindings(PLACE)` and has one method `action_NAME` for each of them. The
+`conditions` attribute of a screen lists the conditions that currently hold. The footer and the palette contain only
+actions whose condition holds. Keys of impossible actions stay enabled, so that the action's method can explain why it
+is impossible.
 """
 
 from __future__ import annotations
@@ -386,7 +387,7 @@ def available_actions(app: App[Any], screen: Screen[Any]) -> Iterator[tuple[Plac
 
 
 def conditions_of(screen: Screen[Any]) -> Collection[str]:
-    """Return the conditions that hold on a screen. Screens without runs and charts have none."""
+    """Return the conditions that hold on a screen. Screens that have neither runs nor charts have none."""
     conditions: Collection[str] = getattr(screen, "conditions", ())
     return conditions
 

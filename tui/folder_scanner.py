@@ -113,7 +113,7 @@ def _merge_log(path: str, key: str, listing: _Listing, below: list[Folder]) -> l
 
     If the folder contains event files, the logs below it belong to it: `SummaryWriter.add_scalars` and `add_hparams`
     create them. The runs folder is an exception, because it contains separate runs. If the folder contains no event
-    files but only sub-folders that are named like splits of a data set, as Keras creates them, these are one log.
+    files, and its sub-folders are all named like data set splits (as written by Keras), they form one log.
     """
     logs = [folder for folder in below if folder.files]
     names = [folder.key[len(key) + 1 if key else 0 :] for folder in logs]

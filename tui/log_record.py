@@ -37,7 +37,9 @@ class CurveReader:
     """
 
     def __init__(self, folder: Path, parts: tuple[str, ...], tail: int = 0) -> None:
-        """Create a reader of the sub-folders `parts`; "" is the folder itself. Event readers receive `tail`."""
+        """Create a reader of the sub-folders `parts`; "" is the folder itself. `tail` is passed to
+        the event readers.
+        """
         self.folder, self._tail = folder, tail
         self.pending = False  # True if the last poll ran out of time
         self._readers: dict[str, EventReader] = {}
@@ -180,7 +182,8 @@ class LogRecord:
 def _curve_name(tag: str, part: str) -> str:
     """Return 'loss (train)' for the tag 'loss' in the sub-folder 'train'.
 
-    The sub-folders that `SummaryWriter.add_scalars` creates start with the tag, which is not repeated.
+    The names of the subfolders that `SummaryWriter.add_scalars` creates start with the tag; the curve name does not
+    repeat it.
     """
     return f"{tag} ({part.removeprefix(tag.replace('/', '_') + '_')})" if part else tag
 

@@ -49,7 +49,7 @@ class MessageApp(App[None]):
         self.call_later(self._add, Notification(f"{title}: {text}" if title else text, "", severity, seconds))
 
     def _add(self, new: Notification) -> None:
-        """Show a message. If it repeats the last one, replace that."""
+        """Show a message. If it repeats the last message, replace that message."""
         for known in (self.messages, self._visible):
             if known and (known[-1].message, known[-1].severity) == (new.message, new.severity):
                 known.pop()
@@ -103,7 +103,9 @@ class MessageApp(App[None]):
 
 
 def format_message(message: Notification, others: int, width: int) -> list[Content]:
-    """Return the lines of a message. If they do not show everything, the end names the key that does."""
+    """Return the lines of a message. If the lines do not show the whole message, the last line ends with the key that
+    shows it.
+    """
     width = max(20, width)
     lines = wrap_text(WORDS[message.severity] + message.message, width)
     note = f"  (+{others} more, F2)" if others else ""

@@ -65,7 +65,7 @@ def _summary(entry: Entry) -> str:
 
 
 def desktop_notification(text: str, others: int) -> str:
-    """Return the escape sequence OSC 9 for a text and the number of further notices.
+    """Return the OSC 9 escape sequence that shows `text` and how many further notices there are.
 
     The prefix names the source. Without it, Windows Terminal would show a text such as '4;3' as a progress bar.
     """

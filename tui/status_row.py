@@ -46,7 +46,7 @@ class Hint(NamedTuple):
 
     @property
     def width(self) -> int:
-        """The columns of the hint, without a gap."""
+        """The width of the hint in columns, excluding the gap."""
         return display_width(self.signs) + 1 + display_width(self.label)
 
 
@@ -77,7 +77,9 @@ class StatusRow(Widget, can_focus=False):
             self.refresh()
 
     def update_message(self) -> None:
-        """Show the app's current message, or the keys. On a dialog, which has no keys here, hide the row instead."""
+        """Show the app's current message, or the keys. In dialogs, which show no keys in this row, hide the row
+        instead.
+        """
         lines = self._message_lines(self.content_size.width or self.screen.size.width - self.gutter.width)
         self.display = bool(lines) or not self.screen.is_modal
         self.refresh(layout=max(1, len(lines)) != max(1, len(self._lines)))

@@ -329,7 +329,7 @@ class _RunRecord:
             self.entry = replace(self.entry, options=options)
 
     def _crash_reason(self) -> str:
-        """Return why the run's process ended. The reason of a process is determined once."""
+        """Return why the run's process ended. The reason why a process crashed is determined only once."""
         before = self.entry
         if before.state == "crashed" and before.status.pid_started == self.status.pid_started:
             return before.status.reason

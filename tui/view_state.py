@@ -51,7 +51,7 @@ class ViewState:
         return state
 
     def toggle_details(self, beside: bool) -> None:
-        """Show or hide the details, in the layout with the list beside or above the charts."""
+        """Show or hide the details in the current layout (list beside or above the charts)."""
         if beside:
             self.details_beside = not self.details_beside
         else:

@@ -137,7 +137,7 @@ def add_yes(parser: argparse.ArgumentParser, what: str) -> None:
 def confirm(question: str, about: str) -> bool:
     """Ask a yes/no question on the terminal and return the answer.
 
-    Raises UsageError, which starts with `about`, if stdin is not a terminal.
+    Raises UsageError, with a message that starts with `about`, if stdin is not a terminal.
     """
     if not sys.stdin.isatty():
         raise UsageError(f"{about}: cannot ask for confirmation, because stdin is not a terminal; add --yes")

@@ -1,7 +1,7 @@
 """Serves the frames of an environment, or responses to prompts, to another program (`play --serve`).
 
-The terminal UI uses this process, so that it imports no torch, and code of an environment cannot block or end it.
-`ppo_unified.runs.play_messages` describes the messages.
+The terminal UI runs this as a separate process, so that the UI does not import torch and environment code cannot block
+or crash the UI. `ppo_unified.runs.play_messages` describes the messages.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def serve(options: Namespace) -> int:
 
 
 def _read_requests() -> Iterator[bytes]:
-    """Return the lines of stdin, which a thread reads, until stdin is closed.
+    """Yield lines that a thread reads from stdin, until stdin is closed.
 
-    Code of environments reads an empty stdin instead. When stdin is closed, this process ends soon, even if it hangs.
+    Environment code sees an empty stdin instead. When stdin is closed, the process exits after a short time, even if it
+    hangs.
     """
     own = os.dup(0)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -220,6 +221,6 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
 
 
 def _example_exchanges(chat: Chat) -> Iterator[Exchange]:
-    """Yield responses to held-out prompts without end."""
+    """Endlessly yield responses to held-out prompts."""
     for _ in count():
         yield from chat.examples(MANY)

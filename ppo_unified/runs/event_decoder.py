@@ -54,7 +54,7 @@ class OtherData:
             self.step = max(self.step, event.step)
 
     def _kind(self, value: Any) -> str:
-        """Return the kind of a value, or an empty string if it belongs to another value."""
+        """Return the kind of a value, or an empty string if the value is only a part of another one."""
         field = value.WhichOneof("value")
         if field in _KINDS:
             return _KINDS[field]

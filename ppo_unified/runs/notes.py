@@ -21,7 +21,7 @@ def read_note(run: Run) -> str:
 
 
 def read_note_line(run: Run) -> str:
-    """Return the first line of the run's note, which lists of runs show."""
+    """Return the first line of the run's note, for display in lists of runs."""
     return next(iter(read_note(run).splitlines()), "")
 
 

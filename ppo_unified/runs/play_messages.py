@@ -22,7 +22,7 @@ MAX_PIXELS = 1 << 20
 
 @dataclass(frozen=True)
 class FrameRequest:
-    """Requests the frame after `steps` more steps, fewer if the episode ends or `seconds` have passed before.
+    """Requests the frame after `steps` more steps, or earlier if the episode ends or `seconds` elapse first.
 
     If the episode has already ended, the next one starts, and its first frame is sent. With 0 steps, the current frame
     is sent again, for example in a new size.

@@ -85,7 +85,7 @@ def parse(text: str) -> Query:
 def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]], note: Callable[[], str]) -> Lookup:
     """Return a function that looks up values of one run by key. `state` is the run's displayed state.
 
-    A solved run has two states, 'solved' and 'finished', because it matches queries for either.
+    A solved run has two states, 'solved' and 'finished', so that queries for either match it.
 
     The function `options`, such as `read_options` for the run, is called at most once, when an option is first looked
     up. The returned function raises the same errors as `options`. The function `note` returns the run's note and is

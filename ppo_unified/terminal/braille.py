@@ -240,7 +240,8 @@ def _point_cells(layer: Layer, view: View, shape: tuple[int, int], glyphs: Glyph
 
 
 def _add_level(picture: Picture, dot: int, name: str, glyphs: Glyphs) -> None:
-    """Draw a dashed line at a row of dots where cells are free, and its name or at least its value beside the curves.
+    """Draw a dashed line in the free cells of a row of dots, and beside the curves its name or, if there is no space,
+    only its value.
 
     The value is the last word of the name. Neither touches a curve. A name with wide characters is not drawn.
     """

@@ -175,8 +175,9 @@ def fit_title(titles: Sequence[str], entries: Sequence[str], width: int) -> tupl
     """Return the title and the number of entries that fit into a heading of `width` columns.
 
     `titles` are alternatives from the longest to the shortest; the last one is cut in the middle if necessary. The
-    first entry takes precedence over the title, and the others over all but LEAST_TITLE columns of it. If an entry does
-    not fit, there is space for '  +N', where N is the number of hidden entries.
+    first entry is kept even if no space is left for the title; the others are kept as long as at least LEAST_TITLE
+    columns of the title remain. If some entries do not fit, space is reserved for ' +N', where N is the number of
+    hidden entries.
     """
     ends, total = [0, *accumulate(map(display_width, entries))], len(entries)
 

@@ -62,7 +62,7 @@ class Group(NamedTuple):
     counted: Sequence[ComparedRun]
 
     def statistics(self, name: str) -> Statistics:
-        """Return the statistics of a result over the seeds, such as 'score'."""
+        """Return the statistics over the seeds of a result such as 'score'."""
         values = [getattr(run.results, name) for run in self.counted]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         return Statistics(mean(finite) if finite else None, stdev(finite) if len(finite) > 1 else None, finite)
@@ -152,7 +152,7 @@ def _option_blocks(
 
 
 def _belongs_to_one_adapter(key: str, tables: Sequence[Options]) -> bool:
-    """Return True if an option is equal in all runs that have it, and the others have another adapter."""
+    """Return True if all runs that have the option agree on its value, and all other runs use a different adapter."""
     kinds = {options.get("kind") for options in tables if key in options}
     others = [options for options in tables if options.get("kind") not in kinds]
     return bool(others) and not find_differences([{key: o.get(key)} for o in tables if o.get("kind") in kinds])

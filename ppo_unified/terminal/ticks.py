@@ -70,7 +70,8 @@ def log_places(low: float, high: float, count: int) -> list[float]:
 
 
 def axis_labels(values: Sequence[float], log: bool = False, most: int = GUTTER) -> list[str]:
-    """Format the finite values of an axis in one style, in at most `most` (at least 8) columns each.
+    """Format the finite values of an axis in one style. Each label has at most `most` columns; `most` must be at least
+    8.
 
     The style is plain decimals, decimals with the suffixes k, M, G and T if a value is at least 10,000, or exponents
     for very small or large values and for logarithmic axes over many decades. Each label has the digits that

@@ -26,7 +26,7 @@ from tests.tui.test_app import (
     wait_until,
 )
 from tui.app import Terminal
-from tui.dialogs import PromptDialog
+from tui.dialogs import PromptDialog, TextDialog
 from tui.runs.entries import Entry, sort_entries
 from tui.runs.option_columns import rank_differences, read_names
 from tui.runs.run_list import COLUMNS
@@ -148,7 +148,8 @@ def test_docs_and_help_explain_every_column(tmp_path: Path) -> None:
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("question_mark")
-        assert "score of the last greedy evaluation" in screen_text(app)
+        assert isinstance(app.screen, TextDialog)
+        assert "score of the last greedy evaluation" in str(app.screen.body)
 
     drive(tmp_path, act)
 

@@ -138,7 +138,8 @@ def paper_chart(picture: ChartPicture, drawn: Sequence[DrawnCurve], look: Look) 
 def _layers(lines: Sequence[DrawnCurve], span: View, room: int, glyphs: Glyphs, log_y: bool) -> list[Layer]:
     """Return the bands, raw curves and curves, from bottom to top. The first curve is on top.
 
-    Of n curves, curve k has the style 2 k, its band or raw curve 2 k + 1, and the part without all seeds 2 n + k.
+    Of n curves, curve k uses style 2k, its band or raw curve uses 2k + 1, and the part where some seeds are missing
+    uses 2n + k.
     """
     bands, raws, curves = [], [], []
     for k, one in reversed(list(enumerate(lines))):

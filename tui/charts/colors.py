@@ -56,7 +56,7 @@ def series_letters(
 
 
 def with_letter(letter: str, text: str) -> str:
-    """Return the text after the curve's letter, if it has one."""
+    """Return the text prefixed with the curve's letter, if it has one."""
     return f"{letter} {text}" if letter else text
 
 

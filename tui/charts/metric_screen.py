@@ -98,7 +98,7 @@ class MetricScreen(Screen[None]):
 
     @property
     def conditions(self) -> frozenset[str]:
-        """The conditions of actions that hold."""
+        """The action conditions that currently hold."""
         return self.source.settings.conditions | {"curves"}
 
     @property
@@ -184,7 +184,8 @@ def value_table(
 ) -> Content:
     """Format a table with each run's last value, smoothed value, extremes, and value at the crosshair.
 
-    The runs of a group of seeds are together and have the color of its curve. A repeated run has no curve and no color.
+    The runs of a group of seeds are listed together, in the color of the group's curve. A repeated run has no curve and
+    no color.
     """
     heads = ["last", "smoothed", "min", "max", "max at (step)", "cursor"]
     shown = [0, *([1] if settings.smoothing else []), 2, 3, 4, *([5] if cross is not None else [])]

@@ -158,7 +158,9 @@ class Plot(Widget, can_focus=True):
         return [value_at(one.x, one.raw, self.cross, self.slack) for one in self.curves]
 
     def numbers(self) -> list[str]:
-        """Format the values, with the number of seeds behind a median. The pinned run among others is marked."""
+        """Format the values; each median is followed by its number of seeds. If other runs are shown too, the pinned
+        run is marked.
+        """
         numbers = []
         for one, value in zip(self.curves, self.values(), strict=True):
             count = seed_count(one, self.cross, self.slack)
@@ -168,7 +170,7 @@ class Plot(Widget, can_focus=True):
 
     @property
     def slack(self) -> float:
-        """The distance from the crosshair at which a curve still has a value."""
+        """The largest distance from the crosshair at which a curve's value is still shown."""
         return 0.0 if self.picture is None or self._look.log_x else self.picture.column_width
 
     def x_beside_cross(self, by: int) -> float | None:

@@ -34,7 +34,9 @@ class Settings:
 
     @property
     def axis(self) -> str:
-        """The x axis of the charts: steps while seeds are grouped, because equal times are different steps."""
+        """The x axis of the charts. While seeds are grouped, it is always steps, because the runs reach different steps
+        at the same time.
+        """
         return "step" if self.aggregate else self.x_axis
 
     @property
@@ -44,7 +46,7 @@ class Settings:
 
     @property
     def conditions(self) -> frozenset[str]:
-        """The conditions of chart actions that these settings fulfil."""
+        """The chart action conditions that these settings satisfy."""
         return frozenset() if self.aggregate else frozenset({"ungrouped"})
 
     def switch_axis(self) -> None:
@@ -61,7 +63,9 @@ class Settings:
         return AXIS_LABELS[self.x_axis]
 
     def for_one_run(self) -> Settings:
-        """Return the settings for the page of one run: the same look, but all metrics from the first page on."""
+        """Return the settings for the page of one run: they look the same, but show all metrics, starting at the first
+        page.
+        """
         return replace(self, page=0, group="", words="", aggregate=False, window=None, follow=True)
 
     def toggle_log_y(self, tag: str) -> None:

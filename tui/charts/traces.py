@@ -62,7 +62,8 @@ class DrawnCurve(NamedTuple):
     def split(self) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the part of `curve` where all seeds have values and, if any, the part where some have none.
 
-        Both contain NaN outside of their part. The second part includes the points beside it, to which it connects.
+        Both contain NaN outside of their part. The second part also includes the adjacent points of the first part, so
+        that the lines connect.
         """
         if self.seeds is None or not (partial := self.seeds.counts < len(self.seeds.keys)).any():
             return self.curve, None
@@ -205,7 +206,9 @@ def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -
 
 
 def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing: float) -> DrawnCurve:
-    """Return the median of a group of runs with its interquartile band. It is a plain curve where only one run is."""
+    """Return the median of a group of runs with its interquartile band. Where only one run remains, it is a plain
+    curve.
+    """
     xs = [x_values(trace.curve, axis) for trace in members]
     x, quartiles, count = quartiles_over(xs, [trace.curve[2] for trace in members])
     drawn = quartiles_over(xs, [smooth(trace.curve[2], smoothing) for trace in members])[1] if smoothing else quartiles

@@ -126,7 +126,7 @@ class Fields(Widget):
                     self.sections.setdefault(field.section, []).append(name)
 
     def open_sections_that_fit(self) -> None:
-        """Open the first sections if the height suffices for their options and for all section headings."""
+        """Open as many of the first sections as fit in the height, leaving space for all section headings."""
         room = self.lines.size.height - len(self.shown)
         for section, options in self.sections.items():
             room -= len(options)

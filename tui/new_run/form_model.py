@@ -132,7 +132,7 @@ def recipes_for(target: str) -> list[tuple[str, str]]:
 
 
 def preset_options(target: str) -> list[Difference]:
-    """Return the options that a target sets to other values than the schema's defaults. Raises UsageError."""
+    """Return the options that a target sets to values other than the schema's defaults. Raises UsageError."""
     config = _load(target, "").config
     found = []
     for option, value in config.flatten().items():

@@ -94,7 +94,7 @@ class Picker(Screen[None]):
 
     @property
     def _list_width(self) -> int:
-        """The columns of the list, without those of the description beside it."""
+        """The width of the list in columns, excluding the description beside it."""
         width = self.size.width
         return width if width < BESIDE else width - width * 2 // 5
 

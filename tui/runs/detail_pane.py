@@ -151,7 +151,7 @@ def _describe_options(entry: Entry) -> Content:
     if found is None:
         return Content.styled(f"\nThe options cannot be compared: {preset} is not a preset.", MUTED)
     if not found:
-        return Content(f"\nAll options are those of {preset}.")
+        return Content(f"\nAll options match {preset}.")
     rows = [
         {"option": clean(one.option), "preset": format_option(one.preset_value), "run": format_option(one.value)}
         for one in found

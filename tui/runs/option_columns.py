@@ -39,9 +39,9 @@ class OptionColumns:
 def rank_differences(entries: Sequence[Entry]) -> list[str]:
     """Return the options that differ between runs of the same preset, the most useful first.
 
-    The first option separates the most runs, and each further option separates the most of the runs that the options
-    before it do not separate. The seed and then the remaining options come last. Options that a run lacks, because an
-    older version wrote it, are not a difference.
+    The first option distinguishes the most runs; each further option distinguishes the most runs not yet distinguished
+    by the previous options. The seed and then the remaining options come last. Options that are missing from a run
+    because an older version wrote it do not count as differences.
     """
     tables: dict[str, list[Mapping[str, object]]] = {}
     for entry in entries:

@@ -36,16 +36,20 @@ class RunActions(Screen[None]):
 
     @property
     def conditions(self) -> frozenset[str]:
-        """The conditions of actions that hold for the run. Subclasses add those of the screen."""
+        """The action conditions that hold for the run. Subclasses add those of the screen."""
         return run_conditions(self.entry)
 
     @property
     def has_colors(self) -> bool:
-        """True if colors can distinguish the curves. Without Braille dots, the curves consist of their letters."""
+        """True if colors can distinguish the curves. Without Braille dots, each curve is drawn with
+        its letter instead.
+        """
         return self.services.unicode and not self.app.no_color
 
     def refresh_footer(self) -> None:
-        """Update the footer if other actions apply now. Listing all keys for each move of the cursor would be slow."""
+        """Update the footer if the set of available actions has changed. Listing all keys for each move of the cursor
+        would be slow.
+        """
         if self.conditions != self._conditions:
             self._conditions = self.conditions
             self.refresh_bindings()
@@ -225,7 +229,7 @@ class RunActions(Screen[None]):
 
 
 def run_conditions(entry: Entry | None) -> frozenset[str]:
-    """Return the conditions of actions that hold for a run."""
+    """Return the action conditions that hold for a run."""
     if entry is None:
         return frozenset()
     if entry.foreign:

@@ -66,7 +66,9 @@ COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state), "what the run is doing, or how it ended"),
     "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-", "target of the run"),
     "step": Column("step", 6, 0, True, lambda e, _: format_number(e.status.step), "environment steps or tokens so far"),
-    "percent": Column("done", 4, 3, True, lambda e, _: format_percent(e.status), "fraction of the run's limit"),
+    "percent": Column(
+        "done", 4, 3, True, lambda e, _: format_percent(e.status), "completed fraction of the run's limit"
+    ),
     "score": Column(
         "score",
         7,
@@ -82,9 +84,11 @@ COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries
         6,
         True,
         lambda e, _: format_number(e.speed) if e.speed else "-",
-        "speed over the last seconds, or over all time if the run has ended",
+        "speed over the last few seconds, or over the whole run if it has ended",
     ),
-    "eta": Column("ETA", 7, 2, True, lambda e, _: _eta(e), "estimated time until the limit; ? if unknown"),
+    "eta": Column(
+        "ETA", 7, 2, True, lambda e, _: _eta(e), "estimated time until the run reaches its step limit; ? if unknown"
+    ),
     "age": Column(
         "age",
         7,
@@ -286,7 +290,7 @@ class RunList(ScrollView, can_focus=True):
         self._scroll_to_cursor()
 
     def _measure(self) -> None:
-        """Compute the columns that have values, and those that fit and their widths."""
+        """Determine which columns have values, which of them fit, and how wide they are."""
         now, room = self._clock(), self.scrollable_content_region.width
         self.columns = columns = self._with_values(now)
         widths = {}

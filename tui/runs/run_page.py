@@ -190,7 +190,9 @@ class RunPage(RunActions):
         return [*([pinned] if pinned else []), *(key for key in (self.key, *self._siblings()) if key != pinned)]
 
     def _pinned(self) -> str:
-        """Return the pinned run if it has the preset of this run, because other presets have other scales of scores."""
+        """Return the pinned run if it has the same preset as this run; scores of different presets
+        are not comparable.
+        """
         pinned, entry = self.store.entries.get(self.services.state.pinned), self.entry
         if pinned is None or entry is None:
             return ""

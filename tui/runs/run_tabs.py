@@ -69,7 +69,9 @@ class TextTab(VerticalScroll, can_focus=True):
 
 
 class Options(TextTab):
-    """Shows config.toml and marks what differs from the preset, or only the differences from the reference run."""
+    """Shows config.toml with the differences from the preset marked, or shows only the differences from the reference
+    run.
+    """
 
     def __init__(self, id: str) -> None:
         super().__init__(id)

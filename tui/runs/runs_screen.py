@@ -305,7 +305,7 @@ class RunsScreen(RunActions):
                 self._show_marks()
 
         hint = " ".join(rank_differences(entries)[:MOST_OPTIONS]) or "seed optim.lr"
-        title = "Options to show as columns (none: options that differ between listed runs)"
+        title = "Options to show as columns (leave empty to show options that differ between listed runs)"
         check = partial(read_names, known=known)
         self.app.push_screen(PromptDialog(title, " ".join(state.columns), hint, check=check), on_answer)
 

@@ -28,7 +28,9 @@ def seed_group(store: Store, key: str) -> str:
 
 
 def siblings(store: Store, key: str) -> list[str]:
-    """Return the other runs that differ from a run only in the seed. A repeated run with the same seed is not one."""
+    """Return the other runs that differ from a run only in the seed. Repeated runs with the same
+    seed are not siblings.
+    """
     if key not in store.entries:
         return []
     preset = store.entries[key].status.preset  # comparing presets first avoids reading the options of most runs

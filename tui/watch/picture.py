@@ -51,7 +51,7 @@ class Picture(Widget):
 
 
 def half_block_lines(pixels: np.ndarray) -> list[list[Segment]]:
-    """Convert pixels [2 * lines, columns, 3] to lines of half blocks. Equal neighbours share a segment."""
+    """Convert pixels [2 * lines, columns, 3] to lines of half blocks. Equal neighbors share a segment."""
     packed = pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
     cells = packed[::2] << 24 | packed[1::2]
     lines = []

@@ -1,4 +1,4 @@
-"""The child process that loads a policy and plays it, so that code of environments never runs in the UI."""
+"""The child process that loads a policy and plays it, so that environment code never runs in the UI."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Player:
             threading.Thread(target=self._read, args=(self._process,), name="player", daemon=True).start()
 
     def send(self, request: Request) -> None:
-        """Send a request. If the process has ended, nothing happens, because `receive` gets an Ended message."""
+        """Send a request. If the process has ended, do nothing; `receive` gets an Ended message."""
         if self._process is not None and self._process.stdin is not None:
             with suppress(OSError, ValueError):
                 self._process.stdin.write(encode(request))

@@ -49,7 +49,9 @@ class WatchScreen(Screen[None]):
             self.reply, self.pixels = reply, pixels
 
     def __init__(self, name: str, command: Sequence[str], color: bool) -> None:
-        """Create a screen for the run `name` that starts `command`. Without `color`, pictures consist of characters."""
+        """Create a screen that shows the run `name` and starts `command`. Without `color`, pictures consist of
+        characters.
+        """
         super().__init__()
         self._run_name, self._command, self._color = clean(name), command, color
         self._checkpoint = ""
@@ -79,7 +81,9 @@ class WatchScreen(Screen[None]):
         self._show_head()
 
     def _show_head(self) -> None:
-        """Show the run, the checkpoint and the decoding. If space is short, the run's name is cut."""
+        """Show the run, the checkpoint, and whether actions are greedy or sampled. If space is short, the run's name is
+        cut.
+        """
         view, width = self._view, max(1, self.size.width - 2)
         facts = [self._checkpoint] if self._checkpoint else []
         facts += [] if view is None else [_describe_decoding(view)]
