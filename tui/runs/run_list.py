@@ -297,19 +297,19 @@ class RunList(ScrollView, can_focus=True):
         for name, column in columns.items():
             cells = [] if column.right else [column.cell(entry, now) for entry in self.entries]
             widest = max(map(display_width, cells), default=0)
-            head = display_width(column.head) + 1  # 1 for the arrow of the sorted column
-            widths[name] = max(column.width, head, min(column.most, widest))
-        wanted = max(NOTE, min(WIDEST_NOTE, self._remark_width) + 2) if self._remark_width else 0
+            widths[name] = max(column.width, display_width(column.head), min(column.most, widest))
+        # without notes, 1 for the arrow of the last column
+        wanted = max(NOTE, min(WIDEST_NOTE, self._remark_width) + 2) if self._remark_width else 1
         remark = min(REMARK, wanted)
         self.wanted_width = self._total(widths) + wanted
         standard = {name: width for name, width in widths.items() if columns[name].drop < OPTIONAL}
         over = max(0, self._total(standard) + remark - room)
         widths["name"] = max(min(widths["name"], SHORT_NAME), widths["name"] - over)
         for name in sorted((n for n in columns if columns[n].drop), key=lambda n: -columns[n].drop):
-            if self._total(widths) + (remark if columns[name].drop >= DEAR else 0) <= room:
+            if self._total(widths) + (remark if columns[name].drop >= DEAR else 1) <= room:
                 break
             del widths[name]
-        if (over := self._total(widths) - room) > 0:
+        if (over := self._total(widths) + 1 - room) > 0:
             widths["name"] = max(8, widths["name"] - over)
         self._widths = widths
         self.virtual_size = Size(room, len(self.entries) + 1)
@@ -352,9 +352,10 @@ class RunList(ScrollView, can_focus=True):
         for name, size in self._widths.items():
             column = self.columns[name]
             arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
-            head = column.head + (arrow if name == self.sorted_by else "")
             self._heads.append((display_width(text), display_width(text) + size - 1, name))
-            text += (head.rjust(size) if column.right else pad(head, size)) + "  "
+            head = column.head + (arrow if name == self.sorted_by else "")
+            head = head.rjust(size) if column.right else head
+            text += head + " " * (size + 2 - display_width(head))  # the arrow may be in the gap between two columns
         text += "note" if width - display_width(text) >= NOTE - 2 and self._remark_width else ""
         text = text.rstrip()
         return Strip([Segment(pad(text, width), self.get_component_rich_style("run-list--head"))])
