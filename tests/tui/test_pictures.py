@@ -17,7 +17,7 @@ from textual.widget import Widget
 from tests.scenes import SIZES, make_scenes, screen_text, trainers, visit_screens
 from tui.actions import ACTIONS
 from tui.app import Terminal
-from tui.status_row import StatusRow
+from tui.status_row import PAIRS, StatusRow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "screens"
 KEPT = (
@@ -96,7 +96,7 @@ def _check_scrollbars(app: Terminal, name: str) -> None:
 def _check_footer(app: Terminal, name: str) -> None:
     """Check that the footer contains no truncated words."""
     if app.screen.query(StatusRow):
-        words = {word for action in ACTIONS for word in action.label.split()}
+        words = {word for label in (*PAIRS.values(), *(action.label for action in ACTIONS)) for word in label.split()}
         line = screen_text(app).splitlines()[-1].split()
         assert [word for word in line if len(word) > 1 and word[0].isupper() and word not in words] == [], name
         assert line[-1] in words, f"{name}: a key without a label"
