@@ -321,7 +321,7 @@ ACTIONS: tuple[Action, ...] = (
         "watch",
         rank=3,
     ),
-    Action("back", "escape,q", "Back", "End watching and return", "watch", rank=ALWAYS),
+    Action("back", "escape,q", "Back", "Stop watching and go back", "watch", rank=ALWAYS),
     Action("back", "escape,q", "Back", "Return to the list of runs", "compare", rank=ALWAYS),
     Action("equal", "D", "Equal options", "Show or hide the options that are equal in all runs", "compare", rank=1),
     Action("choose", "enter", "Select", "Open the form for the selected target", "picker", rank=1),

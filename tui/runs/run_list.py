@@ -64,7 +64,9 @@ def _eta(entry: Entry) -> str:
 COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries`
     "name": Column("run", 0, 0, False, lambda e, _: clean(e.key), "name of the run folder"),
     "state": Column("state", 8, 0, False, lambda e, _: clean(e.state), "what the run is doing, or how it ended"),
-    "preset": Column("preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-", "target of the run"),
+    "preset": Column(
+        "preset", 0, 7, False, lambda e, _: clean(e.status.preset) or "-", "the target: a preset or an environment"
+    ),
     "step": Column("step", 6, 0, True, lambda e, _: format_number(e.status.step), "environment steps or tokens so far"),
     "percent": Column(
         "done", 4, 3, True, lambda e, _: format_percent(e.status), "completed fraction of the run's limit"
