@@ -393,7 +393,7 @@ def conditions_of(screen: Screen[Any]) -> Collection[str]:
 
 
 def missing_condition(action: Action, conditions: Collection[str]) -> str:
-    """Return what the action needs but does not have, or "" if it is applicable."""
+    """Return the unmet need of an action, such as 'needs a run', or "" if the action applies."""
     needed = action.needs or PLACE_NEEDS.get(action.place, "")
     return NEEDS[needed] if needed and needed not in conditions else ""
 

@@ -1,7 +1,7 @@
 """Finds the runs under the runs folder.
 
 A folder with a run.json is a run of this program. A folder with event files but no run.json is a log of another
-program. Other programs write some curves of a log to sub-folders, which therefore belong to the log. A repeated scan
+program. Other programs write some curves of a log to subfolders, which therefore belong to the log. A repeated scan
 costs one `stat` per folder, because only folders with a new modification time are listed.
 """
 
@@ -46,7 +46,7 @@ class _Listing:
     settled: bool  # a later change will change the stamp
     folders: tuple[str, ...]
     files: tuple[str, ...]  # the newest event files
-    started: float  # creation time of the oldest event file; 0 if there is none
+    started: float  # creation time of the oldest event file; 0 without event files
 
 
 class FolderScanner:
@@ -109,11 +109,11 @@ class FolderScanner:
 
 
 def _merge_log(path: str, key: str, listing: _Listing, below: list[Folder]) -> list[Folder]:
-    """Return the folders in and below a folder. Sub-folders that belong to the folder's own log are merged into it.
+    """Return the folders in and below a folder. Subfolders that belong to the folder's own log are merged into it.
 
     If the folder contains event files, the logs below it belong to it: `SummaryWriter.add_scalars` and `add_hparams`
     create them. The runs folder is an exception, because it contains separate runs. If the folder contains no event
-    files, and its sub-folders are all named like data set splits (as written by Keras), they form one log.
+    files, and its subfolders are all named like data set splits (as written by Keras), they form one log.
     """
     logs = [folder for folder in below if folder.files]
     names = [folder.key[len(key) + 1 if key else 0 :] for folder in logs]

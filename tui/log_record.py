@@ -1,4 +1,4 @@
-"""Logs of other programs: reads the curves of a log and its sub-folders, and determines its last step and score."""
+"""Logs of other programs: reads the curves of a log and its subfolders, and determines its last step and score."""
 
 from __future__ import annotations
 
@@ -30,25 +30,23 @@ SCORES = (  # metrics that other programs use as their score, in order of prefer
 
 
 class CurveReader:
-    """Reads the event files of a folder and of those sub-folders that belong to it, while they grow.
+    """Reads the event files of a folder and of those subfolders that belong to it, while they grow.
 
-    Each sub-folder has its own curves, whose names contain the sub-folder, because its steps are independent of those
-    in the other sub-folders.
+    Each subfolder has its own curves, whose names contain the subfolder, because its steps are independent of those in
+    the other subfolders.
     """
 
     def __init__(self, folder: Path, parts: tuple[str, ...], tail: int = 0) -> None:
-        """Create a reader of the sub-folders `parts`; "" is the folder itself. `tail` is passed to
-        the event readers.
-        """
+        """Create a reader of the subfolders `parts`; "" is the folder itself. `tail` is passed to the event readers."""
         self.folder, self._tail = folder, tail
         self.pending = False  # True if the last poll ran out of time
         self._readers: dict[str, EventReader] = {}
-        self._left: list[str] = []  # the sub-folders that the last poll had no time to read
+        self._left: list[str] = []  # the subfolders that the last poll had no time to read
         self._changed = False
         self.set_parts(parts)
 
     def set_parts(self, parts: tuple[str, ...]) -> None:
-        """Change the sub-folders. The curves of removed sub-folders are dropped."""
+        """Change the subfolders. The curves of removed subfolders are dropped."""
         if parts == tuple(self._readers):
             return
         self._changed = bool(self._readers)
@@ -71,7 +69,7 @@ class CurveReader:
 
     @property
     def series(self) -> dict[str, Series]:
-        """The curves by name: the tag and, if there is one, the sub-folder."""
+        """The curves by name: 'tag' in the folder itself, and 'tag (subfolder)' in a subfolder."""
         curves = [(tag, part, one) for part, reader in self._readers.items() for tag, one in reader.series.items()]
         names = [_curve_name(tag, part) for tag, part, _ in curves]
         uses = Counter(names)
@@ -102,7 +100,7 @@ class CurveReader:
 
     @property
     def other_step(self) -> int:
-        """The largest step of such values; 0 if there is none."""
+        """The largest step of the values that charts cannot show, or 0."""
         return max((reader.others.step for reader in self._readers.values()), default=0)
 
 
@@ -121,7 +119,7 @@ class LogRecord:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The sub-folders with event files; "" is the folder itself."""
+        """The subfolders with event files; "" is the folder itself."""
         return tuple(dict.fromkeys(file.rpartition("/")[0] for file in self._files))
 
     def update(self, folder: Folder) -> None:
@@ -180,7 +178,7 @@ class LogRecord:
 
 
 def _curve_name(tag: str, part: str) -> str:
-    """Return 'loss (train)' for the tag 'loss' in the sub-folder 'train'.
+    """Return 'loss (train)' for the tag 'loss' in the subfolder 'train'.
 
     The names of the subfolders that `SummaryWriter.add_scalars` creates start with the tag; the curve name does not
     repeat it.
@@ -193,7 +191,7 @@ def _update_score(
 ) -> str:
     """Set the last score and, if the curve is complete or the best score was known before, the best score.
 
-    Return the metric that is the score, or "" if there is none.
+    Return the metric that is the score, or "" if no metric is known as a score.
     """
     names = [name for tag in SCORES for name in series if name == tag or name.startswith(f"{tag} (")]
     if not names:

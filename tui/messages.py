@@ -62,7 +62,7 @@ class MessageApp(App[None]):
         self._keep([message for message in self._visible if not message.has_expired])
 
     def drop_messages(self, least_age_s: float = 0.0) -> None:
-        """Remove the messages that have been visible for some seconds from the status row."""
+        """Remove the messages that have been visible for at least `least_age_s` seconds from the status row."""
         now = time.time()
         self._keep([message for message in self._visible if now - message.raised_at < least_age_s])
 
@@ -89,7 +89,7 @@ class MessageApp(App[None]):
                 row.update_message()
 
     def message_lines(self, width: int) -> list[Content]:
-        """Return the lines of the newest visible message, or no lines."""
+        """Return the lines of the newest visible message, or [] without a message."""
         return format_message(self._visible[-1], len(self._visible) - 1, width) if self._visible else []
 
     def all_messages(self, width: int) -> Content:
@@ -103,8 +103,8 @@ class MessageApp(App[None]):
 
 
 def format_message(message: Notification, others: int, width: int) -> list[Content]:
-    """Return the lines of a message. If the lines do not show the whole message, the last line ends with the key that
-    shows it.
+    """Return at most MOST_LINES lines of a message. The last one ends with the number of `others`, which are the other
+    visible messages, and the key that shows all messages if some text is hidden.
     """
     width = max(20, width)
     lines = wrap_text(WORDS[message.severity] + message.message, width)

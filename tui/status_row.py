@@ -1,4 +1,4 @@
-"""The last row of each screen: the keys of the actions that apply now, or a message."""
+"""The last row of each screen: the footer with the keys of the actions that apply now, or a message."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ class StatusRow(Widget, can_focus=False):
             self.refresh()
 
     def update_message(self) -> None:
-        """Show the app's current message, or the keys. In dialogs, which show no keys in this row, hide the row
-        instead.
+        """Show the app's current message, or the keys. In a dialog, which shows its keys elsewhere, hide the row instead
+        of showing keys.
         """
         lines = self._message_lines(self.content_size.width or self.screen.size.width - self.gutter.width)
         self.display = bool(lines) or not self.screen.is_modal

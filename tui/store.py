@@ -196,7 +196,7 @@ class Store:
         return changed
 
     def _parts(self, key: str) -> tuple[str, ...]:
-        """Return the sub-folders that contain a run's curves."""
+        """Return the subfolders that contain a run's curves."""
         return self._logs[key].parts if key in self._logs else ("",)
 
     def _read_ends(self, deadline: float) -> bool:

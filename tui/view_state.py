@@ -29,8 +29,8 @@ class ViewState:
     sorted_by: str = "age"
     reverse: bool = False
     columns: list[str] = field(default_factory=list)  # options that the list shows; if empty, those that differ
-    list_share: int = 40  # per cent of the height that the list above the charts may use
-    list_width: int = 0  # per cent of the width that the list beside the charts uses; 0: as its columns need
+    list_share: int = 40  # percentage of the height that the list above the charts may use
+    list_width: int = 0  # percentage of the width of the list beside the charts; 0 adapts it to the columns
     details: bool = False  # show the details in place of the charts
     details_beside: bool = True  # show the details below a list that is beside the charts
     charts: dict[str, Any] = field(default_factory=dict)

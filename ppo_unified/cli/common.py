@@ -126,12 +126,13 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="best",
         metavar="WHICH",
-        help="checkpoint to load: best, latest, or a step number (default: best, or latest if there is no score)",
+        help="checkpoint to load: best, latest, or a step number (default: best, or latest if the run has no score)",
     )
 
 
-def add_yes(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--yes", action="store_true", help=f"{what} without asking for confirmation")
+def add_yes(parser: argparse.ArgumentParser, when: str) -> None:
+    """Add the flag --yes. `when` says when the command would ask for confirmation."""
+    parser.add_argument("--yes", action="store_true", help=f"do not ask for confirmation {when}")
 
 
 def confirm(question: str, about: str) -> bool:

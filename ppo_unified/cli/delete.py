@@ -13,7 +13,7 @@ from ppo_unified.text import clean
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, many="+")
-    add_yes(parser, "delete")
+    add_yes(parser, "before deleting a run")
     add_runs_folder(parser)
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--total-steps", metavar="N", help="new total number of steps (default: unchanged)")
     parser.add_argument("--total-iterations", metavar="N", help="new total number of iterations (default: unchanged)")
     add_detach(parser)
-    add_yes(parser, "restart at step 0 if the run has no checkpoint")
+    add_yes(parser, "before restarting a run without a checkpoint at step 0")
     add_runs_folder(parser)
 
 

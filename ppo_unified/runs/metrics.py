@@ -327,7 +327,7 @@ class Threshold(NamedTuple):
 
 
 def score_threshold(options: Mapping[str, Any], preset: str) -> Threshold | None:
-    """Return the threshold from a run's options with dotted keys, or None if there is none."""
+    """Return the threshold in a run's options with dotted keys, or None if it is missing or invalid."""
     score = options.get("eval.threshold")
     if not isinstance(score, int | float) or isinstance(score, bool):
         return None
@@ -335,11 +335,11 @@ def score_threshold(options: Mapping[str, Any], preset: str) -> Threshold | None
 
 
 def levels(tag: str, thresholds: Iterable[Threshold | None], limits: bool = True) -> list[tuple[float, str]]:
-    """Return the values that a chart of the metric marks with a line, with their names.
+    """Return the values that a chart of the metric marks with dashed lines, with their names.
 
-    They are the health limit if `limits` is True or, for scores, the thresholds of the drawn runs, where None stands
-    for a run without a threshold. A threshold that not all of these runs have is named after their presets. More than
-    three different thresholds are omitted.
+    For a score, these are the different `thresholds` of the drawn runs (None for a run without a threshold), if there
+    are at most three. Unless all runs have the same threshold, its name contains the presets of its runs. For another
+    metric, it is the health limit, if `limits` is True.
     """
     if not is_score(tag):
         return [(LIMITS[tag].value, LIMITS[tag].name)] if limits and tag in LIMITS else []

@@ -18,7 +18,7 @@ from ppo_unified.runs.folder import Run, Status, write_atomically
 
 SAME_REQUEST_S = 1.0  # a SIGTERM or SIGHUP this soon after the first signal is ignored
 USER_STOP = ".stopped-by-user"  # the file that records which trainer the user has stopped or killed
-UNRECORDED = "killed? (no reason was recorded)"  # the process may also have run out of memory or lost its power
+UNRECORDED = "killed? (no reason was recorded)"  # or the process ran out of memory, or the machine lost power
 REASONS = {
     signal.SIGINT: "stopped by Ctrl-C",
     signal.SIGTERM: "stopped by another program (SIGTERM)",

@@ -240,8 +240,7 @@ def _point_cells(layer: Layer, view: View, shape: tuple[int, int], glyphs: Glyph
 
 
 def _add_level(picture: Picture, dot: int, name: str, glyphs: Glyphs) -> None:
-    """Draw a dashed line in the free cells of a row of dots, and beside the curves its name or, if there is no space,
-    only its value.
+    """Draw a dashed line in the free cells of a row of dots, with its name or, in a narrow plot, only its value.
 
     The value is the last word of the name. Neither touches a curve. A name with wide characters is not drawn.
     """

@@ -42,7 +42,7 @@ RESULTS = tuple(Results.__annotations__)  # the names of the results
 
 
 class ComparedRun(NamedTuple):
-    """A run with its state, its seed, its options and its results. All names differ."""
+    """A run with its unique name, its state, its seed, its options and its results."""
 
     name: str
     state: str
@@ -68,7 +68,7 @@ class Group(NamedTuple):
         return Statistics(mean(finite) if finite else None, stdev(finite) if len(finite) > 1 else None, finite)
 
     def mean(self, name: str) -> float | None:
-        """Return the mean of a result over the seeds, or the run's own result, which may be NaN or infinite."""
+        """Return the mean of a result over the seeds. For a single run, return its result, even if it is not finite."""
         own: float | None = getattr(self.runs[0].results, name)
         return own if len(self.runs) == 1 else self.statistics(name).mean
 

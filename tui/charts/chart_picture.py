@@ -26,7 +26,7 @@ class Look(NamedTuple):
     log_y: bool = False
     smoothing: float = 0.0
     aggregate: bool = False
-    window: Window | None = None  # in drawn coordinates (logarithms on a log axis); None if there is no data
+    window: Window | None = None  # in drawn coordinates (logarithms on a log axis); None without data
 
     def x_label(self, x: float) -> str:
         """Format an x value."""
@@ -100,7 +100,7 @@ class ChartPicture:
 def paint_chart(
     drawn: Sequence[DrawnCurve], look: Look, size: tuple[int, int], glyphs: Glyphs, levels: Sequence[Tick] = ()
 ) -> ChartPicture | str:
-    """Paint the curves and axes in `size` (columns, rows), or return a message if there is nothing to paint.
+    """Paint the curves and axes in `size` (columns, rows), or return a message if no point is visible.
 
     `levels` are the values that dashed lines mark, with their names. Lines far away from the curves are omitted.
     """
@@ -158,7 +158,7 @@ def _layers(lines: Sequence[DrawnCurve], span: View, room: int, glyphs: Glyphs, 
             curves.append(Layer(*ends, 2 * len(lines) + k, small, points=points))
         points = places.few_points(complete, log_y) if few else None
         curves.append(Layer(*places.minmax(complete, log_y), 2 * k, mark, points=points))
-    return [*bands, *reversed(raws), *curves]  # reversed: the reference's dense raw curve must not hide the others
+    return [*bands, *reversed(raws), *curves]  # reversed: the pinned run's dense raw curve must not hide the others
 
 
 def _dotted(low: np.ndarray, high: np.ndarray, columns: int) -> tuple[np.ndarray, np.ndarray]:

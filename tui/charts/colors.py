@@ -1,4 +1,4 @@
-"""Assigns a color to each curve, and a letter if there are more curves than safe colors or no colors at all."""
+"""Assigns a color to each curve, and a letter if colors alone cannot distinguish the curves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from ppo_unified.terminal.chart import MARKS
 
-# The first SAFE colors and the reference's color differ for people with any type of color vision. They were found by
+# The first SAFE colors and the pinned run's color differ for people with any type of color vision. They were found by
 # searching near the palette of Okabe and Ito. The other colors differ less, so their curves also have letters.
 SAFE = 4
 DARK = ("#88DDFF", "#FFDD33", "#00AA44", "#FF66AA", "#4488EE", "#BBEE99", "#EE6600", "#BB99EE")

@@ -88,7 +88,7 @@ class Plot(Widget, can_focus=True):
         self._data: tuple[object, ...] = ()
         self._drawn: list[DrawnCurve] | None = None
         self._averages = Averages()
-        self._painted: ChartPicture | str | None = None  # a chart, or a message that explains why there is none
+        self._painted: ChartPicture | str | None = None  # a chart, or a message in its place
         self._strips: list[Strip] | None = None
         self._own_inks: Inks | None = None
         self._colors: list[tuple[str, bool]] = []  # colors for which the inks were created
@@ -150,11 +150,11 @@ class Plot(Widget, can_focus=True):
 
     @property
     def picture(self) -> ChartPicture | None:
-        """The chart as last painted, or None if there is none."""
+        """The chart as last painted, or None if it has no curves."""
         return self._painted if isinstance(self._painted, ChartPicture) else None
 
     def values(self) -> list[float | None]:
-        """Return the raw value of each curve at the crosshair, or its last raw value if there is no crosshair."""
+        """Return the raw value of each curve at the crosshair or, without a crosshair, its last raw value."""
         return [value_at(one.x, one.raw, self.cross, self.slack) for one in self.curves]
 
     def numbers(self) -> list[str]:
@@ -174,7 +174,7 @@ class Plot(Widget, can_focus=True):
         return 0.0 if self.picture is None or self._look.log_x else self.picture.column_width
 
     def x_beside_cross(self, by: int) -> float | None:
-        """Return the x value `by` columns away from the crosshair, or from the right end if there is no crosshair."""
+        """Return the x value `by` columns away from the crosshair or, without a crosshair, from the right end."""
         return self.picture.x_beside(self.cross, by) if self.picture is not None else None
 
     def export_picture(self) -> PaperChart | None:

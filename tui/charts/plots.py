@@ -74,7 +74,7 @@ class Plots(Widget):
         self.settings, self.unicode, self.exports = settings, unicode, exports
         self.tags: list[str] = []
         self.traces: Callable[[str], Sequence[Trace]] = lambda tag: ()
-        self.why_ungrouped: Callable[[], str] = lambda: ""  # returns the reason why there are no seeds to group, or ""
+        self.why_ungrouped: Callable[[], str] = lambda: ""  # returns why seeds cannot be grouped, or ""
         self.legend = ""  # names a curve that the titles of narrow charts may not name
         self.cross: float | None = None  # x value of the crosshair in all charts
         self.renewed: Signal[None] = Signal(self, "renewed")  # published after `show`, for the full-screen view
@@ -119,7 +119,7 @@ class Plots(Widget):
 
     @property
     def current(self) -> Plot | None:
-        """The chart to which actions apply: the last focused chart or, if none is visible, the first visible one."""
+        """The chart to which actions apply: the last focused chart or, if it is hidden, the first visible one."""
         plots = self.plots
         return next((plot for plot in plots if plot.tag == self._chosen), plots[0] if plots else None)
 
@@ -146,7 +146,7 @@ class Plots(Widget):
         self.post_message(self.Updated())
 
     def _show_line(self, page: Page, repeats: int) -> None:
-        """Update the line below the charts, and the message if there are no charts."""
+        """Update the line below the charts, and the message on a page without charts."""
         self._empty.display = not page.tags
         if not page.tags:
             self._empty.update(NO_MATCH if any(map(self.traces, self.tags)) else "No curves yet.")
@@ -169,7 +169,7 @@ class Plots(Widget):
         self.post_message(self.Changed())
 
     def explain(self) -> str | None:
-        """Return the description of the current chart's metric, or None if there is no chart."""
+        """Return the description of the current chart's metric, or None on a page without charts."""
         return explanation(self.current.tag, self.settings.aggregate) if self.current else None
 
     # messages from the charts

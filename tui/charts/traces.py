@@ -26,7 +26,7 @@ class Trace(NamedTuple):
     label: str
     color: str
     curve: Curve
-    pinned: bool = False  # the reference run
+    pinned: bool = False  # drawn on top
     group: str = ""  # runs of one group differ only in the seed
     repeat: bool = False  # another run of the group represents the same seed
     threshold: Threshold | None = None  # of the run's task, if the metric is the score
@@ -60,7 +60,7 @@ class DrawnCurve(NamedTuple):
     letter: str = ""
 
     def split(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the part of `curve` where all seeds have values and, if any, the part where some have none.
+        """Return the part of `curve` where all seeds have values, and the part where some have none, or None.
 
         Both contain NaN outside of their part. The second part also includes the adjacent points of the first part, so
         that the lines connect.
@@ -179,12 +179,12 @@ def prepare_curves(
 
 
 def drawn_traces(traces: Iterable[Trace], aggregate: bool) -> list[Trace]:
-    """Return the curves that charts show, that is, without those of repeated runs if seeds are grouped."""
+    """Return the traces that charts draw. If seeds are grouped, repeated runs are not drawn."""
     return [trace for trace in traces if not (aggregate and trace.repeat)]
 
 
 def describe_repeats(repeats: int) -> str:
-    """Say how many runs are not drawn because another run has the same options and seed."""
+    """Return the number of runs that are hidden because another run has the same options and seed, as text."""
     return f"{repeats} repeat{'s' if repeats > 1 else ''} hidden"
 
 
@@ -263,7 +263,7 @@ def index_at(x: np.ndarray, at: float | None, slack: float = 0.0) -> int | None:
 
 
 def value_at(x: np.ndarray, y: np.ndarray, at: float | None, slack: float = 0.0) -> float | None:
-    """Return the value of the point that `index_at` finds, or None if there is none."""
+    """Return the value of the point that `index_at` finds, or None."""
     index = index_at(x, at, slack)
     return None if index is None else float(y[index])
 

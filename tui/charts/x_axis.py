@@ -40,7 +40,7 @@ class XAxis:
 
     @property
     def window(self) -> Window | None:
-        """The visible part of the axis, or None if there are no curves."""
+        """The visible part of the axis, or None without curves."""
         settings, whole = self.settings, self.whole
         if settings.window is None or whole is None:
             return whole

@@ -152,7 +152,7 @@ class Form(Screen[None]):
             place.set_class(not content.plain, "-empty")
 
     def _verdict_text(self) -> Content:
-        """Return the errors, or the differences from the target if there are none."""
+        """Return the errors or, for valid input, the differences from the target."""
         verdict = self.verdict
         errors = [self._start_error] if self._start_error else list(verdict.general)
         if verdict.problems and not self._start_error:
@@ -299,7 +299,7 @@ class Form(Screen[None]):
         self.query_one("#search" if event.by < 0 else "#start").focus()
 
     def action_cancel(self) -> None:
-        """Clear the search, or close the form if there is none."""
+        """Clear the search or, if it is empty, close the form."""
         search = self.query_one("#search", Input)
         if search.value:
             search.clear()

@@ -62,7 +62,7 @@ class Launcher:
         return {name for name in self._typed if name.rpartition(" ")[0] == _rerun_name(key)}
 
     def _push_form(self, target: str, recipe: str, name: str, typed: dict[str, str]) -> None:
-        """Open a form with the input stored under this name, or with `typed` if there is none."""
+        """Open a form with the input stored under this name or, by default, with `typed`."""
         typed = self._typed.setdefault(name, typed)
 
         def start(arguments: Sequence[Sequence[str]]) -> None:

@@ -54,7 +54,7 @@ class Entry:
 
 
 def describe_not_shown(entry: Entry) -> str:
-    """Return a sentence about the data of another program that charts cannot show, or "" if there is none."""
+    """Return a sentence about the data of another program that charts cannot show, or "" if they show all of it."""
     command = shlex.join(["ppo-unified", "tensorboard", "--runs", str(entry.path)])
     return f"Not shown: {entry.not_shown}. To see all data: {command}" if entry.not_shown else ""
 

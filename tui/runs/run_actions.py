@@ -65,7 +65,7 @@ class RunActions(Screen[None]):
         return not (self.services.readonly and is_write_action(action))
 
     def _own_run(self, what: str) -> Entry | None:
-        """Return the run, or show a warning and return None if there is none or another program wrote it."""
+        """Return the run. If no run is selected or another program wrote it, show a warning and return None."""
         entry = self.entry
         if entry is None:
             self._warn("No run is selected.")

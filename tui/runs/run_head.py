@@ -33,7 +33,7 @@ def format_head(entry: Entry, width: int, height: int, damage: str = "", tab: st
     """Format the lines for a screen of `width` columns and `height` lines.
 
     `damage` describes the damage of the run's event files. `tab` is the open tab, to which the text does not refer, or
-    "" if there are no tabs.
+    "" on a screen without tabs.
     """
     color = COLORS[RunList.STATES.get(entry.state, "dim")]
     state, name = _shorten(clean(entry.state), width // 2), clean(entry.key)

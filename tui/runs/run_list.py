@@ -43,7 +43,7 @@ class Column(NamedTuple):
 
 
 def _remark(entry: Entry) -> str:
-    """Return the text of the note column: the error if there is one, otherwise the phase, health warnings and note."""
+    """Return the text of the note column: the phase, health warnings and note, or the error of an unreadable run."""
     note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
     return entry.problem or "   ".join(filter(None, (format_phase(entry.status, entry.state), _health(entry), note)))
 
@@ -55,7 +55,7 @@ def _health(entry: Entry) -> str:
 
 
 def _eta(entry: Entry) -> str:
-    """Return the ETA, or '?' if an active run has none, so that the column does not disappear for a moment."""
+    """Return the ETA. While that of an active run is unknown, return '?', so that the column does not disappear."""
     if entry.eta_s is None:
         return "?" if entry.state in ACTIVE else "-"
     return format_duration(entry.eta_s)
@@ -174,13 +174,13 @@ class RunList(ScrollView, can_focus=True):
         self.entries: Sequence[Entry] = ()
         self.marks = Marks()
         self.sorted_by, self.reverse = "age", False
-        self.empty: str = ""  # the text if no run is listed
+        self.empty: str = ""  # the text of an empty list
         self._key, self._row = "", 0
         self._awaited = ""  # the cursor moves to this run as soon as it is listed
         self._unicode, self._clock = unicode, clock
         self.columns: Mapping[str, Column] = COLUMNS  # those with values, which may be more than fit
         self.wanted_width = 0  # width at which all columns fit
-        self._remark_width = 0  # width of the widest note; 0 if there is none
+        self._remark_width = 0  # width of the widest note; 0 without notes
         self._options: Mapping[str, Column] = {}
         self._widths: dict[str, int] = {}
         self._heads: list[tuple[int, int, str]] = []  # (first column, last column, name) of each header

@@ -185,7 +185,7 @@ class RunPage(RunActions):
     # curves
 
     def _drawn_keys(self) -> list[str]:
-        """Return the keys of the runs to draw: the reference, this run and, if seeds are grouped, its other seeds."""
+        """Return the keys of the runs to draw: the pinned run, this run and, if seeds are grouped, its other seeds."""
         pinned = self._pinned()
         return [*([pinned] if pinned else []), *(key for key in (self.key, *self._siblings()) if key != pinned)]
 
@@ -204,7 +204,7 @@ class RunPage(RunActions):
         return siblings(self.store, self.key) if self.plots.settings.aggregate else []
 
     def _why_ungrouped(self) -> str:
-        """Return the reason why there are no seeds to group, or "" if there are some."""
+        """Return the reason why seeds cannot be grouped, or ""."""
         others, pinned = siblings(self.store, self.key), self._pinned()
         if any(key != pinned for key in others):
             return ""

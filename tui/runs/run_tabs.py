@@ -130,7 +130,7 @@ def _sections(
 ) -> Content:
     """Format all options in one table with section headings. An option without a value is shown only if it differs.
 
-    Each line ends with the option's description if there is one, cut to `width` columns.
+    If `descriptions` contains an option, its line ends with the description, cut to `width` columns.
     """
     groups: dict[str, dict[str, Any]] = {"run": {}}
     changed: dict[tuple[str, str], Any] = {}  # (section, option) -> the preset's value
@@ -268,7 +268,7 @@ class SamplePage:
 
 
 class Samples(TextTab):
-    """Shows the responses of each evaluation, or the stored samples of each iteration if there are no responses."""
+    """Shows the responses of each evaluation or, for a run without responses, the stored samples of each iteration."""
 
     class Loaded(Message):
         """A thread has loaded a page, or failed with a message."""

@@ -30,7 +30,7 @@ from tui.services import Services
 from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
-LEAST, MOST, STEP = 15, 80, 5  # share of the screen for the list, in per cent
+LEAST, MOST, STEP = 15, 80, 5  # share of the screen for the list, in percent
 FITTED = 65  # maximum share of the width if the list is as wide as its columns need
 NARROW = 121  # a list beside the charts may always be this wide, so that it shows as much as on a narrow screen
 CHARTS = 2 * LEAST_WIDTH  # if possible, the charts keep space for two columns

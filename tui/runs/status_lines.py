@@ -44,7 +44,7 @@ class TopLine(Static):
 
 
 class QueryLine(Static):
-    """Shows an error in the query, the runs folder or the event files. If there is no error, shows the query."""
+    """Shows the query, or an error in the query, the runs folder or the event files."""
 
     def __init__(self) -> None:
         super().__init__(id="query", markup=False)

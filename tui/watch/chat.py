@@ -26,7 +26,7 @@ EMPTY = (
 
 
 class _PromptBox(Input):
-    """The input line. It leaves the keys of the screen's actions to the screen, so that the footer lists them."""
+    """The input line. It passes the keys of the chat's actions to the screen, so that the footer lists them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(action.keys, f"screen.{action.name}", show=False)
@@ -36,7 +36,7 @@ class _PromptBox(Input):
 
 
 def shorten_prompt(prompt: str, columns: int, most: int) -> str:
-    """Return the first lines of a prompt, at most `most`, with the label to the left of it in `columns` columns."""
+    """Return a prompt cut to `most` lines. The lines and the label on their left have `columns` columns."""
     width = max(1, columns - LABEL)
     part = prompt[: 2 * most * width]  # wrapping all of a very long prompt would take seconds
     rows = wrap_text(part, width)
@@ -47,7 +47,7 @@ def shorten_prompt(prompt: str, columns: int, most: int) -> str:
 
 
 class _Answer(Static):
-    """The responses to one prompt, or the reason why there are none."""
+    """A prompt and the responses to it, or the error."""
 
     def __init__(self, prompt: str, reply: PromptReply | ErrorReply) -> None:
         super().__init__(markup=False)
@@ -88,8 +88,8 @@ class ChatView(Vertical):
         super().__init__()
         self.greedy = True
         self._send = send
-        self._prompts: list[str] = []  # that the user has sent, oldest first
-        self._place = 0  # of the shown prompt in `_prompts`
+        self._prompts: list[str] = []  # sent by the user, oldest first
+        self._place = 0  # index of the shown prompt in `_prompts`, or their number while the draft is shown
         self._draft = ""  # text that the user has not sent
         self._waiting: str | None = None  # the prompt whose responses are awaited
         self._requested = 0.0
@@ -97,7 +97,7 @@ class ChatView(Vertical):
 
     @property
     def shown_greedy(self) -> bool:
-        """True if the awaited responses, or else the next ones, are greedy."""
+        """True if the responses being generated are greedy or, if none are, the next ones will be."""
         return self.greedy if self._waiting is None else self._requested_greedy
 
     def compose(self) -> ComposeResult:
@@ -112,7 +112,7 @@ class ChatView(Vertical):
         self._show_state()
 
     def request(self, prompt: str | None) -> None:
-        """Request the responses to a prompt, or to a held-out prompt if it is None."""
+        """Request the responses to a prompt, or to a held-out prompt if it is None, unless responses are awaited."""
         if self._waiting is not None:
             return
         self._waiting, self._requested = prompt or "a held-out prompt", time.monotonic()

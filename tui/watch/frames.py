@@ -39,7 +39,7 @@ class FramesView(Vertical):
         self._requested = 0.0  # time of the last request
         self._clock = 0.0  # time at which the current step was due
         self._waiting = False  # the reply has not arrived yet
-        self._pending: tuple[int, bool] | None = None  # sum of the arguments of `request` while waiting
+        self._pending: tuple[int, bool] | None = None  # steps and `new_episode` that were requested while waiting
         self._is_over = False  # the process has ended
         self._timer: Timer | None = None
 
@@ -147,7 +147,7 @@ class FramesView(Vertical):
             state = f"waiting for the environment ... {time.monotonic() - self._requested:.0f} s"
         if frame is None:
             return state
-        end = (" cut, because it has no time limit" if frame.cut else " ended") if frame.ended else ""
+        end = (" cut, because the environment has no time limit" if frame.cut else " ended") if frame.ended else ""
         facts = [state, format_speed(self.speed), f"episode {frame.episode}{end}", f"step {frame.step}"]
         facts += [f"return {clean(frame.total)}"]
         facts += [f"reward {clean(frame.reward)}"] if frame.reward else []

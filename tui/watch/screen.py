@@ -81,9 +81,7 @@ class WatchScreen(Screen[None]):
         self._show_head()
 
     def _show_head(self) -> None:
-        """Show the run, the checkpoint, and whether actions are greedy or sampled. If space is short, the run's name is
-        cut.
-        """
+        """Show the run, the checkpoint, and whether actions are greedy or sampled. Cut the run's name to fit."""
         view, width = self._view, max(1, self.size.width - 2)
         facts = [self._checkpoint] if self._checkpoint else []
         facts += [] if view is None else [_describe_decoding(view)]
@@ -202,7 +200,7 @@ class WatchScreen(Screen[None]):
 
 
 def _describe_decoding(view: FramesView | ChatView) -> str:
-    """Return how the visible actions or tokens are chosen and, if the next ones differ, how those are chosen."""
+    """Return how the visible actions or tokens are chosen, such as 'greedy' or 'greedy (next episode: sampled)'."""
     shown, following = ("greedy" if greedy else "sampled" for greedy in (view.shown_greedy, view.greedy))
     unit = "prompt" if isinstance(view, ChatView) else "episode"
     return shown if shown == following else f"{shown} (next {unit}: {following})"
