@@ -154,11 +154,11 @@ class LogRecord:
         reader.set_parts(self.parts)
         reader.poll(budget_s)
         if not reader.pending:
-            self.show(reader)
+            self.update_from(reader)
             self._tail = reader if self._grows else None
         return not reader.pending
 
-    def show(self, reader: CurveReader) -> None:
+    def update_from(self, reader: CurveReader) -> None:
         """Update the entry with the last step, duration, score and kinds of other data that a reader has found."""
         self.is_stale, self._tail, before = False, None, self.entry.status
         series = {name: one.numpy() for name, one in reader.series.items() if len(one)}

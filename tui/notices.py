@@ -8,7 +8,7 @@ from typing import NamedTuple
 from textual.notifications import SeverityLevel
 
 from ppo_unified.runs.control import describe_end
-from ppo_unified.runs.folder import ACTIVE, Run, read_warnings
+from ppo_unified.runs.folder import ALIVE, Run, read_warnings
 from ppo_unified.text import clean, pad
 from tui.runs.entries import Entry
 
@@ -44,7 +44,7 @@ class Notices:
     def _ends(self, entries: Mapping[str, Entry]) -> Iterator[Notice]:
         for key, entry in entries.items():
             before = self._states.get(key)
-            if before in (*ACTIVE, "stalled") and entry.state in SEVERITIES and entry.state != before:
+            if before in ALIVE and entry.state in SEVERITIES and entry.state != before:
                 yield Notice(_summary(entry), SEVERITIES[entry.state])
         self._states = {key: entry.state for key, entry in entries.items()}
 

@@ -77,8 +77,8 @@ class StatusRow(Widget, can_focus=False):
             self.refresh()
 
     def update_message(self) -> None:
-        """Show the app's current message, or the keys. In a dialog, which shows its keys elsewhere, hide the row instead
-        of showing keys.
+        """Show the app's current message, or the keys. A dialog shows its keys elsewhere, so without a message, hide its
+        row.
         """
         lines = self._message_lines(self.content_size.width or self.screen.size.width - self.gutter.width)
         self.display = bool(lines) or not self.screen.is_modal

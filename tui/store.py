@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import ACTIVE, Run, Status, ended_state, has_stalled
+from ppo_unified.runs.folder import ACTIVE, ALIVE, Run, Status, ended_state, has_stalled
 from ppo_unified.runs.metrics import AWAITED, sort_tags
 from ppo_unified.runs.notes import read_note_line
 from ppo_unified.runs.progress import steps_left
@@ -97,7 +97,7 @@ class Store:
         """
         keys = list(keys)
         known = {tag for key in keys for tag in self._curves.get(key, ())}
-        return sort_tags(known or (AWAITED if self._awaits_first_point(keys, (*ACTIVE, "stalled")) else ()))
+        return sort_tags(known or (AWAITED if self._awaits_first_point(keys, ALIVE) else ()))
 
     def _awaits_first_point(self, keys: Iterable[str], states: Iterable[str]) -> bool:
         """Return True if a run in `keys` has a state in `states` and no point of it has been read yet."""
@@ -192,7 +192,7 @@ class Store:
         if log is not None:
             log.is_stale |= changed
             if log.is_stale and not reader.pending:  # the last step is unknown before everything has been read
-                log.show(reader)
+                log.update_from(reader)
         return changed
 
     def _parts(self, key: str) -> tuple[str, ...]:

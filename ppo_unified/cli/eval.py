@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         document = {"score": scored["score"], f"mean_{named}": scored["score"], **scored, **chosen, "step": loaded.step}
         print(json.dumps(document | ({"video": str(video)} if video else {})))
         return 0
-    how = f"{describe_decoding(options)}, seed {options.seed}, {describe_checkpoint(loaded)}"
+    how = f"{describe_decoding(not options.sampled)}, seed {options.seed}, {describe_checkpoint(loaded)}"
     episodes = f"{scored['episodes']} {find_adapter(loaded.config.kind).episodes}"
     score = f"score {scored['score']:.4g} +- {scored['std']:.3g} over {episodes}"
     success = f", success {scored['success']:.0%}" if "success" in scored else ""
@@ -79,7 +79,7 @@ def _video(loaded: LoadedPolicy, options: argparse.Namespace) -> Path:
     path = loaded.run.export / f"step{loaded.step}-seed{options.seed}{sampled}.gif"
     from ppo_unified.terminal.frames import write_gif
 
-    frames = play_frames(loaded, options, 1, ("picture",))
+    frames = play_frames(loaded, 1, options.seed, not options.sampled, ("picture",))
     try:
         path.parent.mkdir(exist_ok=True)
         with replace_file(path) as temporary:

@@ -104,8 +104,9 @@ def _check_serve(options: argparse.Namespace) -> None:
 
 
 def _watch(loaded: LoadedPolicy, options: argparse.Namespace, stdout: TextIO) -> None:
-    draws, how = is_drawable(stdout), describe_decoding(options)
-    frames = play_frames(loaded, options, options.episodes or 1, ("picture", "text") if draws else ())
+    draws, greedy = is_drawable(stdout), not options.sampled
+    how, shows = describe_decoding(greedy), ("picture", "text") if draws else ()
+    frames = play_frames(loaded, options.episodes or 1, options.seed, greedy, shows)
     if draws:
         title = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}, {how}"
         style = style_for(stdout)
@@ -121,7 +122,7 @@ def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
     if options.fps:
         raise UsageError("--fps has no effect on a language model; omit it")
     chat: Chat = load(find_adapter(loaded.config.kind).chat)(loaded.adapter, options.seed, not options.sampled)
-    how = describe_decoding(options)
+    how = describe_decoding(not options.sampled)
     typed = sys.stdin is not None and sys.stdin.isatty() and not options.episodes
     if typed:
         about = f"{clean(loaded.run.name)}, {describe_checkpoint(loaded)}, {how}"

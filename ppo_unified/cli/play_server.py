@@ -12,7 +12,6 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import count
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
@@ -58,8 +57,8 @@ def serve(options: Namespace) -> int:
     with foreign_code() as stdout:
         loaded = load_policy(options)
         with closing(loaded.adapter):
-            serve_kind = _serve_chat if find_adapter(loaded.config.kind).chat else _serve_frames
-            serve_kind(loaded, options, requests, stdout.buffer)
+            answer = _serve_chat if find_adapter(loaded.config.kind).chat else _serve_frames
+            answer(loaded, options, requests, stdout.buffer)
     return 0
 
 
@@ -151,8 +150,8 @@ class Episodes:
         self.close()
         self._loaded = load_newer(self._loaded, self._options.checkpoint)
         self._greedy, self._before = greedy, self._episode
-        options = Namespace(seed=self._options.seed + self._before, sampled=not greedy)
-        self._frames = play_frames(self._loaded, options, MANY, ("picture", "text"))
+        seed = self._options.seed + self._before
+        self._frames = play_frames(self._loaded, MANY, seed, greedy, ("picture", "text"))
         self._show(next(self._frames))
 
     def _show(self, frame: Frame) -> None:
@@ -205,7 +204,6 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
     _send(stream, Ready(True, describe_checkpoint(loaded)))
     for line in requests:
         request: PromptRequest = _decode_request(line, PromptRequest)
-        how = describe_decoding(Namespace(sampled=not request.greedy))
         try:
             if request.prompt is None:
                 exchange = next(examples[request.greedy])
@@ -215,12 +213,12 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
             examples[request.greedy] = _example_exchanges(chats[request.greedy])  # an error ends the old iterator
             _send(stream, ErrorReply(str(error)))
         else:
-            policy, reference = exchange_blocks(exchange, how)
+            policy, reference = exchange_blocks(exchange, describe_decoding(request.greedy))
             texts = (policy.text, policy.facts, reference.text, reference.facts)
             _send(stream, PromptReply(exchange.prompt, *texts, exchange.remark))
 
 
 def _example_exchanges(chat: Chat) -> Iterator[Exchange]:
     """Endlessly yield responses to held-out prompts."""
-    for _ in count():
+    while True:
         yield from chat.examples(MANY)

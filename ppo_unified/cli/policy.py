@@ -85,12 +85,13 @@ def load_newer(loaded: LoadedPolicy, which: str) -> LoadedPolicy:
 
 
 def describe_checkpoint(loaded: LoadedPolicy) -> str:
+    """Describe the loaded checkpoint, such as 'best checkpoint, step 2,048'."""
     kind = f"{loaded.checkpoint} checkpoint, " if not loaded.checkpoint.isdigit() else ""
     return f"{kind}step {loaded.step:,}"
 
 
-def describe_decoding(options: Namespace) -> str:
-    return "sampled" if options.sampled else "greedy"
+def describe_decoding(greedy: bool) -> str:
+    return "greedy" if greedy else "sampled"
 
 
 def describe_reply(reply: Reply, how: str) -> str:
@@ -109,9 +110,15 @@ def exchange_blocks(exchange: Exchange, how: str) -> list[Block]:
     ]
 
 
-def play_frames(loaded: LoadedPolicy, options: Namespace, episodes: int, shows: tuple[str, ...]) -> Iterator[Frame]:
+def play_frames(
+    loaded: LoadedPolicy, episodes: int, seed: int, greedy: bool, shows: tuple[str, ...]
+) -> Iterator[Frame]:
+    """Yield the frames of some episodes, the first of which uses `seed`. `shows` is as in `AdapterSpec.play`.
+
+    Raises UsageError if the adapter cannot draw its policies.
+    """
     spec = find_adapter(loaded.config.kind)
     if not spec.play:
         raise UsageError(f"{loaded.run.name}: policies of kind {loaded.config.kind!r} cannot be drawn")
-    frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, options.seed, not options.sampled, shows)
+    frames: Iterator[Frame] = load(spec.play)(loaded.adapter, episodes, seed, greedy, shows)
     return frames

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder
 from ppo_unified.cli.run_table import health_lines, interleave, label_runs, make_remarks, run_table, take_snapshot
 from ppo_unified.errors import UsageError, did_you_mean
-from ppo_unified.runs.folder import ACTIVE, Run, to_json
+from ppo_unified.runs.folder import ALIVE, Run, to_json
 from ppo_unified.text import can_color, can_unicode, clean, is_drawable, print_out
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ppo_unified.runs.metrics import Threshold
 
 REDRAW_S, LOOK_S = 2.0, 0.1  # seconds between two pictures, and between two checks for the end of all runs
-_ALIVE = (*ACTIVE, "stalled")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _any_alive(watched: Iterable[Watched]) -> bool:
-    return any(take_snapshot(one.run).state in _ALIVE for one in watched)
+    return any(take_snapshot(one.run).state in ALIVE for one in watched)
 
 
 def _read(watched: Sequence[Watched], metrics: Sequence[str], everything: bool = False) -> list[str]:

@@ -29,6 +29,7 @@ from ppo_unified.errors import UsageError, did_you_mean, explain_unusable
 from ppo_unified.parsing import parse_fields, read_json
 
 ACTIVE = ("starting", "running", "stopping")  # states in which a trainer should be alive
+ALIVE = (*ACTIVE, "stalled")  # displayed states of a run whose trainer is alive
 SOLVED = "solved"  # reason and displayed state of a run that ended because it reached eval.threshold
 PHASES = ("starting", "collecting", "updating", "evaluating", "saving")  # what a living trainer may be doing
 LOCK = "run.lock"

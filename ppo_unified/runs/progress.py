@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ppo_unified.runs.folder import ACTIVE, PHASES, SOLVED, Status
+from ppo_unified.runs.folder import ALIVE, PHASES, SOLVED, Status
 
 
 class Limit(NamedTuple):
@@ -55,7 +55,7 @@ def format_phase(status: Status, state: str) -> str:
 
     Return an empty string if the trainer is not alive, or if the phase or this fraction is unknown.
     """
-    if state not in (*ACTIVE, "stalled") or status.phase not in PHASES or status.phase_done is None:
+    if state not in ALIVE or status.phase not in PHASES or status.phase_done is None:
         return ""
     return f"{status.phase} {_percent(min(1.0, max(0.0, status.phase_done)))}"
 

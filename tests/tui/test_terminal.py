@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ppo_unified.runs.folder import ACTIVE, Run
+from ppo_unified.runs.folder import ALIVE, Run
 from ppo_unified.runs.processes import stop
 from tests.scenes import make_scenes
 from tui.pacing import REFRESH_S
@@ -116,7 +116,7 @@ def terminal(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Open]:
         one.close()
     for path in (tmp_path / "runs").glob("*/run.json"):
         run = Run(path.parent)
-        if run.state(run.read_status()) in (*ACTIVE, "stalled"):
+        if run.state(run.read_status()) in ALIVE:
             stop(run, kill=True)
 
 

@@ -180,7 +180,9 @@ def test_keys_take_effect_after_the_awaited_frame() -> None:
         view.show(replace(view.frame, ended=True), b"")
         await shows(pilot, "paused  0.25x  episode 1 ended  step")
         view.show(replace(view.frame, cut=True), b"")
-        assert view._status().startswith("paused  0.25x  episode 1 cut, because the environment has no time limit  step")
+        assert view._status().startswith(
+            "paused  0.25x  episode 1 cut, because the environment has no time limit  step"
+        )
         view._waiting, view._requested = True, time.monotonic() - 3.4
         assert view._status().startswith("waiting for the environment ... 3 s  0.25x")
 

@@ -15,7 +15,7 @@ from textual.timer import Timer
 from textual.visual import Visual
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.folder import ACTIVE, Run
+from ppo_unified.runs.folder import ALIVE, Run
 from ppo_unified.runs.source import describe_source
 from ppo_unified.terminal.option_diff import format_option
 from ppo_unified.text import clean, elide, format_table
@@ -80,7 +80,7 @@ class DetailPane(ScrollView, can_focus=True):
         self._rest = self.set_timer(REST_S, self._load)
 
     def _follow(self) -> None:
-        active = self._entry is not None and self._entry.state in (*ACTIVE, "stalled")
+        active = self._entry is not None and self._entry.state in ALIVE
         if active and self.display and self.app.screen is self.screen:
             self._load()
 

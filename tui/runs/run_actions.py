@@ -9,7 +9,7 @@ from textual.screen import Screen
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, notes, processes
-from ppo_unified.runs.folder import ACTIVE, SOLVED, Run, check_name
+from ppo_unified.runs.folder import ALIVE, SOLVED, Run, check_name
 from ppo_unified.text import clean
 from tui.actions import is_write_action
 from tui.charts.metric_screen import MetricScreen
@@ -246,4 +246,4 @@ def chart_conditions(plots: Plots) -> frozenset[str]:
 
 
 def _is_active(entry: Entry) -> bool:
-    return entry.state in (*ACTIVE, "stalled")
+    return entry.state in ALIVE

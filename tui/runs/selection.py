@@ -60,7 +60,7 @@ class Selection:
         return [key for key in self.marked_keys() if key in self.listed]
 
     def drawn_keys(self, current: Entry | None) -> list[str]:
-        """Return the listed marked runs or, without marks, the current run. The pinned run is first, even if not listed.
+        """Return the listed marked runs or, without marks, the current run. The pinned run is always first.
 
         The charts show the curves in this order everywhere, and draw the first one on top.
         """
