@@ -77,9 +77,7 @@ class StatusRow(Widget, can_focus=False):
             self.refresh()
 
     def update_message(self) -> None:
-        """Show the app's current message, or the keys. A dialog shows its keys elsewhere, so without a message, hide its
-        row.
-        """
+        """Show the current message, or the keys. In a dialog without a message, hide the row."""
         lines = self._message_lines(self.content_size.width or self.screen.size.width - self.gutter.width)
         self.display = bool(lines) or not self.screen.is_modal
         self.refresh(layout=max(1, len(lines)) != max(1, len(self._lines)))

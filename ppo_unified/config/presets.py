@@ -183,8 +183,8 @@ def _load_base(config: RunConfig, words: Iterable[str]) -> RunConfig | None:
 def preset_differences(config: RunConfig) -> list[PresetDifference] | None:
     """Return the options whose values differ from those of the preset and recipe of `config`, in the schema's order.
 
-    The preset may also be an environment id. Return None if this version does not know the preset or the recipe, for
-    example if the run's target was a TOML file.
+    The preset may also be an environment id. Return None if the options of the preset or the recipe are unknown, for
+    example if the run's target was a TOML file. `explain_no_differences` returns the reason.
     """
     base = _load_base(config, _recorded_words(config))
     if type(base) is not type(config):
@@ -195,6 +195,11 @@ def preset_differences(config: RunConfig) -> list[PresetDifference] | None:
         for option, value in config.flatten().items()
         if option not in RECORDS and value != before[option]
     ]
+
+
+def explain_no_differences(config: RunConfig) -> str:
+    """Return why `preset_differences` returns None for `config`."""
+    return f"the options of {config.origin} are unknown" if config.preset else "this run has no preset"
 
 
 def naming_base(target: str, config: RunConfig) -> RunConfig:

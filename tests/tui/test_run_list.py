@@ -236,6 +236,8 @@ def test_details_follow_the_cursor(tmp_path: Path) -> None:
     write_note(run, "too [bold]wide")
     other = make_run(tmp_path, "gone", 2, init={"run": "bad", "step": 1000})
     other.config.write_text(other.config.read_text().replace('"cartpole"', '"my-file"'))
+    plain = make_run(tmp_path, "plain", 2)
+    plain.config.write_text(plain.config.read_text().replace('"cartpole"', '""'))
     (tmp_path / "other").mkdir()
     writer = EventWriter(tmp_path / "other")
     writer.scalars(7, {"rollout/ep_rew_mean": 3.5})
@@ -249,16 +251,20 @@ def test_details_follow_the_cursor(tmp_path: Path) -> None:
             " the loss is not finite",
             " ! kl since step 1,234: the policy changes too fast; lower optim.lr",
             " note: too [bold]wide",
-            " options that differ from cartpole",
+            " options that differ from the preset cartpole",
             " seed           1    3",
             " ppo.clip     0.2  0.4",
             " line 99 [b]",
         ):
             assert any(expected == line[: len(expected)] for line in lines), (expected, lines)
         run_list(app).move_to("gone")
-        await wait_until(pilot, lambda: "The options cannot be compared: my-file is not a preset." in screen_text(app))
+        unknown = "Options cannot be compared, because the options of my-file are unknown."
+        await wait_until(pilot, lambda: unknown in screen_text(app))
         assert "Started with the policy of bad, step 1,000." in screen_text(app)
         assert "last line" not in screen_text(app)
+        run_list(app).move_to("plain")
+        missing = "Options cannot be compared, because this run has no preset."
+        await wait_until(pilot, lambda: missing in screen_text(app))
         run_list(app).move_to("other")
         await wait_until(pilot, lambda: "Another program wrote this log: " in screen_text(app))
         assert "Only the end of this log" not in screen_text(app)

@@ -186,7 +186,7 @@ def test_other_seeds_can_be_drawn_as_one_curve(tmp_path: Path) -> None:
         def drawn_labels() -> list[str]:
             return [one.label for one in page.plots.plots[0].curves]
 
-        assert drawn_labels() == ["a"]
+        await wait_until(pilot, lambda: bool(page.plots.plots) and drawn_labels() == ["a"])
         await pilot.press("A")
         await wait_until(pilot, lambda: len(drawn_labels()) == 2)
         assert drawn_labels()[0] == "a"

@@ -35,7 +35,7 @@ NAME_FIELD = Field(
     NAME,
     "",
     "text",
-    "name of the run folder; if left empty, preset and seed are used as the name",
+    "name of the run folder; empty = preset and seed",
     "text",
     (),
     "",

@@ -114,7 +114,7 @@ class DetailPane(ScrollView, can_focus=True):
             if self._details is not None and self._details.log:
                 room = max(LEAST_LOG, height - len(self._strips) - 2)
                 log = [elide(clean(line), width) for line in self._details.log[-room:]]
-                title = Content.styled("end of the log (Enter, 3: more)", "bold")
+                title = Content.styled("end of the log (press Enter, then 3 for more)", "bold")
                 self._strips += self._to_strips(Content("\n").join([Content(""), title, *map(Content, log)]), width)
         self.virtual_size = Size(width, len(self._strips))
         self.refresh()
@@ -140,21 +140,22 @@ class DetailPane(ScrollView, can_focus=True):
 
 def _describe_options(entry: Entry) -> Content:
     """Return the options that differ from the preset, or why they cannot be compared."""
-    from ppo_unified.config.presets import from_file, preset_differences  # imported late to show the list sooner
+    from ppo_unified.config import presets  # imported late to show the list sooner
 
     try:
-        config = from_file(Run(entry.path).config)
-        found = preset_differences(config)
+        config = presets.from_file(Run(entry.path).config)
+        found = presets.preset_differences(config)
     except UsageError as error:
         return Content.styled(f"\n{clean(error)}", "$text-error")
-    preset = clean(config.preset) + (f" with the recipe {clean(config.recipe)}" if config.recipe else "")
     if found is None:
-        return Content.styled(f"\nThe options cannot be compared: {preset} is not a preset.", MUTED)
+        why = clean(presets.explain_no_differences(config))
+        return Content.styled(f"\nOptions cannot be compared, because {why}.", MUTED)
+    preset = clean(config.origin)
     if not found:
-        return Content(f"\nAll options match {preset}.")
+        return Content(f"\nNo option differs from the preset {preset}.")
     rows = [
         {"option": clean(one.option), "preset": format_option(one.preset_value), "run": format_option(one.value)}
         for one in found
     ]
-    head = Content.styled(f"\noptions that differ from {preset}", "bold")
+    head = Content.styled(f"\noptions that differ from the preset {preset}", "bold")
     return Content("\n").join([head, *(Content(line) for line in format_table(rows))])

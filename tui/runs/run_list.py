@@ -103,7 +103,7 @@ COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries
 OPTIONAL = 8  # `drop` of the first column that shows an option that differs; the others follow
 ASCII_MARKS = {"◆": "#", "●": "*", "•": "."}  # signs of the pinned, marked and drawn runs without Unicode
 NOTE = 8  # minimum width of the note column, which uses the remaining space
-REMARK, DEAR = 20, 4  # if there are notes, columns with `drop` >= DEAR are hidden until REMARK columns are free
+REMARK, MINOR = 20, 4  # to show notes, columns with `drop` >= MINOR are hidden until REMARK columns are free
 WIDEST_NOTE = 40  # the list wants at most this many columns for the notes
 
 
@@ -308,7 +308,7 @@ class RunList(ScrollView, can_focus=True):
         over = max(0, self._total(standard) + remark - room)
         widths["name"] = max(min(widths["name"], SHORT_NAME), widths["name"] - over)
         for name in sorted((n for n in columns if columns[n].drop), key=lambda n: -columns[n].drop):
-            if self._total(widths) + (remark if columns[name].drop >= DEAR else 1) <= room:
+            if self._total(widths) + (remark if columns[name].drop >= MINOR else 1) <= room:
                 break
             del widths[name]
         if (over := self._total(widths) + 1 - room) > 0:

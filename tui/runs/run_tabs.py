@@ -106,11 +106,11 @@ def _all_options(run: Run, width: int) -> Content:
     try:
         config = presets.from_file(run.config)
     except UsageError as error:  # for example an option of a newer version
-        return Content.assemble((f"No option is marked: {clean(error)}", MUTED), "\n\n", _sections(table))
+        legend = f"No option is marked, because not all options are valid: {clean(error)}"
+        return Content.assemble((legend, MUTED), "\n\n", _sections(table))
     differences, preset = presets.preset_differences(config), clean(config.origin)
     if differences is None:
-        legend = f"No option is marked, because the options of {preset} are unknown" if config.preset else ""
-        legend = legend or "No option is marked, because this run has no preset"
+        legend = f"No option is marked, because {clean(presets.explain_no_differences(config))}"
     elif differences:
         options = "1 option differs" if len(differences) == 1 else f"{len(differences)} options differ"
         legend = f"{MARK} {options} from the preset {preset}"
