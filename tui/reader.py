@@ -10,7 +10,7 @@ from textual.worker import get_current_worker
 from tui.pacing import Pacer
 from tui.store import Changes, Store
 
-BUSY_S, QUIET_S = 0.02, 0.5  # pause between two reads if there is more to read, and if there is not
+BUSY_S, QUIET_S = 0.02, 0.5  # pause between two reads while more data is pending, and otherwise
 EAGER_S = 0.05  # pause while a running run has no point yet, and shortly after its first point
 MAX_REDRAW_WAIT_S = 1.0  # the thread waits at most this long for a redraw to finish
 NOTHING = Changes(False, frozenset(), False)

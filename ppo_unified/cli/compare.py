@@ -119,7 +119,7 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _format_statistics(statistics: Mapping[str, Any], format_one: Callable[[float], str]) -> str:
-    """Format a mean, its standard deviation if there is one, and the number of values."""
+    """Format a mean and the number of values, with the standard deviation if there are several."""
     if not statistics["runs"]:
         return "-"
     spread = "" if statistics["std"] is None else f" +- {format_one(statistics['std'])}"

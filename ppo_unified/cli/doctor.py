@@ -139,7 +139,7 @@ def check_torch() -> Check:
 
 
 def _find_driver() -> str:
-    """Return the version of the NVIDIA driver, or "" if there is none. The CPU build of torch cannot report it."""
+    """Return the version of the NVIDIA driver, or "" without a driver. The CPU build of torch cannot report it."""
     if shutil.which("nvidia-smi"):
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         with suppress(OSError, subprocess.TimeoutExpired):

@@ -39,7 +39,7 @@ def hidden_folders() -> list[str]:
 
 
 def _problem(name: str, home: Path, others: list[str]) -> str:
-    """Describe the problem with one package, or return "" if there is none."""
+    """Describe the problem with one package, or return "" if it has no problem."""
     found, ours = _locate(name), home / name
     remedy = f"pip uninstall {others[0]}, or install ppo-unified into a separate virtual environment" if others else ""
     if found is None:

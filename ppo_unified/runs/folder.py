@@ -229,7 +229,7 @@ class Run:
         return self.holder() is not None
 
     def holder(self) -> int | None:
-        """Return the ID of the other process that has the lock, as reported by the kernel, or None if there is none."""
+        """Return the ID of the other process that has the lock according to the kernel, or None if no other has it."""
         return self._holder_from(0)
 
     def _holder_from(self, byte: int) -> int | None:

@@ -272,7 +272,7 @@ def place_ticks(ticks: Sequence[Tick], view: View, room: int, gutter: int) -> li
 
 
 def floor_row(placed: Sequence[tuple[int, int, str]], room: int, glyphs: Glyphs, note: str = "") -> str:
-    """Return the line below a plot, with a notch at each tick and a note at its right end if there is space."""
+    """Return the line below a plot, with a notch at each tick and a note at its right end if it fits."""
     floor = [glyphs.floor] * room
     for column, _, _ in placed:
         floor[column] = glyphs.notch

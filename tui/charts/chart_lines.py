@@ -69,7 +69,7 @@ def title_line(
     width: int,
     inks: Inks,
 ) -> Strip:
-    """Render the metric's tag and the curves' numbers in their colors, with the curves' names if there is space.
+    """Render the metric's tag and the curves' numbers in their colors, with the curves' names if they fit.
 
     The numbers take precedence over the tag, which is shortened in the middle if necessary.
     """

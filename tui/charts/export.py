@@ -30,7 +30,7 @@ REPEATS = 3  # letters along a curve
 def export_chart(
     folder: Path, tag: str, traces: Sequence[Trace], picture: PaperChart | None, settings: Settings
 ) -> list[Path]:
-    """Write a chart's values, and its picture if there is one, to a folder. Return the paths of the new files."""
+    """Write a chart's values and, unless it is None, its picture to a folder. Return the paths of the new files."""
     folder.mkdir(parents=True, exist_ok=True)
     table, svg = new_files(folder, tag)
     drawn = picture.drawn if picture is not None else ()

@@ -76,7 +76,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """The result of validating a form. `config` and `command` are empty if there is an error."""
+    """The result of validating a form. If the input is invalid, `config` is None and `command` is empty."""
 
     problems: Mapping[str, str]  # option -> error
     general: tuple[str, ...]  # errors that concern no single option
@@ -87,7 +87,7 @@ class Verdict:
 
     @property
     def good(self) -> bool:
-        """True if there are no errors."""
+        """True if the input is valid."""
         return self.config is not None
 
 

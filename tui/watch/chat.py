@@ -17,7 +17,7 @@ from ppo_unified.terminal.chat import LABEL, Block, format_blocks, wrap_text
 from ppo_unified.text import RED, apply_style, pad
 from tui.actions import actions_of
 
-MOST = 100  # exchanges that are kept
+MOST = 100  # prompts whose responses are kept
 PROMPT_LINES, FAILED_LINES = 20, 3  # displayed lines of a prompt, and of one without responses
 ACTIONS = {"send", "example", "earlier_prompt", "later_prompt", "scroll_up", "scroll_down"}
 EMPTY = (
