@@ -80,7 +80,7 @@ class ChatView(Vertical):
     ChatView _Answer { width: 1fr; height: auto; min-height: 2; margin-bottom: 1; }
     ChatView #hint { color: $text-muted; }
     ChatView #state { height: 1; padding: 0 1; background: $panel; }
-    ChatView Input { margin: 0 1; }
+    ChatView _PromptBox.-textual-compact { padding: 0 1; }
     """
 
     def __init__(self, send: Callable[[PromptRequest], object]) -> None:
