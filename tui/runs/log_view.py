@@ -112,6 +112,10 @@ class LogView(ScrollView, can_focus=True):
         super().watch_scroll_y(old, new)
         self.follows = new >= self.max_scroll_y
 
+    def watch_show_vertical_scrollbar(self) -> None:
+        """Update the thumb of a scrollbar that appears after `follow` has scrolled."""
+        self.vertical_scrollbar.position = self.scroll_y
+
     def follow(self) -> None:
         """Scroll to the end and follow new lines."""
         self.follows = True
