@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.style import Style
+from textual.scrollbar import ScrollBar
 from textual.widget import Widget
+from textual.widgets import Input
 
 from tests.scenes import SIZES, make_scenes, screen_text, trainers, visit_screens
 from tui.actions import ACTIONS
@@ -75,10 +78,13 @@ def test_screens_match_golden_files(size: tuple[int, int]) -> None:
         assert lines == path.read_text(encoding="utf-8"), f"{name} at {size} looks different; {__doc__}"
 
 
-def test_screens_are_ascii_without_unicode() -> None:
+def test_screens_need_neither_unicode_nor_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
     def look(name: str, app: Terminal) -> None:
         strange = {character for character in screen_text(app) if not character.isascii()}
         assert not strange, f"{name}: {strange}"
+        _check_styles(app, name)
 
     make_scenes(Path("runs"))
     with trainers(Path("runs")):
@@ -90,7 +96,22 @@ def _check_scrollbars(app: Terminal, name: str) -> None:
     for widget in app.screen.walk_children():
         if isinstance(widget, Widget) and widget.display and widget.is_scrollable:
             assert not (widget.show_horizontal_scrollbar and widget.scrollbar_size_horizontal), f"{name}: {widget}"
-            assert not widget.show_vertical_scrollbar or widget.max_scroll_y > 0, f"{name}: {widget}"
+            if widget.show_vertical_scrollbar:
+                assert widget.max_scroll_y > 0, f"{name}: {widget}"
+                assert widget.vertical_scrollbar.position == pytest.approx(widget.scroll_y, abs=1 / 8), name
+
+
+def _check_styles(app: Terminal, name: str) -> None:
+    """Check that scrollbars have a visible thumb and text fields a visible width."""
+    strips = app.screen._compositor.render_strips(app.size)
+    for widget in app.screen._compositor.visible_widgets:
+        x, y, width, height = widget.content_region
+        rows = [strip.crop(x, x + width) for strip in strips[y : y + height]]
+        styles = [segment.style or Style() for row in rows for segment in row if segment.text]
+        if isinstance(widget, ScrollBar):
+            assert {bool(style.reverse) for style in styles} == {True, False}, f"{name}: {widget.parent}"
+        if isinstance(widget, Input):
+            assert all(style.underline for style in styles), f"{name}: {widget}"
 
 
 def _check_footer(app: Terminal, name: str) -> None:
