@@ -126,6 +126,7 @@ class TextDialog(ModalScreen[None]):
     CSS = (
         _BOX.format(name="TextDialog")
         + f"TextDialog > .box {{ width: 96%; max-width: {READABLE}; scrollbar-size-vertical: 1; }}"
+        + "TextDialog .hint { dock: bottom; }"
     )
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,q,enter,question_mark,f1,M,f2", "dismiss", "Close")]
 

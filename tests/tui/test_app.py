@@ -1021,6 +1021,10 @@ def test_help_lists_every_key_and_explains_the_chart(runs: Path) -> None:
         heads = [column.head for column in app.home.run_list.columns.values() if column.help]
         for sign in (*heads, "●", "◆", "•", "~", "n=3", "one run", "pin"):
             assert f"\n  {sign} " in explained, sign
+        for key in ("home", "end"):
+            await pilot.press(key)
+            await pilot.pause()
+            assert "Esc: close" in screen_text(app)
 
     drive(runs, act, size=(80, 24))
 
