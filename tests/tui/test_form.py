@@ -17,7 +17,7 @@ from textual.widgets import Input, OptionList, Static
 
 from tui.actions import actions_of, bindings
 from tui.new_run import form_model
-from tui.new_run.fields import GAP, LONG_VALUE, NAME, VALUE
+from tui.new_run.fields import GAP, LONG_VALUE, VALUE
 from tui.new_run.form import Form, Recipes
 from tui.new_run.picker import Picker, match_choices
 from tui.themes import OURS
@@ -138,11 +138,11 @@ def test_wide_picker_describes_the_target_beside_the_list(height: int, tmp_path:
         app.open_picker()
         await pilot.pause()
         lines = screen_lines(app)
-        assert any("cartpole" in line[:24] and "cartpole" in line[70:] for line in lines)
-        assert any(line[70:].split() == ["optim.lr", "0.002", "(0.0003)"] for line in lines)
+        assert any("cartpole" in line[:24] and "cartpole" in line[78:] for line in lines)
+        assert any(line[78:].split() == ["optim.lr", "0.002", "(0.0003)"] for line in lines)
         await pilot.press(*"sentiment")
         await pilot.pause()
-        shown = "\n".join(line[70:] for line in screen_lines(app))
+        shown = "\n".join(line[78:] for line in screen_lines(app))
         hidden = re.search(r"\.\.\. and (\d+) more lines", shown)
         assert (hidden is not None) == (height == 24)
         assert ("llm.kl_coef" in shown) == (height == 40)
@@ -204,13 +204,42 @@ def test_value_columns_leave_room_for_descriptions(tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form("lunarlander")
         rows = [line for line in screen_lines(app) if line.startswith(" optim.lr ")]
-        assert rows[0].index("Adam's") == 1 + NAME + VALUE + GAP
+        assert rows[0].index("Adam's") == 1 + screen.options.name_width + VALUE + GAP
         await move_to(pilot, screen, "name")
         await write(pilot, "n" * 70)
         assert screen.options.editor.size.width == LONG_VALUE
         assert next(line for line in screen_lines(app) if line.startswith(" name ")).split()[2] == "name"
 
     drive(work, tmp_path, (120, 40))
+
+
+def test_narrow_form_gives_unused_columns_to_descriptions(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        screen = await app.open_form("lunarlander")
+        shown = "\n".join(screen_lines(app))
+        assert "number of steps between evaluations;" in shown
+        assert "LunarLander-v3" in shown
+        widest = max(len(line.name) for line in screen.options.shown if line.kind == "option")
+        assert screen.options.name_width == widest + 1
+        await move_to(pilot, screen, "gym.env_id")
+        await write(pilot, "e" * 70)
+        row = next(line for line in screen_lines(app) if line.startswith(" gym.env_id "))
+        assert "id of a Gymnasium envir" in row
+
+    drive(work, tmp_path, (80, 24))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 24), (200, 24)])
+def test_picker_shows_the_whole_title_of_each_target(size: tuple[int, int], tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        app.open_picker()
+        await pilot.pause()
+        lines = screen_lines(app)
+        for choice in form_model.list_choices():
+            start = f" {choice.target:<22}  {choice.title}" if choice.target else f" {choice.title}"
+            assert any(line.startswith(start) for line in lines), start
+
+    drive(work, tmp_path, size)
 
 
 def test_picker_shows_both_ends_of_a_long_target(tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from textual.widgets import Input
 from ppo_unified.text import clean, display_width, pad
 from tui.new_run.form_model import Field
 
-NAME, GAP, INDENT = 27, 2, 2  # columns: width of the name, gap before the description, indentation of an error
-VALUE, LONG_VALUE, DESCRIPTION = 22, 36, 50  # columns: of a value, of a long value, and of the description beside it
+GAP, INDENT = 2, 2  # columns: gap before the description, indentation of an error
+SHORT_VALUE, VALUE, LONG_VALUE = 16, 22, 36  # columns of a value on a narrow and on a wide screen, and of a long value
+DESCRIPTION = 50  # columns that a long value leaves to its description, or a third of a narrow screen
 SWITCH = ("false", "true")
 
 
@@ -110,6 +111,7 @@ class Fields(Widget):
         self.words: Sequence[str] = ()  # the search
         self.shown: list[Line] = []
         self.cursor = 0  # index in `shown`
+        self.name_width = 0  # columns of the names; never decreases, so that the values do not move while searching
         self.lines, self.editor = Lines(), Input(compact=True, select_on_focus=False)
 
     def compose(self) -> ComposeResult:
@@ -197,6 +199,8 @@ class Fields(Widget):
         line = self.current
         self.shown = list(self._lines(max(20, self.lines.scrollable_content_region.width - INDENT)))
         self.cursor = next((i for i, other in enumerate(self.shown) if line is not None and other[:2] == line[:2]), 0)
+        names = (display_width(clean(other.name)) + 1 for other in self.shown if other.kind == "option")
+        self.name_width = max(self.name_width, *names, 0)
         self.lines.virtual_size = Size(self.lines.scrollable_content_region.width, len(self.shown))
         self.lines.refresh()
         self.place_editor()
@@ -241,8 +245,8 @@ class Fields(Widget):
         field, text = self.fields[line.name], self.text(line.name)
         room = self._value_width(field)
         changed = "changed" if text != field.default else "name"
-        name = pad(clean(field.name), NAME)
-        description = pad(clean(field.description), max(1, width - NAME - room - GAP))
+        name = pad(clean(field.name), self.name_width)
+        description = pad(clean(field.description), max(1, width - self.name_width - room - GAP))
         return [
             (name, changed),
             (pad(_display_value(field, text), room), "cursor" if here else "value"),
@@ -252,8 +256,10 @@ class Fields(Widget):
     def _value_width(self, field: Field) -> int:
         """Return the number of columns for a value. A long value takes space from its description."""
         wanted = display_width(_display_value(field, self.text(field.name))) + 1  # for the cursor
-        most = max(VALUE, min(LONG_VALUE, self.size.width - NAME - GAP - DESCRIPTION))
-        return max(VALUE, min(wanted, most))
+        width = self.size.width
+        usual = max(SHORT_VALUE, min(VALUE, width // 5))
+        most = min(LONG_VALUE, width - self.name_width - GAP - min(DESCRIPTION, width // 3))
+        return max(usual, min(wanted, most))
 
     # cursor and focus
 
@@ -316,14 +322,14 @@ class Fields(Widget):
                 self.editor.value = self.text(field.name)
                 self.editor.cursor_position = len(self.editor.value)
             self.editor.styles.width = self._value_width(field)
-            self.editor.styles.offset = (NAME, self.cursor - round(self.lines.scroll_y))
+            self.editor.styles.offset = (self.name_width, self.cursor - round(self.lines.scroll_y))
 
     def click(self, index: int, column: int) -> None:
         """Move the cursor to a line. On a choice or a section heading, also do the same as Enter."""
         if index < len(self.shown) and self.shown[index].kind != "problem":
             self.cursor = index
             self.take_focus()
-            if self.option is None or (_choices(self.option) and column >= NAME):
+            if self.option is None or (_choices(self.option) and column >= self.name_width):
                 self.cycle(1)
 
 

@@ -96,9 +96,9 @@ def list_choices() -> list[TargetChoice]:
     found = [TargetChoice(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
     return [
         *sorted(found, key=lambda choice: choice.target != FIRST),
-        TargetChoice("llm", "A Hugging Face model (folder or hub id) with your own prompts and reward"),
-        TargetChoice("", "A Gymnasium environment: type its id or file, such as Name-v1 or my_env.py:Name"),
-        TargetChoice("", "A TOML file: type its path, such as runs/a1/config.toml"),
+        TargetChoice("llm", "A Hugging Face model with your prompts and reward"),
+        TargetChoice("", "Any Gymnasium environment: type its id or file (Name-v1, my_env.py:Name)"),
+        TargetChoice("", "Any TOML file: type its path (runs/a1/config.toml)"),
     ]
 
 

@@ -24,8 +24,9 @@ from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
 from tui.status_row import StatusRow
 
-NAME = 24  # columns that the target names always get
+NAME, GAP = 22, 2  # columns that the target names always get, and the columns between a name and its title
 BESIDE = 120  # minimum width of the screen to show the description beside the list
+FRAME = 3  # columns of the list's padding and scrollbar
 OTHER_LINES = 5  # lines of the screen above and below the description
 
 
@@ -96,7 +97,7 @@ class Picker(Screen[None]):
     def _list_width(self) -> int:
         """The width of the list in columns, excluding the description beside it."""
         width = self.size.width
-        return width if width < BESIDE else width - width * 2 // 5
+        return width if width < BESIDE else width - width * 35 // 100
 
     def _show_text(self, text: Content | str, problem: bool = False) -> None:
         about = self.query_one("#about", Static)
@@ -194,6 +195,9 @@ def _is_subsequence(name: str, letters: str) -> bool:
 
 
 def _line(choice: TargetChoice, name: int, width: int) -> Content:
-    """Format a choice in `width` columns, `name` of them for the target."""
-    target = Content.styled(pad(elide(clean(choice.target or "..."), name), name), "bold")
-    return Content.assemble(target, " ", pad(clean(choice.title), max(8, width - name - 5)).rstrip())
+    """Format a choice for a list of `width` columns, `name` of them for the target. A hint has no target."""
+    room, title = width - FRAME, clean(choice.title)
+    if not choice.target:
+        return Content(pad(title, room).rstrip())
+    target = Content.styled(pad(elide(clean(choice.target), name), name), "bold")
+    return Content.assemble(target, " " * GAP, pad(title, max(8, room - name - GAP)).rstrip())
