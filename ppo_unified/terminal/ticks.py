@@ -74,22 +74,23 @@ def axis_labels(values: Sequence[float], log: bool = False, most: int = GUTTER) 
     8.
 
     The style is plain decimals, decimals with the suffixes k, M, G and T if a value is at least 10,000, or exponents
-    for very small or large values and for logarithmic axes over many decades. Each label has the digits that
-    distinguish the values, if there is space for them. '~0' stands for a value that is rounded to 0.
+    for very small or large values and for logarithmic axes over many decades. Each label has four digits, as in
+    `format_number`, or more if the nearest other value requires them, if there is space. '~0' stands for a value that
+    is rounded to 0.
     """
     sizes = [abs(value) for value in values if value]
     largest, smallest = max(sizes, default=1.0), min(sizes, default=1.0)
     wide = log and (smallest < 1e-4 or largest > smallest * 10.0**_DECADES)
     exponents = largest < 1e-3 or largest >= 1e15 or wide
     suffixes = _SUFFIXES if largest >= 9999.5 and not exponents else ()
-    span = max(values, default=0.0) - min(values, default=0.0)
-    return [_axis_label(value, span or largest, exponents, suffixes, most) for value in values]
+    gaps = [min((abs(value - other) for other in values if other != value), default=largest) for value in values]
+    return [_axis_label(value, gap, exponents, suffixes, most) for value, gap in zip(values, gaps, strict=True)]
 
 
-def _axis_label(value: float, span: float, exponents: bool, suffixes: Sequence[tuple[int, str]], most: int) -> str:
+def _axis_label(value: float, gap: float, exponents: bool, suffixes: Sequence[tuple[int, str]], most: int) -> str:
     if not value:
         return "0"
-    size, finest = _decade(value), min(_decade(value), _decade(span)) - 3  # decade of the last digit
+    size, finest = _decade(value), min(_decade(value) - 3, _decade(gap) - 1)  # decade of the last digit
     shift, suffix = next(((k, s) for k, s in suffixes if size >= k), (size if exponents else 0, ""))
     for places in range(max(0, min(most, shift - finest)), -1, -1):
         text = f"{value:.{places}e}" if exponents else f"{value / 10.0**shift:.{places}f}"
