@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from textual.app import App
+from textual.content import Content
 from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
@@ -569,6 +570,10 @@ def test_system_tab_shows_host_and_resources(tmp_path: Path) -> None:
         shown = widget_text(page, "#system Static")
         for part in ("box", "4711", "system/memory_gb", "0.4"):
             assert part in shown
+        color = page.plots.plots[0].curves[0].color
+        assert color in styles(page)  # as in the tab Curves
+        pilot.app.theme = "textual-light"
+        await wait_until(pilot, lambda: color not in styles(page))
         await pilot.resize_terminal(200, 60)
         both = ("system/cpu:", "system/memory_gb:")  # the charts are side by side
         await wait_until(pilot, lambda: any(all(name in line for name in both) for line in shown_lines(page)))
@@ -576,6 +581,11 @@ def test_system_tab_shows_host_and_resources(tmp_path: Path) -> None:
 
     def shown_lines(page: RunPage) -> list[str]:
         return widget_text(page, "#system Static").splitlines()
+
+    def styles(page: RunPage) -> set[object]:
+        content = page.query_one("#system Static", Static).visual
+        assert isinstance(content, Content)
+        return {span.style for span in content.spans}
 
     drive(Host(tmp_path), act)
 

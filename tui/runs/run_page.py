@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.message import Message
+from textual.theme import Theme
 from textual.widget import Widget
 from textual.widgets import ContentSwitcher, Static
 
@@ -23,6 +24,7 @@ from tui.runs.entries import Entry
 from tui.runs.log_view import LogView
 from tui.runs.run_actions import RunActions, chart_conditions
 from tui.runs.run_head import MUTED, format_head
+from tui.runs.run_list import Marks
 from tui.runs.run_tabs import Events, Options, Samples, System
 from tui.runs.seeds import group_seeds, siblings
 from tui.runs.selection import make_marks, make_traces
@@ -100,7 +102,7 @@ class RunPage(RunActions):
 
     def on_mount(self) -> None:
         self.set_interval(LOOK_S, self._poll_files)
-        self.app.theme_changed_signal.subscribe(self, lambda _: self._draw_curves())
+        self.app.theme_changed_signal.subscribe(self, self._redraw)
         self._update_head()
         self._draw_curves()
 
@@ -169,7 +171,8 @@ class RunPage(RunActions):
             case "samples":
                 self.query_one(Samples).refresh_text(entry)
             case "system":
-                self.query_one(System).refresh_text(entry, self.store, self.services.unicode)
+                color = self._marks().colors[self.key]
+                self.query_one(System).refresh_text(entry, self.store, self.services.unicode, color)
             case "events":
                 self.query_one(Events).refresh_text(entry, self.store)
 
@@ -218,17 +221,26 @@ class RunPage(RunActions):
         self.refresh_footer()
         self._draw_curves()
 
+    def _redraw(self, theme: Theme) -> None:
+        """Show the charts in the colors of a new theme."""
+        self._draw_curves()
+        self._refresh_tab()
+
     def _draw_curves(self) -> None:
         keys, pinned = self._drawn_keys(), self._pinned()
         if self.store.watch(keys):
             self.services.read_now()
         if self.tab != "curves":
             return
-        seeds = group_seeds(self.store, self._siblings(), pinned)
-        marks = make_marks(keys, pinned, seeds, self.app.current_theme.dark, self.has_colors)
         name = clean(pinned) if pinned != self.key else ""
         self.plots.legend = f"pinned: {pad(name, min(NAME, display_width(name)))}" if name else ""
-        self.plots.show(self.store.chart_tags([self.key]), partial(make_traces, self.store, marks))
+        self.plots.show(self.store.chart_tags([self.key]), partial(make_traces, self.store, self._marks()))
+
+    def _marks(self) -> Marks:
+        """Return the colors and letters of the drawn runs."""
+        pinned = self._pinned()
+        seeds = group_seeds(self.store, self._siblings(), pinned)
+        return make_marks(self._drawn_keys(), pinned, seeds, self.app.current_theme.dark, self.has_colors)
 
     def explain(self) -> str | None:
         """Return the description of the current chart's metric for the help dialog."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any
 
@@ -29,12 +28,12 @@ from ppo_unified.terminal.chart import Line, draw
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.option_diff import difference_lines, format_option
 from ppo_unified.terminal.sample_table import format_samples
-from ppo_unified.terminal.ticks import local_time
+from ppo_unified.terminal.ticks import GUTTER, local_time
 from ppo_unified.text import clean, display_width, format_duration, format_number, format_table, pad
 from tui.folder_scanner import stamp_if_any
 from tui.runs.entries import Entry
 from tui.runs.run_head import MUTED
-from tui.store import Store
+from tui.store import Curve, Store
 
 INDENT = 6  # columns before the details of an event
 TIME, STEP = 19, 11  # columns of the time and the step of an event
@@ -208,30 +207,43 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
 class System(TextTab):
     """Shows the machine, the process and its resource usage."""
 
-    def refresh_text(self, entry: Entry, store: Store, unicode: bool) -> None:
-        """Update the text if there are new measurements."""
+    def refresh_text(self, entry: Entry, store: Store, unicode: bool, color: str) -> None:
+        """Update the text if there are new measurements. `color` is the color of the run's curves."""
         tags = [tag for tag in store.tags(entry.key) if tag.startswith(("system/", "time/"))]
         curves = {tag: curve for tag in tags if (curve := store.curve(entry.key, tag)) is not None and len(curve.steps)}
         width = self.scrollable_content_region.width
         ends = tuple((tag, len(curve.steps), float(curve.walls[-1])) for tag, curve in curves.items())
-        if not width or not self.has_changed((entry.path, entry.status.pid, entry.state, width, ends)):
+        if not width or not self.has_changed((entry.path, entry.status.pid, entry.state, width, color, ends)):
             return
         lines = [] if entry.foreign else _process(entry)
         if curves:
             lines += ["", *format_table([_metric_cells(tag, curve.values) for tag, curve in curves.items()])]
         else:
             lines += ["", "No system metrics yet. An active run logs them every second."]
-        drawn = {tag: c for tag, c in curves.items() if tag.startswith("system/") and len(c.steps) > 1}
-        columns = max(1, min(len(drawn), (width + BETWEEN) // (CHART[0] + BETWEEN)))
-        room = (width + BETWEEN) // columns - BETWEEN
-        charts = [
-            draw([Line(tag, c.steps, c.values)], room, CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode)
-            for tag, c in drawn.items()
-        ]
-        for first in range(0, len(charts), columns):
-            rows = zip_longest(*charts[first : first + columns], fillvalue="")
-            lines += ["", *((" " * BETWEEN).join(pad(line, room) for line in row).rstrip() for row in rows)]
-        self.set_text("\n".join(lines).lstrip("\n"))
+        parts = [Content("\n".join(lines).lstrip("\n")), *_chart_rows(curves, width, unicode, color)]
+        self.set_text(Content("\n").join(parts))
+
+
+def _chart_rows(curves: Mapping[str, Curve], width: int, unicode: bool, color: str) -> Iterator[Content]:
+    """Yield the lines of the charts of the system metrics, side by side if there is space."""
+    drawn = {tag: c for tag, c in curves.items() if tag.startswith("system/") and np.isfinite(c.values).sum() > 1}
+    columns = max(1, min(len(drawn), (width + BETWEEN) // (CHART[0] + BETWEEN)))
+    room = (width + BETWEEN) // columns - BETWEEN
+    charts = [_chart_lines(tag, curve, room, unicode, color) for tag, curve in drawn.items()]
+    for first in range(0, len(charts), columns):
+        yield Content()
+        for row in zip(*charts[first : first + columns], strict=True):
+            yield Content(" " * BETWEEN).join(row).rstrip()
+
+
+def _chart_lines(tag: str, curve: Curve, width: int, unicode: bool, color: str) -> list[Content]:
+    """Draw a chart of `width` columns with a curve in a color."""
+    line = Line(tag, curve.steps, curve.values)
+    head, *rows = draw([line], width, CHART[1], f"{clean(tag)}: {describe(tag)}", unicode=unicode)
+    title, gap, value = head.rstrip().rpartition("  ")
+    lines = [Content.assemble((title, "bold"), gap, (value, color), " " * (width - display_width(head.rstrip())))]
+    lines += [Content.assemble((row[: GUTTER + 1], MUTED), (row[GUTTER + 1 :], color)) for row in rows[:-2]]
+    return lines + [Content.styled(row, MUTED) for row in rows[-2:]]
 
 
 def _process(entry: Entry) -> list[str]:
