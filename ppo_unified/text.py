@@ -66,24 +66,20 @@ def apply_style(text: str, code: str) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
 
-def format_number(value: float | None, resolution: float = 0.0) -> str:
+def format_number(value: float | None) -> str:
     """Format a number with about four digits, such as '0.25', '14.74k' (for 14742) or '-' (for None).
 
-    The suffixes k, M, G and T are used from 10,000 on. For axis labels, `resolution` is the smallest difference that
-    must remain visible; the suffix k is then used from 1000 on.
+    The suffixes k, M, G and T are used from 10,000 on.
     """
     if value is None:
         return "-"
     size = abs(value)
     if not math.isfinite(value) or size >= 1e15:
         return f"{value:.3g}"
-    digits = 4
-    if size and resolution:
-        digits = min(9, max(digits, math.floor(math.log10(size)) - math.floor(math.log10(resolution)) + 1))
     for unit, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= (unit if resolution or suffix != "k" else 9999.5):
-            return f"{value / unit:.{digits}g}{suffix}"
-    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.{digits}g}"
+        if size >= (unit if suffix != "k" else 9999.5):
+            return f"{value / unit:.4g}{suffix}"
+    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.4g}"
 
 
 def format_duration(seconds: float) -> str:

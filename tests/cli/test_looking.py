@@ -13,6 +13,7 @@ import select
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,10 +21,13 @@ from unittest.mock import Mock
 import pytest
 
 from ppo_unified import load_preset
+from ppo_unified.cli import show
 from ppo_unified.cli.main import main
+from ppo_unified.runs import query
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
 from ppo_unified.runs.notes import write_note
+from ppo_unified.terminal import screen
 from ppo_unified.text import clean, display_width, elide, format_duration, format_number, format_table, pad
 
 HOLD = """
@@ -196,8 +200,8 @@ def test_runs_searches_and_shows_notes(tmp_path: Path, capsys: pytest.CaptureFix
     for name, note in (("a", "the \x1b[31mbaseline"), ("b", "")):
         make(tmp_path, name, [1.0])
         write_note(Run(tmp_path / name), note)
-    for query in ("note:BASE", "baseline"):
-        assert main(["runs", query, "--runs", str(tmp_path)]) == 0
+    for words in ("note:BASE", "baseline"):
+        assert main(["runs", words, "--runs", str(tmp_path)]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert [lines[1].split()[0], lines[2:]] == ["a", ["  note: the baseline"]]
 
@@ -403,6 +407,22 @@ def test_show_follows_running_run_on_terminal(folder: Path, end: str) -> None:
             child.communicate()
 
 
+def test_show_reads_options_once_while_it_redraws(
+    run_command: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(folder, "live", [1.0, 2.0])
+    paint, read = Mock(), Mock(wraps=query.read_options)
+    alive = iter([True] * 8)
+    monkeypatch.setattr(screen, "open_screen", lambda stream: nullcontext(Mock(size=lambda: (80, 24), paint=paint)))
+    monkeypatch.setattr(query, "read_options", read)
+    monkeypatch.setattr(show, "is_drawable", lambda stream: True)
+    monkeypatch.setattr(show, "_any_alive", lambda watched: next(alive, False))
+    monkeypatch.setattr(show, "REDRAW_S", 0.0)
+    assert run_command("show", "live", "base-s1")[0] == 0
+    assert paint.call_count > 1
+    assert [call.args[0].name for call in read.call_args_list] == ["live", "base-s1"]
+
+
 # --- compare
 
 
@@ -560,13 +580,12 @@ def test_clean_returns_one_safe_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "resolution", "text"),
-    [(None, 0, "-"), (500.0, 0, "500"), (9999.4, 0, "9999"), (14742, 0, "14.74k"), (14742, 1, "14.742k"),
-     (2e6, 0, "2M"), (-1234.567, 0, "-1235"), (0.00004, 0, "4.0e-05"), (math.nan, 0, "nan"), (-math.inf, 0, "-inf"),
-     (0, 0, "0"), (5000, 1000, "5k"), (500.013, 0.001, "500.013")],
+    ("value", "text"),
+    [(None, "-"), (500.0, "500"), (9999.4, "9999"), (14742, "14.74k"), (2e6, "2M"), (-1234.567, "-1235"),
+     (0.00004, "4.0e-05"), (math.nan, "nan"), (-math.inf, "-inf"), (0, "0")],
 )  # fmt: skip
-def test_numbers_are_shortened(value: float | None, resolution: float, text: str) -> None:
-    assert format_number(value, resolution) == text
+def test_numbers_are_shortened(value: float | None, text: str) -> None:
+    assert format_number(value) == text
 
 
 @pytest.mark.parametrize(
