@@ -7,6 +7,7 @@ import csv
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ from tui.charts import traces as tui_traces
 from tui.charts.chart_lines import Inks, title_line
 from tui.charts.chart_picture import ChartPicture, Look, paint_chart
 from tui.charts.colors import series_colors, series_letters
-from tui.charts.export import PaperChart, write_svg
+from tui.charts.export import PaperChart, describe_chart, write_svg
 from tui.charts.metric_screen import MetricScreen, value_table
 from tui.charts.plot import Plot
 from tui.charts.plots import Plots, explanation
@@ -38,6 +39,7 @@ from tui.charts.settings import GRIDS, LEAST_HEIGHT, LEAST_WIDTH, NARROW, Settin
 from tui.charts.traces import (
     Averages,
     DrawnCurve,
+    SeedStatistics,
     Trace,
     prepare_curves,
     quartiles_over,
@@ -1175,18 +1177,42 @@ def test_exported_picture_shows_a_single_point_spike(tmp_path: Path) -> None:
     assert len(curve_path) < 50_000
 
 
-def test_long_legend_of_exported_picture_wraps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a rather long name", "一个相当长的名字"])
+def test_long_names_in_exported_picture_wrap(name: str, tmp_path: Path) -> None:
     x = np.arange(3.0)
-    drawn = [DrawnCurve(f"a rather long name {k}", "#E69F00", False, x, x, x) for k in range(12)]
-    write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []))
+    drawn = [DrawnCurve(f"{name} {k}", "#E69F00", False, x, x, x) for k in range(12)]
+    facts = [", ".join(one.label for one in drawn)]
+    write_svg(tmp_path / "a.svg", "a/b", PaperChart(drawn, View(0, 2, 0, 2), False, []), facts)
     svg = ET.parse(tmp_path / "a.svg").getroot()
     _, _, width, height = map(float, svg.get("viewBox", "").split())
-    names = [text for text in svg.iter("{http://www.w3.org/2000/svg}text") if "name" in (text.text or "")]
-    places = [(float(text.get("x", "")), float(text.get("y", ""))) for text in names]
-    assert len(set(places)) == 12
-    assert all(left + 7 * len("a rather long name 11") <= width for left, _ in places)
+    texts = [text for text in svg.iter("{http://www.w3.org/2000/svg}text") if name in (text.text or "")]
+    boxes = [(float(t.get("x", "")), float(t.get("y", "")), 7 * display_width(t.text or "")) for t in texts]
+    assert all(left + size <= width for left, _, size in boxes)
+    names = [box for box, text in zip(boxes, texts, strict=True) if text.get("fill") is None]
+    assert len(names) == 12
+    assert len(boxes) > 13  # the subtitle wraps
+    assert all(left + size < right for (left, y, size), (right, same, _) in pairwise(names) if y == same)
+    assert len({y for _, y, _ in names}) > 1
     top = next(g for g in svg.iter("{http://www.w3.org/2000/svg}g")).get("transform", "")
-    assert max(y for _, y in places) < float(top.rstrip(")").split()[1]) < height
+    assert max(y for _, y, _ in names) < float(top.rstrip(")").split()[1]) < height
+
+
+def test_export_says_which_raw_curves_are_faint() -> None:
+    x, settings = np.arange(3.0), Settings(smoothing=0.9)
+    single = DrawnCurve("a", "#E69F00", False, x, x, x)
+    group = single._replace(seeds=SeedStatistics(("b", "c"), np.full(3, 2), np.zeros((3, 3))))
+
+    def axes(*drawn: DrawnCurve) -> str:
+        (line,) = [
+            line
+            for line in describe_chart("loss/value", PaperChart(drawn, View(0, 2, 0, 2), False, []), settings)
+            if line.startswith("x axis")
+        ]
+        return line.rpartition("; ")[2]
+
+    assert axes(single) == "faint curves show the raw values"
+    assert axes(single, group) == "faint curves show the raw values of single runs"
+    assert axes(group) == "smoothed with a moving average of weight 0.9"
 
 
 def test_failed_export_is_reported(tmp_path: Path) -> None:
