@@ -18,7 +18,7 @@ from ppo_unified.config.presets import load_preset
 from ppo_unified.config.schema import PPO
 from ppo_unified.runs import samples
 from ppo_unified.runs.event_writer import EventWriter
-from ppo_unified.runs.folder import Run, Status
+from ppo_unified.runs.folder import LOCK, Run, Status
 from ppo_unified.runs.samples import StoredIteration
 from tui.app import Terminal
 from tui.charts.plot import Plot
@@ -33,7 +33,7 @@ HOST = "workstation"
 VERSIONS = {"python": "3.12.8", "torch": "2.9.1", "gymnasium": "1.3.0", "numpy": "2.3.5"}
 LOG = "sb3/PPO_1"  # the log of another program
 POINTS = 80  # points per curve of a finished run
-HOLD_LOCKS = (
+_HOLD_LOCKS = (
     "import fcntl, sys; files = [open(name, 'a+') for name in sys.argv[1:]]; "
     "[fcntl.lockf(file, fcntl.LOCK_EX) for file in files]; print('held', flush=True); sys.stdin.read()"
 )
@@ -122,11 +122,16 @@ def make_scenes(runs: Path) -> None:
 
 @contextmanager
 def trainers(runs: Path) -> Iterator[None]:
-    """Start a process that holds the locks of the running scenes, as their trainers would."""
-    locks = [str(runs / scene.name / "run.lock") for scene in SCENES if scene.state == "running"]
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD_LOCKS, *locks], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as holder:
+    """Hold the locks of the running scenes, as their trainers would."""
+    with hold_locks([Run(runs / scene.name) for scene in SCENES if scene.state == "running"]):
+        yield
+
+
+@contextmanager
+def hold_locks(runs: Sequence[Run]) -> Iterator[None]:
+    """Start a process that holds the locks of runs."""
+    command = [sys.executable, "-c", _HOLD_LOCKS, *(str(run.path / LOCK) for run in runs)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdin is not None
         assert holder.stdout is not None
         holder.stdout.readline()

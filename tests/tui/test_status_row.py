@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from argparse import ArgumentParser
@@ -19,8 +18,8 @@ from textual.pilot import Pilot
 
 from ppo_unified.cli import tui as cli_tui
 from ppo_unified.runs import samples
-from ppo_unified.runs.folder import LOCK, Run
-from tests.scenes import HOLD_LOCKS, screen_text
+from ppo_unified.runs.folder import Run
+from tests.scenes import hold_locks, screen_text
 from tests.tui.test_app import drive, make_run, run_list, wait_until
 from tui import app as program
 from tui import messages
@@ -76,15 +75,8 @@ def running_trainer(run: Run) -> Iterator[None]:
     """Hold the lock of a run, as its trainer would."""
     now = time.time()
     run.write_status(replace(run.read_status(), state="running", started=now, heartbeat=now, progressed=now))
-    command = [sys.executable, "-c", HOLD_LOCKS, str(run.path / LOCK)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        assert holder.stdin is not None
-        assert holder.stdout is not None
-        holder.stdout.readline()
-        try:
-            yield
-        finally:
-            holder.stdin.close()
+    with hold_locks([run]):
+        yield
 
 
 # keys
