@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import pty
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from tests.scenes import player_command
 from tui.status_row import list_hints
 from tui.watch import player
 from tui.watch.chat import ChatView, shorten_prompt
+from tui.watch.frames import has_backlog
 from tui.watch.picture import Picture, character_lines, half_block_lines, text_lines
 from tui.watch.player import play_command
 from tui.watch.screen import WatchScreen
@@ -104,6 +106,19 @@ def drive(command: Sequence[str], act: Act, size: tuple[int, int] = (80, 24), co
 
 
 # frames
+
+
+def test_backlog_is_output_that_the_terminal_does_not_accept(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = pty.openpty()
+    os.set_blocking(writing, False)
+    with open(reading, "rb", buffering=0) as terminal, open(writing, "wb", buffering=0) as stream:
+        monkeypatch.setattr("sys.__stderr__", stream)
+        assert not has_backlog()
+        while stream.write(b"x" * 4096):
+            pass
+        assert has_backlog()
+        while has_backlog():
+            assert terminal.read(4096)
 
 
 @pytest.fixture(scope="module")

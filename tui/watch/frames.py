@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import select
+import sys
 import time
 from collections.abc import Callable
 
@@ -106,7 +108,7 @@ class FramesView(Vertical):
     def _request_due(self) -> None:
         if self.frame is None or self.paused or self._waiting:
             return
-        if self._has_backlog():
+        if has_backlog():
             self._timer = self.set_timer(SHORTEST_S, self._request_due)
             return
         steps = steps_due(time.monotonic() - self._clock, self.frame.seconds, self.speed)
@@ -114,11 +116,6 @@ class FramesView(Vertical):
         self.request(steps)
         if not (self.frame.ended or math.isinf(self.speed)):
             self._clock = clock  # not the current time, because steps are rounded
-
-    def _has_backlog(self) -> bool:
-        """Return True if the terminal has not received all output yet; otherwise keys would take effect late."""
-        queue = getattr(getattr(self.app._driver, "_writer_thread", None), "_queue", None)  # private in Textual
-        return queue is not None and queue.qsize() > 0
 
     def on_resize(self) -> None:
         """Draw the current frame in the new size."""
@@ -185,3 +182,9 @@ class FramesView(Vertical):
                 self._timer.stop()
             self._schedule()
         self.update_status()
+
+
+def has_backlog() -> bool:
+    """Return True if the terminal accepts no output at the moment. More frames would then delay the effect of keys."""
+    terminal = sys.__stderr__  # Textual writes to the original stderr
+    return terminal is not None and not select.select((), (terminal,), (), 0)[1]
