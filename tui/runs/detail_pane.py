@@ -19,6 +19,7 @@ from ppo_unified.runs.folder import ALIVE, Run
 from ppo_unified.runs.source import describe_source
 from ppo_unified.terminal.option_diff import format_option
 from ppo_unified.text import clean, elide, format_table
+from tui.log_record import TAIL
 from tui.runs.entries import Entry
 from tui.runs.log_view import Tail
 from tui.runs.run_head import MUTED, format_head
@@ -27,6 +28,10 @@ REST_S = 0.1  # the cursor must rest on a run for this long before the run's fil
 READ_S = 1.0  # interval between reads of the log of an active run
 LEAST_LOG = 5  # lines of the log that are shown even if the pane must be scrolled
 UNLIMITED = 10**6  # lines
+PARTIAL = (
+    f"To list logs quickly, only about the last {TAIL >> 10} KiB of the newest event files of this log have been read. "
+    "Earlier values are missing, so the best score may be unknown. Press Enter to read the entire log."
+)
 
 
 class Details(NamedTuple):
@@ -129,7 +134,7 @@ class DetailPane(ScrollView, can_focus=True):
         if entry.foreign:
             yield Content(f"Another program wrote this log: {clean(entry.path)}")
             if entry.partial:
-                yield Content("Only the end of this log has been read. Enter reads the entire log.")
+                yield Content(PARTIAL)
         elif self._details is not None:
             yield self._details.options
 
