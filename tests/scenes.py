@@ -59,14 +59,15 @@ class Scene:
     high: float  # score at the end
     seed: int = 1
     note: str = ""
+    solved: bool = False  # such a run ends at the step at which it is solved
     changes: Mapping[str, Any] = field(default_factory=dict)  # options that differ from the preset's
     status: Mapping[str, Any] = field(default_factory=dict)  # additional entries of run.json
 
 
 SCENES: Sequence[Scene] = (
-    Scene("cartpole-s1", "cartpole", "finished", 24_576, 7 * 3600, 4.1, 22, 500, status={"solved_step": 22_528}),
-    Scene("cartpole-s2", "cartpole", "finished", 26_624, 6.9 * 3600, 4.4, 25, 500, 2, status={"solved_step": 24_576}),
-    Scene("cartpole-s3", "cartpole", "finished", 28_672, 6.8 * 3600, 4.9, 19, 497.5, 3, status={"solved_step": 26_624}),
+    Scene("cartpole-s1", "cartpole", "finished", 24_576, 7 * 3600, 4.1, 22, 500, solved=True),
+    Scene("cartpole-s2", "cartpole", "finished", 26_624, 6.9 * 3600, 4.4, 25, 500, 2, solved=True),
+    Scene("cartpole-s3", "cartpole", "finished", 28_672, 6.8 * 3600, 4.9, 19, 497.5, 3, solved=True),
     Scene(
         "cartpole-clip0.4",
         "cartpole",
@@ -194,7 +195,8 @@ def _write_status(run: Run, scene: Scene, kind: str, total: int, scores: np.ndar
     status.started, status.heartbeat, status.elapsed_s = started, started + scene.took_s, scene.took_s
     status.host, status.pid, status.device, status.seed = HOST, 4242, "cpu", scene.seed
     status.versions, status.iteration = VERSIONS, POINTS
-    status.reason = "solved" if "solved_step" in scene.status else ""
+    if scene.solved:
+        status.reason, status.solved_step = "solved", scene.step
     for name, value in scene.status.items():
         setattr(status, name, value)
     run.write_status(status)
