@@ -240,16 +240,17 @@ def _point_cells(layer: Layer, view: View, shape: tuple[int, int], glyphs: Glyph
 
 
 def _add_level(picture: Picture, dot: int, name: str, glyphs: Glyphs) -> None:
-    """Draw a dashed line in the free cells of a row of dots, with its name or, in a narrow plot, only its value.
+    """Draw a dashed line in the free cells of a row of dots, and its name beside the curves.
 
-    The value is the last word of the name. Neither touches a curve. A name with wide characters is not drawn.
+    If there is not enough space, the last word of the name, which is the value, is omitted. The name never touches a
+    curve. A name with wide characters is not drawn.
     """
     (codes, styles), (row, part) = picture, divmod(dot, glyphs.rows)
     free = styles == NOTHING
     dashes = free[row] & (np.arange(codes.shape[1]) % 2 == 0)
     bits = sum(column[part] for column in glyphs.dots)
     codes[row, dashes], styles[row, dashes] = ord(glyphs.floor) if glyphs is ASCII else 0x2800 + bits, LEVEL
-    for text in (f" {name} ", f" {name.rpartition(' ')[2]} "):
+    for text in (f" {name} ", f" {name.rpartition(' ')[0]} "):
         for near in (row, row - 1, row + 1) if text.isascii() else ():
             cells = free[near].tobytes() + b"\1" if 0 <= near < len(free) else b""  # the right edge ends a name, too
             start = cells.rfind(b"\1" * len(text))

@@ -259,14 +259,14 @@ def test_few_finite_points_are_marked() -> None:
 
 
 def test_level_has_no_name_that_touches_a_curve() -> None:
-    def value_beside(blanks: int) -> bool:
-        """Return True if the value of a level is in a row with this number of free cells between two curves."""
+    def name_between(blanks: int) -> str:
+        """Return the name of a level in a row with this number of free cells between two curves."""
         high = np.where((np.arange(40) < 15) | (np.arange(40) >= 15 + blanks), 1.0, np.nan)
         layer = Layer(np.zeros(40), high, 0, "*")
-        picture = paint([layer], View(0, 39, 0, 1), 40, 1, ASCII, covering=True, letters=False, levels=[(0.5, "s 490")])
-        return "490" in "".join(map(chr, picture.codes[0]))
+        picture = paint([layer], View(0, 39, 0, 1), 40, 1, ASCII, covering=True, letters=False, levels=[(0.5, "goal 490")])
+        return "".join(map(chr, picture.codes[0])).strip("* -")
 
-    assert [value_beside(blanks) for blanks in (3, 4, 5)] == [False, False, True]
+    assert [name_between(blanks) for blanks in (5, 6, 9, 10)] == ["", "goal", "goal", "goal 490"]
 
 
 def test_draw_marks_levels_and_counts_hidden_values() -> None:
