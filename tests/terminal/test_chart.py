@@ -263,7 +263,9 @@ def test_level_has_no_name_that_touches_a_curve() -> None:
         """Return the name of a level in a row with this number of free cells between two curves."""
         high = np.where((np.arange(40) < 15) | (np.arange(40) >= 15 + blanks), 1.0, np.nan)
         layer = Layer(np.zeros(40), high, 0, "*")
-        picture = paint([layer], View(0, 39, 0, 1), 40, 1, ASCII, covering=True, letters=False, levels=[(0.5, "goal 490")])
+        picture = paint(
+            [layer], View(0, 39, 0, 1), 40, 1, ASCII, covering=True, letters=False, levels=[(0.5, "goal 490")]
+        )
         return "".join(map(chr, picture.codes[0])).strip("* -")
 
     assert [name_between(blanks) for blanks in (5, 6, 9, 10)] == ["", "goal", "goal", "goal 490"]

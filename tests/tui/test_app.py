@@ -1019,7 +1019,7 @@ def test_help_lists_every_key_and_explains_the_chart(runs: Path) -> None:
                 assert action.label in body
         explained = body[body.index("Columns of the list") :]
         heads = [column.head for column in app.home.run_list.columns.values() if column.help]
-        for sign in (*heads, "●", "◆", "•", "~", "n=3", "one run", "pin"):
+        for sign in (*heads, "●", "◆", "•", "~", "n=3", "n=1 of 3", "pin"):
             assert f"\n  {sign} " in explained, sign
         for key in ("home", "end"):
             await pilot.press(key)

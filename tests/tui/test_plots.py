@@ -1039,7 +1039,7 @@ def test_number_of_seeds_is_shown_at_the_crosshair() -> None:
         plot = app.plots.plots[0]
         first, last = (source.curves[key, plot.tag][2] for key in ("run-0", "run-2"))
         label = "run (2 seeds, 1 repeat hidden)"
-        assert plot.render_line(0).text.rstrip().endswith(f"{label} {format_number(float(last[-1]))} one run")
+        assert plot.render_line(0).text.rstrip().endswith(f"{label} {format_number(float(last[-1]))} n=1 of 2")
         assert "seeds grouped  1 repeat hidden" in page_line(app.plots)
         styles = [{s.style.color for s in plot.render_line(y) if s.style} for y in range(1, plot.size.height)]
         assert len(set().union(*styles)) >= 5  # axis, text, median, band, and the part without all seeds

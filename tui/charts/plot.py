@@ -19,7 +19,7 @@ from ppo_unified.text import format_number, pad
 from tui.charts.chart_lines import Inks, axis_lines, curve_lines, curve_styles, title_line
 from tui.charts.chart_picture import ChartPicture, Look, paint_chart, paper_chart
 from tui.charts.export import PaperChart
-from tui.charts.traces import Averages, DrawnCurve, Trace, drawn_traces, prepare_curves, seed_count, value_at
+from tui.charts.traces import Averages, DrawnCurve, Trace, describe_seeds, drawn_traces, prepare_curves, value_at
 
 WHEEL = 0.8  # one step of the mouse wheel multiplies the window's width by this factor
 TAIL = 0.9  # zooming to the right of this share of the plot keeps the newest data visible
@@ -158,14 +158,14 @@ class Plot(Widget, can_focus=True):
         return [value_at(one.x, one.raw, self.cross, self.slack) for one in self.curves]
 
     def numbers(self) -> list[str]:
-        """Format the values; each median is followed by its number of seeds. If other runs are shown too, the pinned
-        run is marked.
+        """Format the values; each value of a group is followed by the number of seeds that have a value there. If other
+        runs are shown too, the pinned run is marked.
         """
         numbers = []
         for one, value in zip(self.curves, self.values(), strict=True):
-            count = seed_count(one, self.cross, self.slack)
-            note = "" if count is None else " one run" if count == 1 else f" n={count}"
-            numbers.append(format_number(value) + note + (" pin" if one.pinned and len(self.curves) > 1 else ""))
+            seeds = describe_seeds(one, self.cross, self.slack)
+            pin = "pin" if one.pinned and len(self.curves) > 1 else ""
+            numbers.append(" ".join(filter(None, (format_number(value), seeds, pin))))
         return numbers
 
     @property

@@ -31,8 +31,8 @@ SMOOTHING = (0.0, 0.6, 0.9, 0.97, 0.99, 0.997)
 NO_MATCH = "No metric matches. Press m to change the words, v to change the group."
 NO_CLOCK = "Grouped seeds are compared at equal steps, so the x axis shows steps."
 SEEDS_SHOWN = (
-    "In the title, n is the number of seeds behind the median. Where only one run of a group has values, the title "
-    "shows 'one run' and the curve shows this run's own values."
+    "In the title, n is the number of seeds in the median. 'n=2 of 3' means that one of three seeds has no value "
+    "there; the curve is dim and dotted in this part. With 'n=1 of 3', it shows the values of the only run left."
 )
 ZOOM, PAN = 0.7, 0.25  # share of the window's width per key press
 

@@ -268,7 +268,13 @@ def value_at(x: np.ndarray, y: np.ndarray, at: float | None, slack: float = 0.0)
     return None if index is None else float(y[index])
 
 
-def seed_count(one: DrawnCurve, at: float | None, slack: float = 0.0) -> int | None:
-    """Return the number of seeds that have a value at `at`, or None for the curve of one run or outside the curve."""
+def describe_seeds(one: DrawnCurve, at: float | None, slack: float = 0.0) -> str:
+    """Return the number of a group's seeds that have a value at `at`: 'n=3' if all have one, otherwise 'n=1 of 3'.
+
+    The result is "" for the curve of one run and outside the curve.
+    """
     index = None if one.seeds is None else index_at(one.x, at, slack)
-    return None if one.seeds is None or index is None else int(one.seeds.counts[index])
+    if one.seeds is None or index is None:
+        return ""
+    count, total = int(one.seeds.counts[index]), len(one.seeds.keys)
+    return f"n={count}" if count == total else f"n={count} of {total}"

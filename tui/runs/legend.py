@@ -16,8 +16,8 @@ _SIGNS = {
     "A B C": "letters that label curves and their runs",
     "~": "part of the text is hidden, because space is short",
     "+2": "number of curves or values that do not fit",
-    "n=3": "number of seeds that have a value at the crosshair, or at the end of the curve",
-    "one run": "only one seed has a value there, so the number is not a median",
+    "n=3": "number of seeds in the median at the crosshair, or at the end of the curve",
+    "n=1 of 3": "some seeds have no value there; the value of a single seed is not a median",
     "pin": "the value of the pinned run",
     "dashed line": "eval.threshold (solved), or the limit of a health check",
 }
