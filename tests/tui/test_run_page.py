@@ -505,6 +505,12 @@ def test_log_follows_its_end_until_scrolled(tmp_path: Path) -> None:
 RESPONSE = {"prompt": "[red]1 + 1 =", "response": "2\x1b[2J", "score": 1.0, "kl": 0.25, "reference": "3"}
 
 
+def check_directions(page: RunPage, hint: str, applicable: set[str]) -> None:
+    """Check that the first line of the samples and the conditions of the page name only samples that exist."""
+    assert widget_text(page, "#samples Static").split("\n")[0].partition("stored)")[2] == hint
+    assert page.conditions & {"older", "newer"} == applicable
+
+
 def test_responses_step_through_evaluations_and_follow_newest(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     for step in (0, 100, 200):
@@ -518,9 +524,16 @@ def test_responses_step_through_evaluations_and_follow_newest(tmp_path: Path) ->
     async def act(pilot: Pilot[None], page: RunPage) -> None:
         page_of.append(page)
         await pilot.press("4")
-        await wait_until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "KL 0.25", "(newest)"))
+        await wait_until(pilot, shows("step 200", "3 of 3", "at 200", "[red]1 + 1 =", "score 1", "KL 0.25"))
+        check_directions(page, "   { older   (newest)", {"older"})
         assert "\x1b" not in widget_text(page, "#samples Static")
         await pilot.press("left_curly_bracket")
+        await wait_until(pilot, shows("2 of 3", "at 100"))
+        check_directions(page, "   { older   } newer", {"older", "newer"})
+        await pilot.press("left_curly_bracket")
+        await wait_until(pilot, shows("1 of 3", "at 0"))
+        check_directions(page, "   } newer", {"newer"})
+        await pilot.press("right_curly_bracket")
         await wait_until(pilot, shows("2 of 3", "at 100"))
         samples.append_responses(run, 300, 3, [RESPONSE | {"response": "at 300"}])
         await wait_until(pilot, shows("2 of 4", "at 100"))

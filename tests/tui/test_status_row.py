@@ -128,7 +128,7 @@ def test_footer_follows_tabs_focus_and_clicks(runs: Path) -> None:
             samples.append_responses(Run(runs / "alpha"), step, 1, [{"response": "a"}])
         await move_to(pilot, app, "alpha")
         await pilot.press("enter")
-        for tab, hint in (("1", "m Metrics"), ("2", "D Differences"), ("3", "F Follow log"), ("4", "{ } Sample")):
+        for tab, hint in (("1", "m Metrics"), ("2", "D Differences"), ("3", "F Follow log"), ("4", "{ Older sample")):
             await pilot.press(tab)
             if tab == "4":
                 await wait_until(pilot, lambda: "2 of 2 stored" in screen_text(app))
@@ -140,6 +140,10 @@ def test_footer_follows_tabs_focus_and_clicks(runs: Path) -> None:
         await wait_until(pilot, lambda: "1 of 1 stored" in screen_text(app))
         assert not {"{", "}"} & set(screen_text(app))
         samples.append_responses(Run(runs / "alpha"), 200, 2, [{"response": "b"}])
+        await wait_until(pilot, lambda: "{ Older sample" in last_rows(app))
+        samples.append_responses(Run(runs / "alpha"), 300, 3, [{"response": "c"}])
+        await wait_until(pilot, lambda: "3 of 3 stored" in screen_text(app))
+        await pilot.press("left_curly_bracket")
         await wait_until(pilot, lambda: "{ } Sample" in last_rows(app))
         for column, tab in ((1, "log"), (3, "samples")):  # a click on '<', then on '>'
             await pilot.click(offset=(column, 23))

@@ -114,9 +114,9 @@ class RunPage(RunActions):
     @property
     def conditions(self) -> frozenset[str]:
         found = super().conditions | chart_conditions(self.plots)
-        if self.tab == "curves" or "own" not in found or (self.tab == "samples" and not self._may_turn()):
+        if self.tab == "curves" or "own" not in found:
             return found
-        return found | {self.tab}
+        return found | (self.query_one(Samples).directions if self.tab == "samples" else {self.tab})
 
     # updates from the store and the files
 
@@ -292,10 +292,6 @@ class RunPage(RunActions):
 
     def action_newer(self) -> None:
         self._turn_page(1)
-
-    def _may_turn(self) -> bool:
-        """Return True if there are several pages of samples."""
-        return len(self.query_one(Samples).numbers) > 1
 
     def on_samples_loaded(self) -> None:
         self.refresh_footer()

@@ -339,19 +339,29 @@ class Samples(TextTab):
         turned = self.page is not None and self.page.number != message.page.number
         self.page = page = message.page
         head = f"{page.unit} {page.number:,} ({page.place + 1} of {page.of} stored)"
-        if page.of > 1:
-            head += "   { older   } newer" + ("   (newest)" if self.at is None else "")
+        newest = page.place == page.of - 1
+        head += "   { older" if page.place else ""
+        head += "   } newer" if not newest else "   (newest)" if page.of > 1 else ""
         self.set_text(Content.assemble((head, MUTED), "\n", *(line + "\n" for line in page.lines)).rstrip())
         if turned:
             self.scroll_home(animate=False)
 
     def move(self, by: int) -> None:
         """Select an older page (-1) or a newer one (1). At the newest page, new pages are followed."""
-        if not self.numbers:
-            return
-        place = self.numbers.index(self.at) if self.at in self.numbers else len(self.numbers) - 1
-        place = min(max(0, place + by), len(self.numbers) - 1)
-        self.at = None if place == len(self.numbers) - 1 else self.numbers[place]
+        if self.numbers:
+            place, last = max(0, self._place + by), len(self.numbers) - 1
+            self.at = self.numbers[place] if place < last else None
+
+    @property
+    def _place(self) -> int:
+        """The index of the selected page."""
+        return self.numbers.index(self.at) if self.at in self.numbers else len(self.numbers) - 1
+
+    @property
+    def directions(self) -> frozenset[str]:
+        """'older' and 'newer', if there are such pages."""
+        later = len(self.numbers) - 1 - self._place
+        return frozenset(name for name, pages in (("older", self._place), ("newer", later)) if pages > 0)
 
 
 def _response_lines(responses: Sequence[Any], width: int) -> list[str]:
