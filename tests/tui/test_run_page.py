@@ -619,6 +619,22 @@ def test_events_tab_shows_whole_traceback(tmp_path: Path) -> None:
     drive(Host(tmp_path), act)
 
 
+def test_long_event_uses_the_full_width(tmp_path: Path) -> None:
+    reason = "the gradient of the policy is not finite; lower optim.lr or"  # fits into one line below, but not beside
+    make_run(tmp_path, state="failed", reason=f"{reason} check the rewards of the environment", traceback="E: fell")
+
+    async def act(pilot: Pilot[None], page: RunPage) -> None:
+        await pilot.press("6")
+        await wait_until(pilot, lambda: "E: fell" in widget_text(page, "#events Static"))
+        lines = widget_text(page, "#events Static").splitlines()
+        at = next(number for number, line in enumerate(lines) if line.rstrip().endswith("failed"))
+        assert lines[at + 1].startswith(" " * 6 + reason)
+        await pilot.resize_terminal(200, 60)
+        await wait_until(pilot, lambda: f"failed      {reason} check the" in widget_text(page, "#events Static"))
+
+    drive(Host(tmp_path), act)
+
+
 def test_only_the_visible_tab_is_refreshed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path)
     host = Host(tmp_path)

@@ -35,7 +35,7 @@ from tui.runs.entries import Entry
 from tui.runs.run_head import MUTED
 from tui.store import Curve, Store
 
-INDENT = 6  # columns before the details of an event
+INDENT = 6  # columns before the details of an event, and before a long text
 TIME, STEP = 19, 11  # columns of the time and the step of an event
 LABEL = 12  # columns of labels such as 'prompt'
 MOST_STEPS = 400  # steps of stored samples in one table
@@ -186,7 +186,7 @@ class Events(TextTab):
 
 
 def _event(event: control.Event, scores: Any, width: int) -> Content:
-    """Format an event as one line with its details below."""
+    """Format an event with its details below. Its text is beside the time if it fits there in one line, else below."""
     when = event.time
     if when is None and event.step is not None and scores is not None:  # get the time of the step from the curve
         at = int(np.searchsorted(scores.steps, event.step))
@@ -195,13 +195,13 @@ def _event(event: control.Event, scores: Any, width: int) -> Content:
     step = "" if event.step is None else f"{event.step:,}"
     head, what = f"{stamp:<{TIME}}  {step:>{STEP}}  ", f"{clean(event.what):<10}  "
     summary, _, detail = event.text.partition("\n")
-    indent = len(head) + len(what)
-    first, *further = wrap_text(summary, max(20, width - indent))
-    lines = [" " * indent + line for line in further]
-    lines += [" " * INDENT + line for line in wrap_text(detail, max(20, width - INDENT)) if detail]
+    beside = len(head) + len(what) + display_width(summary) <= width
+    below = "\n".join(filter(None, ("" if beside else summary, detail)))
+    lines = [" " * INDENT + line for line in wrap_text(below, max(20, width - INDENT)) if below]
     colors = {"failed": "bold $text-error", "crashed": "bold $text-error", "warning": "bold $text-warning"}
     style = colors.get(event.what, "bold")
-    return Content.assemble(head, (what, style), first, "\n", *(line + "\n" for line in lines))
+    lines = [clean(summary) if beside else "", *lines]
+    return Content.assemble(head, (what, style), *(line + "\n" for line in lines))
 
 
 class System(TextTab):
