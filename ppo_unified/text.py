@@ -13,7 +13,7 @@ from typing import TextIO
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"  # parameters of ANSI's "select graphic rendition"
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)|\x1b.?", re.DOTALL)
-_NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?[kMGT%]?|nan|[-+]?inf|-|")
+_NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?([kMGT%]| (s|min|h|d)| of \d+)?|nan|[-+]?inf|-|")
 
 
 def clean(text: object) -> str:
@@ -137,16 +137,22 @@ def elide(text: str, width: int) -> str:
 
 
 def format_table(
-    rows: Sequence[Mapping[str, str]], color: bool = False, paint: Mapping[str, Mapping[str, str]] | None = None
+    rows: Sequence[Mapping[str, str]],
+    color: bool = False,
+    paint: Mapping[str, Mapping[str, str]] | None = None,
+    *,
+    align_numbers: bool = True,
 ) -> list[str]:
-    """Return a header line with the keys of the first row, then one line per row. Columns of numbers are right-aligned.
+    """Return a header line with the keys of the first row, then one line per row.
 
-    `paint` maps a key to a table from cell text to ANSI code. It is used only if `color` is true.
+    Columns that contain only numbers, durations, counts such as '2 of 3' and '-' are right-aligned. If `align_numbers`
+    is false, all columns are left-aligned; use this if each column contains values of different kinds. `paint` maps a
+    key to a table from cell text to ANSI code. It is used only if `color` is true.
     """
     columns = []
     for key in rows[0]:
         cells = [key, *(row[key] for row in rows)]
-        width, right = max(map(display_width, cells)), all(_NUMBER.fullmatch(cell) for cell in cells[1:])
+        width, right = max(map(display_width, cells)), align_numbers and all(map(_NUMBER.fullmatch, cells[1:]))
         codes = [BOLD, *((paint or {}).get(key, {}).get(cell, "") for cell in cells[1:])]
         columns.append([_cell(x, width, right, code if color else "") for x, code in zip(cells, codes, strict=True)])
     return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

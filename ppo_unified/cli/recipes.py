@@ -82,7 +82,7 @@ def _compare(first: Recipe, second: Recipe, as_json: bool) -> int:
     rows = [
         {"option": option} | dict(zip(names, map(_format, pair), strict=True)) for option, pair in differing.items()
     ]
-    lines = format_table(rows, can_color(sys.stdout))
+    lines = format_table(rows, can_color(sys.stdout), align_numbers=False)
     print_out(lines[0])
     for line, pair in zip(lines[1:], differing.values(), strict=True):
         print_out(line)

@@ -207,11 +207,12 @@ def _result_row(label: str, group: Group, several: bool, compact: bool) -> dict[
     row = {"run": label, "state": states.pop() if len(states) == 1 else "various"}
     row |= {"steps": format_steps(group.mean("step") or 0), f"score{greedy}": format_number(group.mean("score"))}
     if several:
-        row |= {"+-": format_number(score.std), "n": "" if single else str(len(score.values))}
-    share = "" if single else f" ({len(solved.values)} of {len(group.counted)})"
+        row |= {"+-": format_number(score.std), "n": "-" if single else str(len(score.values))}
+    row |= {f"best{greedy}": format_number(group.mean("best_score"))}
+    if several:
+        row |= {"solved": "-" if single else f"{len(solved.values)} of {len(group.counted)}"}
     return row | {
-        f"best{greedy}": format_number(group.mean("best_score")),
-        "solved at": "-" if solved.mean is None else format_steps(solved.mean) + share,
+        "at step" if several else "solved at": "-" if solved.mean is None else format_steps(solved.mean),
         "time": format_duration(group.mean("elapsed_s") or 0),
     }
 
@@ -220,7 +221,12 @@ def _notes(groups: Sequence[Group], width: int) -> list[str]:
     """Explain the columns of the results."""
     texts = [SCORES]
     if any(len(group.runs) > 1 for group in groups):
-        texts.append("A group's row shows means over n seeds; +- is the sample standard deviation of the score.")
+        texts.append(
+            "A group's row shows means over its seeds, n of which have a score. +-: sample standard deviation."
+        )
+        texts.append(
+            "solved: number of seeds that solved the task. at step: mean of the steps at which they solved it."
+        )
     if any(len(group.counted) < len(group.runs) for group in groups):
         texts.append("* not counted, because another run has the same options and seed")
     return [line for text in texts for line in wrap_text(text, width)]

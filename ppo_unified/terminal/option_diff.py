@@ -47,7 +47,7 @@ def options_by_run(tables: Mapping[str, Options], color: bool = False) -> list[s
     for key in find_differences(list(tables.values())):
         values = [format_option(options.get(key)) for options in tables.values()]
         rows.append({option_head: clean(key)} | dict(zip(runs, values, strict=True)))
-    return format_table(rows, color) if rows else []
+    return format_table(rows, color, align_numbers=False) if rows else []
 
 
 def _runs_by_value(tables: Mapping[str, Options], width: int, color: bool) -> list[str]:

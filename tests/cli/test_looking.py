@@ -465,10 +465,10 @@ def test_compare_replaces_names_that_do_not_fit_by_letters(run_command: Any, mon
     assert "option" in rows(wide)
     assert "Comparison of 5 runs in 3 groups; the runs of a group differ only in the seed" in wide
     assert "base-s1 ... s2  " in wide
-    monkeypatch.setattr("ppo_unified.cli.compare.output_width", lambda: 71)
+    monkeypatch.setattr("ppo_unified.cli.compare.output_width", lambda: 74)
     _, narrow, _ = run_command("compare", "base-s1", "base-s2", "fast", "gone", "broken")
     assert narrow.split("\n")[2:5] == ["A  base-s1, broken, base-s2", "B  fast", "C  gone"]
-    assert max(map(len, narrow.split("\n"))) <= 71
+    assert max(map(len, narrow.split("\n"))) <= 74
 
 
 def test_compare_reports_equal_runs_and_needs_two(run_command: Any, folder: Path) -> None:
@@ -607,6 +607,9 @@ def test_durations_are_formatted(seconds: float, text: str) -> None:
 def test_tables_align_wide_characters_and_numbers() -> None:
     lines = format_table([{"name": "學習", "n": "5"}, {"name": "abc", "n": "1,234"}])
     assert lines == ["name      n", "學習      5", "abc   1,234"]
+    rows = [{"time": "4.5 min", "solved": "3 of 3", "text": "1 s of 2"}, {"time": "12 h", "solved": "-", "text": "-"}]
+    assert format_table(rows) == ["   time  solved  text", "4.5 min  3 of 3  1 s of 2", "   12 h       -  -"]
+    assert format_table(rows, align_numbers=False)[2] == "12 h     -       -"
     assert [display_width(pad(text, 5)) for text in ("", "abc", "abcdefgh", "學習學習")] == [5, 5, 5, 5]
 
 

@@ -48,7 +48,7 @@ def test_nine_runs_fit_any_width_and_nothing_is_lost(width: int) -> None:
     assert text.startswith("Comparison of 9 runs in 6 groups;")
     for run in NINE:
         assert run.name in text.replace("\n   ", "")
-    for value in ("0.001", "0.1", "0.01", "0.003", "0.5", "402", "1000", "200 (3 of 3)", "nan", "stopped", "llm"):
+    for value in ("0.001", "0.1", "0.01", "0.003", "0.5", "402", "1000", "3 of 3", "200", "nan", "stopped", "llm"):
         assert value in text, value
     assert "Options that differ: 4; equal options: 0; options of one adapter only: 4" in text
     assert "llm.dtype" not in text
@@ -80,10 +80,28 @@ def test_group_has_mean_and_deviation_of_one_run_per_seed() -> None:
     lines = text_of(runs, 200).split("\n")
     assert lines[0] == "Comparison of 4 runs that differ only in the seed"
     row = next(line for line in lines if line.startswith("a-s1 ... s3"))
-    assert row.split()[3:] == ["various", "1,000", "25", "7.071", "2", "20", "500", "(1", "of", "3)", "13", "s"]
+    assert row.split()[3:] == ["various", "1,000", "25", "7.071", "2", "20", "1", "of", "3", "500", "13", "s"]
     assert any(line.startswith("  a-s1 *") for line in lines)
     assert "* not counted, because another run has the same options and seed" in lines
     assert not any("Options" in line for line in lines)
+
+
+def test_columns_have_one_alignment_and_one_sign_for_no_value() -> None:
+    runs = [make_run(f"a-s{seed}", seed, score=9.5 * seed, solved_step=10_000 * seed, elapsed_s=8.0) for seed in (1, 2)]
+    lines = text_of([*runs, make_run("b", 3, of="3")], 200).split("\n")
+    assert lines[lines.index("Results") + 1 :][:5] == [
+        "run          state     steps  score (greedy)     +-  n  best (greedy)  solved  at step   time",
+        "a-s1 ... s2  finished  1,000           14.25  6.718  2              -  2 of 2   15,000  8.0 s",
+        "  a-s1       finished  1,000             9.5      -  -              -       -   10,000  8.0 s",
+        "  a-s2       finished  1,000              19      -  -              -       -   20,000  8.0 s",
+        "b            finished  1,000               -      -  -              -       -        -  0.0 s",
+    ]
+    assert lines[-4:] == [
+        "option      a-s1 ... s2  b",
+        "seed        1, 2         3",
+        "gym.env_id  CartPole-v1  package.module:Environment-v3",
+        "optim.lr    0.001        3.0",
+    ]
 
 
 def test_equal_options_are_listed_on_request() -> None:

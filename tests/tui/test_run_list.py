@@ -252,8 +252,8 @@ def test_details_follow_the_cursor(tmp_path: Path) -> None:
             " ! kl since step 1,234: the policy changes too fast; lower optim.lr",
             " note: too [bold]wide",
             " options that differ from the preset cartpole",
-            " seed           1    3",
-            " ppo.clip     0.2  0.4",
+            " seed      1       3",
+            " ppo.clip  0.2     0.4",
             " line 99 [b]",
         ):
             assert any(expected == line[: len(expected)] for line in lines), (expected, lines)

@@ -163,4 +163,4 @@ def _describe_options(entry: Entry) -> Content:
         for one in found
     ]
     head = Content.styled(f"\noptions that differ from the preset {preset}", "bold")
-    return Content("\n").join([head, *(Content(line) for line in format_table(rows))])
+    return Content("\n").join([head, *(Content(line) for line in format_table(rows, align_numbers=False))])
