@@ -29,7 +29,7 @@ from tui.app import Terminal
 from tui.dialogs import PromptDialog, TextDialog
 from tui.runs.entries import Entry, sort_entries
 from tui.runs.option_columns import rank_differences, read_names
-from tui.runs.run_list import COLUMNS
+from tui.runs.run_list import COLUMNS, Marks, RunList
 from tui.runs.runs_screen import RunsScreen
 from tui.view_state import ViewState
 
@@ -208,9 +208,10 @@ def test_heads_and_counts_stay_whole_on_a_small_screen(tmp_path: Path) -> None:
         for name in heads:
             app.state.sorted_by = name
             screen_of(app)._relist()
-            found = f"{heads[name].head}▲ " in head(app) + " "
+            found = re.search(rf"{re.escape(heads[name].head)}[▲▼] ", head(app) + " ")
             hidden |= set() if found else {name}
-            assert found or not run_list(app).has_column(name), head(app)
+            assert found or name not in run_list(app)._widths, head(app)
+            assert bool(found) != bool(run_list(app).hidden_order)
         assert len(hidden) < 6
         assert "3 marked, 1 hidden" in screen_text(app).splitlines()[0]
         app.state.columns = ["gym.env_id"]
@@ -223,6 +224,32 @@ def test_heads_and_counts_stay_whole_on_a_small_screen(tmp_path: Path) -> None:
         assert listed_keys(app) == []
 
     drive(tmp_path, act, size=(80, 24), unicode=True)
+
+
+def test_order_of_the_list_states_its_direction() -> None:
+    runs = RunList()
+    orders = []
+    for runs.sorted_by, runs.reverse in (("age", False), ("age", True), ("percent", False), ("optim.lr", True)):
+        orders.append(runs.hidden_order)
+    assert orders == ["newest first", "oldest first", "sorted by done, descending", "sorted by optim.lr, descending"]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_notes_use_the_space_of_a_nearly_empty_column(tmp_path: Path, width: int) -> None:
+    make_run(tmp_path, "a")
+    note = "clip was too wide"
+    entries = [replace(entry("cartpole-clip0.2-lr0.001-1"), state="running", eta_s=108.0), replace(entry("cartpole-2"), note=note)]
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        run_list(app).show(entries, Marks(), {})
+        await pilot.pause()
+        lines = [run_list(app).render_line(row).text for row in range(3)]
+        assert ("ETA" in lines[0].split()) == (width == 140), lines
+        assert ("ETA 1.8 min" in lines[1]) == (width == 80), lines
+        assert " 1.8 min " in lines[1]
+        assert note in lines[2]
+
+    drive(tmp_path, act, size=(width, 24))
 
 
 # details

@@ -109,7 +109,7 @@ _KEYS: dict[str, tuple[Key, bool]] = {  # column -> (value, True if the largest 
     "best": (lambda entry: entry.status.best_score, True),
     "speed": (lambda entry: entry.speed, True),
     "eta": (lambda entry: entry.eta_s, False),
-    "age": (lambda entry: entry.status.started or None, True),
+    "age": (lambda entry: -entry.status.started or None, False),
 }
 
 
@@ -123,6 +123,12 @@ def _option_key(option: str) -> Key:
         return (0, value, []) if isinstance(value, int | float) else (1, 0, _natural_key(str(value)))
 
     return key
+
+
+def is_ascending(column: str, reverse: bool) -> bool:
+    """Return True if `sort_entries` returns the entry with the smallest value first."""
+    _, largest_first = _KEYS.get(column, (None, False))
+    return largest_first == reverse
 
 
 def sort_entries(entries: Iterable[Entry], column: str, reverse: bool) -> list[Entry]:

@@ -19,7 +19,7 @@ from textual.strip import Strip
 from ppo_unified.runs.folder import ACTIVE, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
 from ppo_unified.text import clean, display_width, elide, format_duration, format_number, pad
-from tui.runs.entries import Entry
+from tui.runs.entries import Entry, is_ascending
 from tui.runs.seeds import UNGROUPED, SeedGroups
 
 _LONGEST_NAME, SHORT_NAME = 40, 24  # longer names are cut to 40 columns; if space is short, down to 24
@@ -42,10 +42,15 @@ class Column(NamedTuple):
     most: int = _LONGEST_NAME
 
 
-def _remark(entry: Entry) -> str:
-    """Return the text of the note column: the phase, health warnings and note, or the error of an unreadable run."""
+def _remark(entry: Entry, with_eta: bool = False) -> str:
+    """Return the text of the note column: the phase, health warnings and note, or the error of an unreadable run.
+
+    If `with_eta` is True, the text starts with the ETA.
+    """
     note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
-    return entry.problem or "   ".join(filter(None, (format_phase(entry.status, entry.state), _health(entry), note)))
+    eta = f"ETA {format_duration(entry.eta_s)}" if with_eta and entry.eta_s is not None else ""
+    parts = (eta, format_phase(entry.status, entry.state), _health(entry), note)
+    return entry.problem or "   ".join(filter(None, parts))
 
 
 def _health(entry: Entry) -> str:
@@ -103,6 +108,7 @@ COLUMNS: dict[str, Column] = {  # the keys are the column names of `sort_entries
 OPTIONAL = 8  # `drop` of the first column that shows an option that differs; the others follow
 ASCII_MARKS = {"◆": "#", "●": "*", "•": "."}  # signs of the pinned, marked and drawn runs without Unicode
 NOTE = 8  # minimum width of the note column, which uses the remaining space
+NOTE_WITH_ETA = 11  # the same if the notes start with the ETA
 REMARK, MINOR = 20, 4  # to show notes, columns with `drop` >= MINOR are hidden until REMARK columns are free
 WIDEST_NOTE = 40  # the list wants at most this many columns for the notes
 
@@ -181,6 +187,7 @@ class RunList(ScrollView, can_focus=True):
         self.columns: Mapping[str, Column] = COLUMNS  # those with values, which may be more than fit
         self.wanted_width = 0  # width at which all columns fit
         self._remark_width = 0  # width of the widest note; 0 without notes
+        self._eta_in_notes = False  # if notes would be cut, they start with the ETA, which then has no column
         self._options: Mapping[str, Column] = {}
         self._widths: dict[str, int] = {}
         self._heads: list[tuple[int, int, str]] = []  # (first column, last column, name) of each header
@@ -302,12 +309,16 @@ class RunList(ScrollView, can_focus=True):
             widths[name] = max(column.width, display_width(column.head), min(column.most, widest))
         # without notes, 1 for the arrow of the last column
         wanted = max(NOTE, min(WIDEST_NOTE, self._remark_width) + 2) if self._remark_width else 1
-        remark = min(REMARK, wanted)
         self.wanted_width = self._total(widths) + wanted
         standard = {name: width for name, width in widths.items() if columns[name].drop < OPTIONAL}
+        self._eta_in_notes = "eta" in widths and self._remark_width > 0 and self._total(standard) + wanted > room
+        if self._eta_in_notes:  # few runs have an ETA, so its column would waste space that notes need
+            del widths["eta"], standard["eta"]
+            wanted = max(wanted, NOTE_WITH_ETA + 2)
+        remark = min(REMARK, wanted)
         over = max(0, self._total(standard) + remark - room)
         widths["name"] = max(min(widths["name"], SHORT_NAME), widths["name"] - over)
-        for name in sorted((n for n in columns if columns[n].drop), key=lambda n: -columns[n].drop):
+        for name in sorted((n for n in widths if columns[n].drop), key=lambda n: -columns[n].drop):
             if self._total(widths) + (remark if columns[name].drop >= MINOR else 1) <= room:
                 break
             del widths[name]
@@ -326,9 +337,16 @@ class RunList(ScrollView, can_focus=True):
             if any(column.cell(entry, now) not in ("", "-") for entry in self.entries)
         }
 
-    def has_column(self, name: str) -> bool:
-        """Return True if a column is visible."""
-        return name in self._widths
+    @property
+    def hidden_order(self) -> str:
+        """The order of the list, such as 'sorted by optim.lr, descending', or "" if a visible column shows it."""
+        ascending, column = is_ascending(self.sorted_by, self.reverse), COLUMNS.get(self.sorted_by)
+        if self.sorted_by in self._widths:
+            return ""
+        if self.sorted_by == "age":
+            return "newest first" if ascending else "oldest first"
+        head = clean(self.sorted_by) if column is None else column.head
+        return f"sorted by {head}, {'ascending' if ascending else 'descending'}"
 
     def _total(self, widths: Mapping[str, int]) -> int:
         return self._gutter + sum(widths.values()) + 2 * (len(widths) - 1)
@@ -351,9 +369,10 @@ class RunList(ScrollView, can_focus=True):
 
     def _head(self, width: int) -> Strip:
         text, self._heads = " " * self._gutter, []
+        ascending = is_ascending(self.sorted_by, self.reverse)
+        arrow = ("▲" if ascending else "▼") if self._unicode else ("^" if ascending else "v")
         for name, size in self._widths.items():
             column = self.columns[name]
-            arrow = ("▼" if self.reverse else "▲") if self._unicode else ("v" if self.reverse else "^")
             self._heads.append((display_width(text), display_width(text) + size - 1, name))
             head = column.head + (arrow if name == self.sorted_by else "")
             head = head.rjust(size) if column.right else head
@@ -379,7 +398,7 @@ class RunList(ScrollView, can_focus=True):
             gap = "" if number == len(self._widths) - 1 else "  "
             segments += [Segment(text, style), Segment(gap, base)]
             used += size + len(gap)
-        rest = _remark(entry)
+        rest = _remark(entry, self._eta_in_notes)
         kind = "bad" if entry.problem else "warn" if _health(entry) else "dim"
         style = base if current else self.get_component_rich_style(f"run-list--{kind}")
         text = pad("  " + clean(rest), width - used) if width - used >= NOTE and rest else " " * max(0, width - used)

@@ -119,9 +119,8 @@ class RunsScreen(RunActions):
 
     def _update_lines(self) -> None:
         state, entries, runs = self.services.state, self.store.entries, self.run_list
-        hidden_sort = "" if runs.has_column(state.sorted_by) else clean(state.sorted_by)
         marked, visible = len(self.selection.marked_keys()), len(self.selection.listed_marks())
-        self._top.show(entries.values(), marked, marked - visible, hidden_sort)
+        self._top.show(entries.values(), marked, marked - visible, runs.hidden_order)
         problem = self._query_error or self.store.problem or self._damage()
         self._query.show(state.query, problem, len(runs.entries), len(entries))
 

@@ -22,16 +22,15 @@ class TopLine(Static):
         super().__init__(id="top", markup=False)
         self._mode, self._folder = ["read-only"] if readonly else [], clean(runs)
 
-    def show(self, entries: Collection[Entry], marked: int, hidden: int, hidden_sort: str) -> None:
+    def show(self, entries: Collection[Entry], marked: int, hidden: int, order: str) -> None:
         """Update the line. If there is not enough space, it omits the title and then the folder.
 
-        `hidden` is the number of marked runs that the filter hides. `hidden_sort` is the column that the list is sorted
-        by, if that column is not visible.
+        `hidden` is the number of marked runs that the filter hides. `order` describes the order of the list, or is "".
         """
         total, active = len(entries), sum(entry.state in ACTIVE for entry in entries)
         parts = [f"{total} run{'s' * (total != 1)}", f"{active} running"]
         parts += [f"{marked} marked" + (f", {hidden} hidden" if hidden else "")] if marked else []
-        parts += [f"sorted by {hidden_sort}"] if hidden_sort else []
+        parts += [order] if order else []
         facts = "   ".join(parts)
         width = max(1, self.app.size.width - 2)  # known before the first layout, unlike the size of this widget
         least = min(SHORTEST, display_width(self._folder))
