@@ -10,7 +10,7 @@ from textual.theme import BUILTIN_THEMES, Theme
 
 from ppo_unified.terminal.chart import MARKS
 from tests.color_vision import VISIONS, ciede2000, contrast, seen_lab
-from tui.charts.colors import LIGHT, PINNED_DARK, PINNED_LIGHT, SAFE, paper_color, series_colors, series_letters
+from tui.charts.colors import DARK, LIGHT, PINNED_DARK, PINNED_LIGHT, SAFE, paper_color, series_colors, series_letters
 from tui.themes import CYCLE, OURS
 
 THEMES: dict[str, Theme] = {name: {**BUILTIN_THEMES, **{own.name: own for own in OURS}}[name] for name in CYCLE}
@@ -101,7 +101,21 @@ def test_runs_of_a_group_share_color_and_letter() -> None:
     colors, letters = series_colors(keys, groups=groups), series_letters(keys, False, groups)
     assert [colors[key] for key in keys] == [colors[key] for key in keys[::3] for _ in range(3)]
     assert len(set(colors.values())) == 4
-    assert "".join(letters[key] for key in keys) == "AAABBBCCCDDD"
+    assert "".join(letters[key] for key in keys) == "AAADDDGGGJJJ"
     assert series_letters(keys, True, groups) == {}
     many = [f"run-{k}" for k in range(60)]
     assert not any(map(str.islower, series_letters(many, groups={many[0]: "a"}).values()))
+
+
+def test_grouping_seeds_keeps_colors_and_letters_of_first_runs() -> None:
+    for seed in range(50):
+        keys = random_keys(seed)
+        groups = {keys[0]: "a", keys[1]: "a", keys[3]: "b", keys[4]: "a", keys[5]: "b"}
+        colors, letters = series_colors(keys, groups=groups), series_letters(keys, False, groups)
+        before, letters_before = series_colors(keys), series_letters(keys, False)
+        for number in (0, 2, 3):  # the first runs of both groups, and a run that is in no group
+            assert colors[keys[number]] == before[keys[number]]
+            assert letters[keys[number]] == letters_before[keys[number]]
+        late = dict.fromkeys(keys[:6], "a") | dict.fromkeys(keys[6:], "b")
+        assert set(series_colors(keys, groups=late).values()) <= set(DARK[:SAFE])  # two curves always have safe colors
+        assert len(set(series_colors(keys, groups=late).values())) == 2

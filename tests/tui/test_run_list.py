@@ -238,7 +238,10 @@ def test_order_of_the_list_states_its_direction() -> None:
 def test_notes_use_the_space_of_a_nearly_empty_column(tmp_path: Path, width: int) -> None:
     make_run(tmp_path, "a")
     note = "clip was too wide"
-    entries = [replace(entry("cartpole-clip0.2-lr0.001-1"), state="running", eta_s=108.0), replace(entry("cartpole-2"), note=note)]
+    entries = [
+        replace(entry("cartpole-clip0.2-lr0.001-1"), state="running", eta_s=108.0),
+        replace(entry("cartpole-2"), note=note),
+    ]
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         run_list(app).show(entries, Marks(), {})

@@ -23,17 +23,20 @@ def series_colors(
     """Return a color for each run. The first SAFE curves get the safe colors, and the first 8 colors all differ.
 
     A run's color depends on its name, so it is usually the same in every session. If an earlier run already uses that
-    color, the run gets the next free one. All runs of a group in `groups` have the color of its first run. The pinned
-    run is in no group.
+    color, the run gets the next free one. All runs of a group in `groups` have one color. It is the color that the
+    group's first run has without groups, unless this color is taken or not safe enough for one of the first SAFE
+    curves. The pinned run is in no group.
     """
     palette = DARK if dark else LIGHT
     colors = {pinned: PINNED_DARK if dark else PINNED_LIGHT} if pinned in keys else {}
+    ungrouped = series_colors(keys, pinned, dark) if groups else {}
     taken: list[str] = []
     for key in keys:
         if (curve := groups.get(key, key)) in colors:
             continue
         among = palette[:SAFE] if len(taken) < SAFE else palette[SAFE:] if len(taken) < len(palette) else palette
         first = zlib.crc32(key.encode("utf-8", "surrogateescape")) % len(among)
+        first = among.index(ungrouped[key]) if ungrouped.get(key) in among else first
         turns = [*among[first:], *among[:first]]
         colors[curve] = next((color for color in turns if color not in taken), turns[0])
         taken.append(colors[curve])
@@ -43,15 +46,21 @@ def series_colors(
 def series_letters(
     keys: Sequence[str], has_colors: bool = True, groups: Mapping[str, str] = _NO_GROUPS
 ) -> dict[str, str]:
-    """Return a letter for each run, or {} if colors suffice to distinguish the curves. A group has one letter.
+    """Return a letter for each run, or {} if colors suffice to distinguish the curves.
 
-    If seeds are grouped, no curve has a lowercase letter, which marks the part of a curve that lacks some seeds.
+    A group has the letter of its first run. If seeds are grouped, no curve has a lowercase letter, which marks the part
+    of a curve that lacks some seeds; a curve whose first run has one gets the next free letter.
     """
-    curves = list(dict.fromkeys(groups.get(key, key) for key in keys))
-    if len(curves) <= (SAFE if has_colors else 1):
+    firsts: dict[str, int] = {}  # curve -> index of its first run
+    for number, key in enumerate(keys):
+        firsts.setdefault(groups.get(key, key), number)
+    if len(firsts) <= (SAFE if has_colors else 1):
         return {}
     marks = [mark for mark in MARKS if not (groups and mark.islower())]
-    letters = {curve: marks[number % len(marks)] for number, curve in enumerate(curves)}
+    letters: dict[str, str] = {}
+    for curve, number in firsts.items():
+        wanted = [mark for mark in (MARKS[number % len(MARKS)], *marks) if mark in marks]
+        letters[curve] = next((mark for mark in wanted if mark not in letters.values()), wanted[0])
     return {key: letters[groups.get(key, key)] for key in keys}
 
 
