@@ -167,7 +167,7 @@ class Episodes:
         if isinstance(frame.picture, str):
             text = frame.picture[:MAX_TEXT]
         else:
-            picture = fit(frame.picture, max(1, request.columns), max(1, request.lines), request.blocks)
+            picture = fit(frame.picture, request.columns, request.lines, request.blocks)
             lines, columns, pixels = len(picture), picture.shape[1], np.ascontiguousarray(picture).tobytes()
         reply = FrameReply(
             columns=columns,

@@ -52,8 +52,9 @@ def draw(picture: np.ndarray | str, columns: int, lines: int, style: Style) -> l
 def fit(picture: np.ndarray, columns: int, lines: int, blocks: bool) -> np.ndarray:
     """Resize a picture so that it is as large as its aspect ratio allows in `lines` rows of `columns` cells.
 
-    A cell shows two pixels, one above the other, if `blocks` is true, and one pixel otherwise.
+    Both are at least 1. A cell shows two pixels, one above the other, if `blocks` is true, and one pixel otherwise.
     """
+    columns, lines = max(1, columns), max(1, lines)  # a widget without a layout has no size
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * lines / height)  # a cell is about twice as high as wide
     cells = min(columns, max(1, round(width * scale))), min(lines, max(1, round(height * scale / 2)))

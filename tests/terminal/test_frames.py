@@ -23,6 +23,7 @@ from ppo_unified.terminal.frames import (
     UPPER_HALF,
     Style,
     draw,
+    fit,
     resize,
     write_gif,
 )
@@ -79,6 +80,10 @@ def test_frame_fits_and_keeps_aspect_ratio(style: Style, height: int, width: int
         assert abs(across - width * scale) <= 1
         assert abs(down - height * scale) <= 2
         assert abs(margin - (columns - across) / 2) <= 0.5
+
+
+def test_picture_for_a_widget_without_size_has_one_cell() -> None:
+    assert fit(random_picture(400, 600), 0, 0, blocks=True).shape == (2, 1, 3)
 
 
 def test_half_blocks_show_every_pixel_colour() -> None:
