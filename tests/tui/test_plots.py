@@ -1021,10 +1021,16 @@ def test_seeds_are_one_curve_with_a_band() -> None:
         plot = app.plots.plots[0]
         assert [one.label for one in plot.curves] == ["run (3 seeds)"]
         assert "run (3 seeds)" in plot.render_line(0).text
+        assert "not all seeds" not in page_line(app.plots)
         values = [app.source.curves[key, plot.tag][2] for key in app.source.keys]
         np.testing.assert_allclose(plot.curves[0].curve, np.median(values, axis=0), rtol=1e-6)
+        app.source.curves |= {("run-0", tag): curve(200, 5) for tag in TAGS}
+        app.show()
+        await pilot.pause()
+        assert "seeds grouped  dotted: not all seeds" in page_line(app.plots)
         await act(pilot, "aggregate")
         assert len(plot.curves) == 3
+        assert "not all seeds" not in page_line(app.plots)
 
     drive(app, test)
 
@@ -1040,7 +1046,7 @@ def test_number_of_seeds_is_shown_at_the_crosshair() -> None:
         first, last = (source.curves[key, plot.tag][2] for key in ("run-0", "run-2"))
         label = "run (2 seeds, 1 repeat hidden)"
         assert plot.render_line(0).text.rstrip().endswith(f"{label} {format_number(float(last[-1]))} n=1 of 2")
-        assert "seeds grouped  1 repeat hidden" in page_line(app.plots)
+        assert "seeds grouped  1 repeat hid" in page_line(app.plots)
         styles = [{s.style.color for s in plot.render_line(y) if s.style} for y in range(1, plot.size.height)]
         assert len(set().union(*styles)) >= 5  # axis, text, median, band, and the part without all seeds
         await act(pilot, "enlarge")

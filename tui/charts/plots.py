@@ -34,6 +34,7 @@ SEEDS_SHOWN = (
     "In the title, n is the number of seeds in the median. 'n=2 of 3' means that one of three seeds has no value "
     "there; the curve is dim and dotted in this part. With 'n=1 of 3', it shows the values of the only run left."
 )
+PARTIAL = {True: "dotted: not all seeds", False: "- or lowercase: not all seeds"}  # by whether Unicode is available
 ZOOM, PAN = 0.7, 0.25  # share of the window's width per key press
 
 
@@ -150,8 +151,12 @@ class Plots(Widget):
         self._empty.display = not page.tags
         if not page.tags:
             self._empty.update(NO_MATCH if any(map(self.traces, self.tags)) else "No curves yet.")
+        groups = (
+            [one.seeds for plot in self.plots for one in plot.curves if one.seeds] if self.settings.aggregate else []
+        )
         hidden = describe_repeats(repeats) if self.settings.aggregate and repeats else ""
-        parts = filter(None, (page.position, self.legend, *self.settings.describe(), hidden))
+        partial = PARTIAL[self.unicode] if any(group.partial.any() for group in groups) else ""
+        parts = filter(None, (page.position, self.legend, *self.settings.describe(), hidden, partial))
         text = pad("  ".join(parts), max(1, self.size.width))
         if text != self._line_text:
             self._line_text = text

@@ -41,6 +41,11 @@ class SeedStatistics(NamedTuple):
     counts: np.ndarray  # [P] number of seeds that have a value
     quartiles: np.ndarray  # [3, P] of the raw values
 
+    @property
+    def partial(self) -> np.ndarray:
+        """True at the points where some seeds have no value [P]."""
+        return self.counts < len(self.keys)
+
     def after(self, start: int) -> SeedStatistics:
         """Return the statistics without the first `start` points."""
         return self._replace(counts=self.counts[start:], quartiles=self.quartiles[:, start:])
@@ -65,7 +70,7 @@ class DrawnCurve(NamedTuple):
         Both contain NaN outside of their part. The second part also includes the adjacent points of the first part, so
         that the lines connect.
         """
-        if self.seeds is None or not (partial := self.seeds.counts < len(self.seeds.keys)).any():
+        if self.seeds is None or not (partial := self.seeds.partial).any():
             return self.curve, None
         near = partial.copy()
         near[1:] |= partial[:-1]
