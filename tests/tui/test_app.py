@@ -476,8 +476,8 @@ def test_list_shows_the_letters_of_the_curves(runs: Path, monkeypatch: pytest.Mo
         assert [trace.letter for trace in find_plots(app).traces(tag)] == ["A"]
         await pilot.press("p", "a", "A")
         await wait_until(pilot, lambda: len(find_plots(app).plots[0].curves) == 2)
-        assert list_marks(app) == ["●A delta", "●A gamma", "●B beta", "●B alpha"]
-        assert sorted(one.letter for one in find_plots(app).plots[0].curves) == ["A", "B"]
+        assert list_marks(app) == ["●A delta", "●A gamma", "●C beta", "●C alpha"]
+        assert sorted(one.letter for one in find_plots(app).plots[0].curves) == ["A", "C"]
         await pilot.press("A")
         await wait_until(pilot, lambda: list_marks(app)[-1] == "●D alpha")
         await pilot.press("n", "enter")  # the form's Start button is reversed only if it has the focus

@@ -143,20 +143,16 @@ class Plots(Widget):
         self._axis.fit([trace for some in traces.values() for trace in some])
         self._grid.show(page, traces, self._axis.look, self.cross)
         self._grid.set_current(self.current)
-        self._show_line(page, len({trace.key for some in traces.values() for trace in some if trace.repeat}))
+        self._show_line(page)
         self.post_message(self.Updated())
 
-    def _show_line(self, page: Page, repeats: int) -> None:
+    def _show_line(self, page: Page) -> None:
         """Update the line below the charts, and the message on a page without charts."""
         self._empty.display = not page.tags
         if not page.tags:
             self._empty.update(NO_MATCH if any(map(self.traces, self.tags)) else "No curves yet.")
-        groups = (
-            [one.seeds for plot in self.plots for one in plot.curves if one.seeds] if self.settings.aggregate else []
-        )
-        hidden = describe_repeats(repeats) if self.settings.aggregate and repeats else ""
-        partial = PARTIAL[self.unicode] if any(group.partial.any() for group in groups) else ""
-        parts = filter(None, (page.position, self.legend, *self.settings.describe(), hidden, partial))
+        missing = _describe_missing(self.plots, self.unicode) if self.settings.aggregate else []
+        parts = filter(None, (page.position, self.legend, *self.settings.describe(), *missing))
         text = pad("  ".join(parts), max(1, self.size.width))
         if text != self._line_text:
             self._line_text = text
@@ -342,6 +338,13 @@ class Plots(Widget):
         text = f"Exported the raw values to {paths[0]}" + (f", the chart to {paths[1]}" if paths[1:] else "")
         self.app.call_from_thread(self.notify, text, markup=False)
         self.post_message(self.Exported(paths))
+
+
+def _describe_missing(plots: Sequence[Plot], unicode: bool) -> list[str]:
+    """Describe what the curves of grouped seeds do not contain: repeated runs, and seeds in some parts."""
+    repeats = len({trace.key for plot in plots for trace in plot.traces if trace.repeat})
+    partial = any(one.seeds.partial.any() for plot in plots for one in plot.curves if one.seeds is not None)
+    return [*([describe_repeats(repeats)] if repeats else []), *([PARTIAL[unicode]] if partial else [])]
 
 
 def explanation(tag: str, grouped: bool = False) -> str:
