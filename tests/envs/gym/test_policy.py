@@ -72,7 +72,8 @@ def test_gaussian_logprobs_match_torch_distributions() -> None:
     got = policy.evaluate(obs, actions)
     assert torch.allclose(got.logprobs, torchs.log_prob(actions), atol=1e-5)
     assert torch.allclose(got.entropy, torchs.entropy(), atol=1e-5)
-    assert torch.equal(policy.act(obs[:, 0], None), mean[:, 0])
+    # a matrix product can round differently for other shapes of its input
+    assert torch.allclose(policy.act(obs[:, 0], None), mean[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
