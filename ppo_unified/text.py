@@ -18,7 +18,10 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?([kMGT%]| (s|min|h|d)| of 
 
 def clean(text: object) -> str:
     """Return `text` as one safe line. Escape sequences are removed, and unprintable characters become spaces."""
-    return "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", str(text))).strip()
+    line = str(text)
+    if not line.isprintable():  # most texts are, and need no search for escape sequences
+        line = "".join(c if c.isprintable() else " " for c in _ESCAPES.sub("", line))
+    return line.strip()
 
 
 def clean_lines(text: object) -> str:

@@ -221,9 +221,12 @@ def fit_levels(view: View, levels: Sequence[Tick], log_y: bool) -> tuple[View, l
     if not levels:
         return view, []
     reach = _NEAR * (view.high - view.low)
-    named = [Tick(at, f"{name} {axis_labels([at])[0]}") for at, name in levels]
-    placed = [tick._replace(at=math.log10(tick.at)) for tick in named if tick.at > 0] if log_y else named
-    near = [tick for tick in placed if view.low - reach <= tick.at <= view.high + reach]
+    placed = [(math.log10(at), at, name) for at, name in levels if at > 0] if log_y else [(a, a, n) for a, n in levels]
+    near = [
+        Tick(at, f"{name} {axis_labels([value])[0]}")
+        for at, value, name in placed
+        if view.low - reach <= at <= view.high + reach
+    ]
     low, high = min([view.low, *(tick.at for tick in near)]), max([view.high, *(tick.at for tick in near)])
     return View(view.left, view.right, low, high), near
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 GUTTER = 8  # width of the labels of a y axis, constant so that stacked charts line up
@@ -38,20 +40,22 @@ def nice_ticks(low: float, high: float, count: int) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-def plain_ticks(low: float, high: float, count: int) -> list[Tick]:
+@lru_cache(maxsize=8)  # the charts of a page share their x axis
+def plain_ticks(low: float, high: float, count: int) -> tuple[Tick, ...]:
     """Return ticks with labels at round numbers."""
     places = nice_ticks(low, high, count)
-    return [Tick(*pair) for pair in zip(places, axis_labels(places, most=X_LABEL), strict=True)]
+    return tuple(map(Tick, places, axis_labels(places, most=X_LABEL)))
 
 
-def log_ticks(low: float, high: float, count: int) -> list[Tick]:
+@lru_cache(maxsize=8)
+def log_ticks(low: float, high: float, count: int) -> tuple[Tick, ...]:
     """Return about `count` ticks for a logarithmic axis from 10**low to 10**high.
 
     They are at 1, 2 and 5 times powers of ten if these fit, otherwise at some or all powers of ten. An axis that is too
     short for both has ticks at round numbers.
     """
     places = log_places(low, high, count)
-    return [Tick(*pair) for pair in zip(places, axis_labels([10.0**at for at in places], True, X_LABEL), strict=True)]
+    return tuple(map(Tick, places, axis_labels([10.0**at for at in places], True, X_LABEL)))
 
 
 def log_places(low: float, high: float, count: int) -> list[float]:
@@ -83,14 +87,17 @@ def axis_labels(values: Sequence[float], log: bool = False, most: int = GUTTER) 
     wide = log and (smallest < 1e-4 or largest > smallest * 10.0**_DECADES)
     exponents = largest < 1e-3 or largest >= 1e15 or wide
     suffixes = _SUFFIXES if largest >= 9999.5 and not exponents else ()
-    gaps = [min((abs(value - other) for other in values if other != value), default=largest) for value in values]
-    return [_axis_label(value, gap, exponents, suffixes, most) for value, gap in zip(values, gaps, strict=True)]
+    ordered = sorted(set(values))
+    steps = [above - below for below, above in pairwise(ordered)]
+    gaps = dict(zip(ordered, map(min, [math.inf, *steps], [*steps, math.inf]), strict=True)) if steps else {}
+    return [_axis_label(value, gaps.get(value, largest), exponents, suffixes, most) for value in values]
 
 
 def _axis_label(value: float, gap: float, exponents: bool, suffixes: Sequence[tuple[int, str]], most: int) -> str:
     if not value:
         return "0"
-    size, finest = _decade(value), min(_decade(value) - 3, _decade(gap) - 1)  # decade of the last digit
+    size = _decade(value)
+    finest = min(size - 3, _decade(gap) - 1)  # decade of the last digit
     shift, suffix = next(((k, s) for k, s in suffixes if size >= k), (size if exponents else 0, ""))
     for places in range(max(0, min(most, shift - finest)), -1, -1):
         text = f"{value:.{places}e}" if exponents else f"{value / 10.0**shift:.{places}f}"

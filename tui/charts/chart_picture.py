@@ -34,7 +34,7 @@ class Look(NamedTuple):
             return ticks.span_label(x)
         return ticks.format_local_time(x) if self.axis == "time" else f"{round(x):,}"
 
-    def x_ticks(self, view: View, room: int) -> list[Tick]:
+    def x_ticks(self, view: View, room: int) -> Sequence[Tick]:
         """Return the ticks of an x axis of `room` columns."""
         count = max(2, room // (7 if self.axis == "step" else 10))
         if self.log_x:
@@ -150,13 +150,16 @@ def _layers(lines: Sequence[DrawnCurve], span: View, room: int, glyphs: Glyphs, 
         elif one.curve is not one.raw:
             raws.append(Layer(*places.minmax(one.raw, log_y), 2 * k + 1, ".", lettered=False))
         mark = one.letter or "*"
-        few = places.few_points(one.curve, log_y) is not None
+        points = places.few_points(one.curve, log_y)
         complete, partial = one.split()
         if partial is not None:
-            ends = _dotted(*places.minmax(partial, log_y), glyphs.columns)
-            points, small = places.few_points(partial, log_y) if few else None, mark.lower() if mark.isalpha() else "-"
-            curves.append(Layer(*ends, 2 * len(lines) + k, small, points=points))
-        points = places.few_points(complete, log_y) if few else None
+            ends, small = (
+                _dotted(*places.minmax(partial, log_y), glyphs.columns),
+                mark.lower() if mark.isalpha() else "-",
+            )
+            dotted = None if points is None else places.few_points(partial, log_y)
+            curves.append(Layer(*ends, 2 * len(lines) + k, small, points=dotted))
+            points = None if points is None else places.few_points(complete, log_y)
         curves.append(Layer(*places.minmax(complete, log_y), 2 * k, mark, points=points))
     return [*bands, *reversed(raws), *curves]  # reversed: the pinned run's dense raw curve must not hide the others
 

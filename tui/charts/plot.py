@@ -155,16 +155,17 @@ class Plot(Widget, can_focus=True):
 
     def values(self) -> list[float | None]:
         """Return the raw value of each curve at the crosshair or, without a crosshair, its last raw value."""
-        return [value_at(one.x, one.raw, self.cross, self.slack) for one in self.curves]
+        slack = self.slack
+        return [value_at(one.x, one.raw, self.cross, slack) for one in self.curves]
 
     def numbers(self) -> list[str]:
         """Format the values; each value of a group is followed by the number of seeds that have a value there. If other
         runs are shown too, the pinned run is marked.
         """
-        numbers = []
+        numbers, slack, several = [], self.slack, len(self.curves) > 1
         for one, value in zip(self.curves, self.values(), strict=True):
-            seeds = describe_seeds(one, self.cross, self.slack)
-            pin = "pin" if one.pinned and len(self.curves) > 1 else ""
+            seeds = describe_seeds(one, self.cross, slack)
+            pin = "pin" if one.pinned and several else ""
             numbers.append(" ".join(filter(None, (format_number(value), seeds, pin))))
         return numbers
 

@@ -179,7 +179,7 @@ def prepare_curves(
         if len(members) > 1:
             drawn.append(_median_of_seeds(members, label, axis, smoothing))  # with the color of its first run
         else:
-            drawn.append(_single_run(members[0], axis, smoothing, averages)._replace(label=label))
+            drawn.append(_single_run(members[0], label, axis, smoothing, averages))
     return drawn
 
 
@@ -197,17 +197,21 @@ def group_label(labels: Sequence[str], repeats: int) -> str:
     """Return the label of a group of seeds from the labels of its runs and the number of repeated runs."""
     facts = [f"{len(labels)} seeds"] if len(labels) > 1 else []
     facts += [describe_repeats(repeats)] if repeats else []
-    words = zip(*(re.split("([-_. ])", label) for label in labels), strict=False)
-    common = "".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words)).rstrip("-_. ")
-    name = common if common and len(labels) > 1 else labels[0]
+    name = (len(labels) > 1 and _common_start(labels)) or labels[0]
     return f"{name} ({', '.join(facts)})" if facts else name
 
 
-def _single_run(trace: Trace, axis: str, smoothing: float, averages: Averages) -> DrawnCurve:
+def _common_start(labels: Sequence[str]) -> str:
+    """Return the words with which all labels start, or ''."""
+    words = zip(*(re.split("([-_. ])", label) for label in labels), strict=False)
+    return "".join(word[0] for word in takewhile(lambda word: len(set(word)) == 1, words)).rstrip("-_. ")
+
+
+def _single_run(trace: Trace, label: str, axis: str, smoothing: float, averages: Averages) -> DrawnCurve:
     raw = np.asarray(trace.curve[2])
     curve = averages.average(trace, smoothing) if smoothing else raw
     x = x_values(trace.curve, axis)
-    return DrawnCurve(trace.label, trace.color, trace.pinned, x, raw, curve, letter=trace.letter)
+    return DrawnCurve(label, trace.color, trace.pinned, x, raw, curve, letter=trace.letter)
 
 
 def _median_of_seeds(members: Sequence[Trace], label: str, axis: str, smoothing: float) -> DrawnCurve:
