@@ -6,16 +6,16 @@ point stays visible even if many points share its column, and the cost does not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 NOTHING, CROSS, LEVEL = -1, -2, -3  # styles of empty cells, the crosshair and levels; layers have the other styles
 MARKED = 10  # a curve with fewer visible points shows a marker at each of them
-_COUNTED = 10_000  # a longer visible part of a curve is assumed to have at least MARKED finite points
 _BETWEEN_MARKS = 10  # minimum number of columns between two letters on a curve
 
 
@@ -82,9 +82,8 @@ class Columns:
     """
 
     def __init__(self, x: np.ndarray, view: View, columns: int) -> None:
-        borders = _column_edges(view.left, view.right, columns)
-        # the first point at or right of each border; giving the borders the dtype of x avoids copying x
-        after = np.searchsorted(x, np.ceil(borders).astype(x.dtype) if x.dtype.kind in "iu" else borders)
+        borders, rounded = _column_edges(view.left, view.right, columns, x.dtype)
+        after = x.searchsorted(rounded)  # the first point at or right of each border
         start, stop = (
             max(0, int(after[0]) - 1),
             min(len(x), int(after[-1]) + 1),
@@ -92,10 +91,10 @@ class Columns:
         self._part, self._size, self._points = slice(start, stop), columns, stop - start
         self._x, self._visible = x, slice(int(after[0]), int(after[-1]))
         x, after = x[start:stop], after - start
-        self._inside = np.flatnonzero(after[1:] > after[:-1])
+        self._inside = (after[1:] > after[:-1]).nonzero()[0]
         self._starts, self._end = after[self._inside], int(after[-1])
-        first, last = np.searchsorted(after, (1, self._points))  # the borders with a point on either side
-        self._crossed, self._right = slice(int(first), int(last)), after[first:last]
+        first, last = after.searchsorted((1, self._points)).tolist()  # the borders with a point on either side
+        self._crossed, self._right = slice(first, last), after[first:last]
         before = x[self._right - 1]
         self._share = (borders[first:last] - before) / (x[self._right] - before)
 
@@ -105,7 +104,8 @@ class Columns:
         They include the points where the curve crosses the column's two borders, so that neighbouring columns connect.
         Columns without the curve contain NaN. If `log_y` is True, the result contains logarithms.
         """
-        low, high, crossing = (np.full(self._size + more, np.nan) for more in (0, 0, 1))
+        ends = np.full((3, self._size + 1), np.nan)
+        low, high, crossing = ends[0, 1:], ends[1, 1:], ends[2]
         if not self._points:
             return low, high
         y = log10(y[self._part]) if log_y else y[self._part]
@@ -117,28 +117,34 @@ class Columns:
             high[self._inside] = np.fmax.reduceat(points, self._starts)
         before = y[self._right - 1]
         crossing[self._crossed] = before + self._share * (y[self._right] - before)
-        for ends in (crossing[:-1], crossing[1:]):
-            low, high = np.fmin(low, ends, out=low), np.fmax(high, ends, out=high)
+        for border in (crossing[:-1], crossing[1:]):
+            np.fmin(low, border, out=low)
+            np.fmax(high, border, out=high)
         return low, high
 
     def few_points(self, y: np.ndarray, log_y: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
         """Return x and y of the curve's visible, finite points if there are fewer than MARKED, otherwise None."""
-        if self._visible.stop - self._visible.start >= _COUNTED:
+        y = y[self._visible]
+        first = y[:MARKED].tolist()  # usually these are enough, and no other points need to be counted
+        if len(first) == MARKED and math.isfinite(sum(first)) and not (log_y and min(first) <= 0):
             return None
-        x, y = self._x[self._visible], y[self._visible]
-        y = log10(y) if log_y else y
+        x, y = self._x[self._visible], log10(y) if log_y else y
         finite = np.isfinite(y)
         return None if np.count_nonzero(finite) >= MARKED else (x[finite], y[finite])
 
 
 @lru_cache(maxsize=8)  # the curves of a page share their window
-def _column_edges(left: float, right: float, columns: int) -> np.ndarray:
-    """Return the edges [columns + 1] of columns whose centres range from `left` to `right`."""
+def _column_edges(left: float, right: float, columns: int, dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the edges [columns + 1] of columns whose centres range from `left` to `right`.
+
+    The second array has the dtype of x values, so that searching in these does not copy them. It is rounded up if they
+    are integers.
+    """
     half = (right - left) / (columns - 1) / 2 if columns > 1 else 0.0
     borders = np.linspace(left - half, right + half, columns + 1)
     if columns == 1:
         borders[1] = np.nextafter(right, np.inf)
-    return borders
+    return borders, np.ceil(borders).astype(dtype) if dtype.kind in "iu" else borders
 
 
 def log10(values: np.ndarray) -> np.ndarray:
@@ -176,8 +182,8 @@ def paint(
     curves = [number for number, layer in enumerate(layers) if layer.lettered]
     for number, (layer, own) in enumerate(zip(layers, _bits(layers, view, width, height, glyphs), strict=True)):
         hit = own > 0
-        bits = np.where(hit, own if covering else bits | own, bits)
-        owner[hit] = number
+        np.copyto(bits, own if covering else bits | own, where=hit)
+        np.copyto(owner, number, where=hit)
         if layer.sparse:
             continue
         lettered = letters and layer.lettered
@@ -312,8 +318,9 @@ def spans(picture: Picture, cross: int | None = None, line: str = BRAILLE.side) 
         codes, styles = codes.copy(), styles.copy()
         free = styles[:, cross] == NOTHING
         codes[free, cross], styles[free, cross] = ord(line), CROSS
-    column = np.where(styles == NOTHING, 0, np.arange(width))
-    styles = np.take_along_axis(styles, np.maximum.accumulate(column, axis=1), axis=1)
+    cells = np.arange(height * width).reshape(height, width)
+    visible = np.where(styles == NOTHING, cells[:, :1], cells)
+    styles = styles.take(np.maximum.accumulate(visible, axis=1))
     begins = np.ones((height, width), bool)
     begins[:, 1:] = styles[:, 1:] != styles[:, :-1]
     text = codes.astype("<u4").tobytes().decode("utf-32-le")

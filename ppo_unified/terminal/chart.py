@@ -188,7 +188,8 @@ def fit_title(titles: Sequence[str], entries: Sequence[str], width: int) -> tupl
     shown = next((n for n in range(total, 1, -1) if least + used(n) <= width), 0)
     shown = shown or (1 if total and used(1) <= width else 0)
     room = width - used(shown)
-    return next((title for title in titles if display_width(title) <= room), elide(titles[-1], max(0, room))), shown
+    title = next((title for title in titles if display_width(title) <= room), None)
+    return elide(titles[-1], max(0, room)) if title is None else title, shown
 
 
 def y_labels(ends: tuple[float, float], view: View, rows: int, log_y: bool, glyphs: Glyphs) -> dict[int, str]:
@@ -199,7 +200,8 @@ def y_labels(ends: tuple[float, float], view: View, rows: int, log_y: bool, glyp
     constant = rows == 1 or _is_constant(*ends)
     ticks = log_places(view.low, view.high, rows // 2) if log_y and not constant else []
     ticks = sorted(ticks, key=lambda at: at != round(at)) if log_y else nice_ticks(view.low, view.high, rows // 2)
-    ticks = [at for at in ticks if min(ends) < at < max(ends)]  # a level can extend the view beyond the curves
+    low, high = sorted(ends)
+    ticks = [at for at in ticks if low < at < high]  # a level can extend the view beyond the curves
     places: dict[int, float] = {}
     for at in ends[:1] if constant else (*ends, *ticks):
         row = round((view.high - at) / (view.high - view.low) * (rows * glyphs.rows - 1)) // glyphs.rows

@@ -82,8 +82,8 @@ def axis_labels(values: Sequence[float], log: bool = False, most: int = GUTTER) 
     `format_number`, or more if the nearest other value requires them, if there is space. '~0' stands for a value that
     is rounded to 0.
     """
-    sizes = [abs(value) for value in values if value]
-    largest, smallest = max(sizes, default=1.0), min(sizes, default=1.0)
+    sizes = [abs(value) for value in values if value] or [1.0]
+    largest, smallest = max(sizes), min(sizes)
     wide = log and (smallest < 1e-4 or largest > smallest * 10.0**_DECADES)
     exponents = largest < 1e-3 or largest >= 1e15 or wide
     suffixes = _SUFFIXES if largest >= 9999.5 and not exponents else ()
@@ -98,12 +98,17 @@ def _axis_label(value: float, gap: float, exponents: bool, suffixes: Sequence[tu
         return "0"
     size = _decade(value)
     finest = min(size - 3, _decade(gap) - 1)  # decade of the last digit
-    shift, suffix = next(((k, s) for k, s in suffixes if size >= k), (size if exponents else 0, ""))
+    shift, suffix = size if exponents else 0, ""
+    if suffixes:
+        shift, suffix = next((unit for unit in suffixes if size >= unit[0]), (0, ""))
     for places in range(max(0, min(most, shift - finest)), -1, -1):
-        text = f"{value:.{places}e}" if exponents else f"{value / 10.0**shift:.{places}f}"
-        number, _, exponent = text.partition("e")
+        if exponents:
+            number, _, exponent = f"{value:.{places}e}".partition("e")
+            suffix = f"e{int(exponent)}"
+        else:
+            number = f"{value / 10.0**shift:.{places}f}"
         number = number.rstrip("0").rstrip(".") if places else number
-        text = f"{number}e{int(exponent)}" if exponents else number + suffix if float(number) else "~0"
+        text = number + suffix if number not in ("0", "-0") else "~0"
         if len(text) <= most:
             break
     return text

@@ -73,19 +73,21 @@ def title_line(
 
     The numbers take precedence over the tag, which is shortened in the middle if necessary.
     """
-    named = [f"  {with_letter(one.letter, one.label)} {v}" for one, v in zip(drawn, numbers, strict=True)]
     ambiguous = len(drawn) > 1 or any(one.band is not None for one in drawn)  # a single run needs no name
     scale = " log" if log_y else ""
     tags, room = [clean(text) for text in (metrics.title(tag), tag)], width - len(scale)
-    entries = [f"  {with_letter(one.letter, v)}" for one, v in zip(drawn, numbers, strict=True)]
-    if ambiguous and display_width(tags[1]) + sum(map(display_width, named)) <= room:
-        entries = named  # the names of the curves take precedence over the decoding
+    # the names of the curves take precedence over the decoding
+    entries = [f"  {with_letter(one.letter, one.label)} {v}" for one, v in zip(drawn, numbers, strict=True)]
+    if not ambiguous or display_width(tags[1]) + display_width("".join(entries)) > room:
+        entries = [f"  {with_letter(one.letter, v)}" for one, v in zip(drawn, numbers, strict=True)]
     title, shown = chart.fit_title(tags, entries, room)
     head = [Segment(title, inks.title), Segment(scale, inks.axis)]
     head += [Segment(entry, ink) for entry, ink in zip(entries[:shown], inks.bright, strict=False)]
     head += [Segment(f"  +{len(drawn) - shown}", inks.axis)] if shown < len(drawn) else []
-    left = width - sum(display_width(segment.text) for segment in head)
-    return Strip([*head, Segment(" " * left, inks.base)]).adjust_cell_length(width, inks.base)
+    text = "".join(segment.text for segment in head)
+    head.append(Segment(" " * (width - display_width(text)), inks.base))
+    measured = max(width, len(text)) if text.isascii() else None
+    return Strip(head, measured).adjust_cell_length(width, inks.base)
 
 
 def curve_lines(picture: ChartPicture, cross: int | None, glyphs: Glyphs, width: int, inks: Inks) -> list[Strip]:

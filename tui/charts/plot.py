@@ -155,6 +155,8 @@ class Plot(Widget, can_focus=True):
 
     def values(self) -> list[float | None]:
         """Return the raw value of each curve at the crosshair or, without a crosshair, its last raw value."""
+        if self.cross is None:
+            return [float(one.raw[-1]) for one in self.curves]
         slack = self.slack
         return [value_at(one.x, one.raw, self.cross, slack) for one in self.curves]
 
@@ -162,11 +164,12 @@ class Plot(Widget, can_focus=True):
         """Format the values; each value of a group is followed by the number of seeds that have a value there. If other
         runs are shown too, the pinned run is marked.
         """
-        numbers, slack, several = [], self.slack, len(self.curves) > 1
+        numbers, several = [], len(self.curves) > 1
         for one, value in zip(self.curves, self.values(), strict=True):
-            seeds = describe_seeds(one, self.cross, slack)
-            pin = "pin" if one.pinned and several else ""
-            numbers.append(" ".join(filter(None, (format_number(value), seeds, pin))))
+            number = format_number(value)
+            if one.seeds is not None and (seeds := describe_seeds(one, self.cross, self.slack)):
+                number += f" {seeds}"
+            numbers.append(f"{number} pin" if one.pinned and several else number)
         return numbers
 
     @property
