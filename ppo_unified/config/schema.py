@@ -149,6 +149,11 @@ class Log(Section):
     samples_every: int = Field(
         20, ge=0, description="store samples for `inspect` and histograms every this many iterations; 0 = never"
     )
+    samples_mb: float = Field(
+        500.0,
+        gt=0,
+        description="disk space for samples in MB; when it is used up, the oldest samples are thinned out first",
+    )
 
 
 CHANGEABLE = frozenset(  # options and sections that may change when a run is resumed

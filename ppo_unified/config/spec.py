@@ -44,6 +44,10 @@ class AdapterSpec:
     explain_mismatch: str = ""  # (adapter, weights of a checkpoint) -> why the adapter's environment or task does not
     # fit the weights, or "" if it fits
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
+    alternatives: str = ""  # (adapter, rollout, reference: bool) -> the likeliest actions at each step under the policy
+    # or the reference model, int64 [N, T, K], and their log-probs, most likely first; None if they are unknown
+    action_texts: str = ""  # (adapter, actions: list[int]) -> {action: text}
+    record: str = ""  # (adapter, rollout) -> a JSON value stored with the samples, from which episodes can be replayed
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
     episodes: str = "episodes"  # the word for episodes in printed text, such as "responses"

@@ -23,6 +23,7 @@ class Batch:
     returns: Tensor  # regression targets of the critic
     mask: Tensor  # bool: True = valid step
     weights: Tensor  # weight of each step in the loss; 0 where masked
+    places: Tensor  # int64: index of each step in the flattened rollout [N * T]
 
     def __getitem__(self, index: Tensor | slice | tuple[slice, slice]) -> Batch:
         """Select rows with an index tensor or a slice; a pair of slices selects rows and columns."""

@@ -17,19 +17,14 @@ from torch import Tensor
 
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.config.spec import WorkCounter
+from ppo_unified.engine import diagnostics
 from ppo_unified.engine.batch import Batch, microbatches, minibatches, standardize
-from ppo_unified.engine.diagnostics import (
-    Totals,
-    explained_variance,
-    gae_error,
-    loss_metrics,
-    mean_metrics,
-    step_metrics,
-)
+from ppo_unified.engine.diagnostics import Totals
 from ppo_unified.engine.optimizers import Adam, make_optimizers, set_learning_rates, step
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Rollout, RolloutSource, map_obs
 
 ExtraLoss: TypeAlias = Callable[[torch.Generator], tuple[Tensor, Mapping[str, float]] | None]  # Adapter.extra_loss
+Observer: TypeAlias = Callable[[Batch, Evaluation, Tensor], None]  # micro-batch, its outputs, weight of its minibatch
 
 
 @dataclass
@@ -60,6 +55,7 @@ class Learner:
     progress: Progress
     generator: torch.Generator  # on the CPU; shuffles the minibatches
     counter: WorkCounter = field(default_factory=WorkCounter)  # rows of the current update, in all epochs
+    observe: Observer | None = None  # called with every micro-batch, before the optimizer step of its minibatch
 
     @property
     def clip_scale(self) -> float:
@@ -104,9 +100,9 @@ def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
         progress.steps += int(batch.mask.sum())
         metrics |= {
             "optim/lr": learner.optimizers[0].param_groups[0]["lr"],
-            "value/explained_variance": explained_variance(batch),
+            "value/explained_variance": diagnostics.explained_variance(batch),
             "value/mean": float(batch.values[batch.mask].mean()),
-            "invariant/gae_error": gae_error(gae(rollout, ppo.gamma, ppo.lam), rollout, ppo.gamma, ppo.lam),
+            "invariant/gae_error": diagnostics.gae_error(gae(rollout, ppo.gamma, ppo.lam), rollout, ppo.gamma, ppo.lam),
             "time/collect_s": collected - started,
             "time/update_s": time.perf_counter() - collected,
         }
@@ -168,10 +164,9 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
         advantages = standardize(advantages, rollout.mask)
     mask = rollout.rows(rollout.mask)
     weights = mask / (mask.sum(1, keepdim=True).clamp(min=1) if ppo.loss_mean == "sequence" else 1.0)
-    columns = (rollout.actions, rollout.logprobs, rollout.values, advantages, returns)
-    actions, logprobs, values, advantages, returns = map(rollout.rows, columns)
-    obs = map_obs(rollout.rows, rollout.obs)
-    return Batch(obs, actions, logprobs, values, advantages, returns, mask, weights)[mask.any(1)]
+    places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
+    columns = map(rollout.rows, (rollout.actions, rollout.logprobs, rollout.values, advantages, returns))
+    return Batch(map_obs(rollout.rows, rollout.obs), *(*columns, mask, weights, places))[mask.any(1)]
 
 
 class Loss(NamedTuple):
@@ -274,7 +269,9 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
                 extra[0].backward()
                 extras.append(extra[1])
             norms.append(step(learner.optimizers, learner.optim, minibatch, totals.sums))
-    metrics = mean_metrics(extras) | loss_metrics(epoch_totals) | step_metrics(norms)
+    metrics = (
+        diagnostics.mean_metrics(extras) | diagnostics.loss_metrics(epoch_totals) | diagnostics.step_metrics(norms)
+    )
     if ppo.objective == "penalty":
         if ppo.penalty_target and not critic_only:
             learner.progress.penalty_coef = adapt_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)
@@ -307,6 +304,8 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
     totals = Totals({"weight": weight}, {})
     for micro in microbatches(minibatch, ppo.microbatch_columns):
         new = policy.evaluate(micro.obs, micro.actions)
+        if learner.observe is not None:
+            learner.observe(micro, new, weight)
         loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
         total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
         (total / weight).backward(inputs=critic)

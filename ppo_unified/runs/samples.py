@@ -1,170 +1,47 @@
 """Store all PPO quantities at every step of selected iterations, and the responses of evaluations.
 
-`samples/<iteration>.npz` contains arrays [N, T] and a few single values. `samples/responses.jsonl` contains one line
-per evaluation. Loading either file executes no code. To keep startup fast, this module avoids torch.
+`samples/<iteration>.npz` contains arrays and a few single values.
+`samples/responses.jsonl` contains one line per evaluation. Loading either file executes no code. To keep startup fast,
+this module avoids torch.
 """
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ppo_unified.errors import UsageError
-from ppo_unified.parsing import open_file, parse_fields, parse_json, read_lines
+from ppo_unified.parsing import parse_fields, parse_json, read_lines
+from ppo_unified.runs.arrays import read_arrays, write_arrays
 from ppo_unified.runs.folder import Run, replace_file, to_json, write_atomically
+from ppo_unified.runs.stored_iteration import QUANTITIES, Alternatives, StoredIteration
 from ppo_unified.text import clean
 
-LARGEST = 65_536  # maximum number of valid steps in one file; later rows are not stored
+LARGEST = 1 << 17  # maximum number of valid steps in one file; later rows are not stored
+GROUPS = ("json", "strings", "epochs", "alternatives", "observations", "raw")  # prefixes of the names in a file
 RESPONSES = "responses.jsonl"
+REQUEST = ".sample-next"  # this file requests the samples of the next iteration
 
 
-class Quantity(NamedTuple):
-    """One column of a sample."""
-
-    header: str  # short enough for a narrow table
-    meaning: str
-    adds_up: bool = False  # True if the table shows the quantity's sum over a sample
-
-
-QUANTITIES: dict[str, Quantity] = {
-    "action": Quantity(
-        "action",
-        "action that the policy chose, in the environment's units; for a continuous action, the value before clipping "
-        "to the bounds",
-    ),
-    "token": Quantity("token", "ID of the token that the policy chose"),
-    "text": Quantity(
-        "text", "the token as text; `inspect` quotes text that starts or ends with a space or has control characters"
-    ),
-    "reward": Quantity("r", "reward of the step, including penalties", True),
-    "value": Quantity("V", "value estimate for the state before the step, computed during collection"),
-    "next_value": Quantity("V'", "value estimate for the state after the step; 0 if the episode terminated"),
-    "delta": Quantity("delta", "temporal-difference error, r + gamma*V' - V"),
-    "advantage": Quantity("A", "advantage before normalization"),
-    "advantage_used": Quantity(
-        "A used", "advantage that the loss uses, normalized if ppo.normalize_advantages = 'batch'"
-    ),
-    "return": Quantity("return", "training target for the critic"),
-    "logprob_old": Quantity("logp old", "log-prob of the action under the policy that collected the rollout", True),
-    "logprob_new": Quantity(
-        "logp new", "log-prob of the action under the policy after the iteration's last update", True
-    ),
-    "ratio": Quantity("ratio", "probability ratio, exp(logp new - logp old)"),
-    "clipped": Quantity(
-        "clip",
-        "* marks a ratio outside the clip range; the policy gradient is 0 if A pushes the ratio further out",
-        True,
-    ),
-    "logprob_ref": Quantity("logp ref", "log-prob of the action under the reference model", True),
-    "kl": Quantity("kl", "estimated KL to the reference model, as used in the reward", True),
-    "kl_full": Quantity("kl full", "exact KL to the reference model, summed over all possible actions", True),
-    "score": Quantity("score", "score of the response, shown at its last step", True),
-    "continues": Quantity("continues", "true if the episode continues after the step"),
-}
-
-
-class Sample(NamedTuple):
-    """The part of an episode that is in a rollout, given by its row and its valid columns in ascending order."""
-
-    row: int
-    columns: np.ndarray
-
-
-@dataclass(frozen=True)
-class StoredIteration:
-    """The samples of one iteration."""
-
-    iteration: int
-    step: int  # the run's step after the iteration
-    steps: int  # number of valid steps in the iteration; the file may contain fewer
-    gamma: float
-    lam: float
-    clip: float  # ppo.clip after annealing
-    clip_high: float
-    advantage_kind: str  # ppo.advantage
-    value_target: str  # ppo.value_target
-    metrics: dict[str, float | None]  # the logged metrics; None if not finite
-    columns: dict[str, np.ndarray]  # [N, T] each; entries are undefined if "mask" is False
-
-    def samples(self) -> list[Sample]:
-        """Split each row into samples. A sample ends at each valid step for which `continues` is False."""
-        found = []
-        for row, (valid, continues) in enumerate(zip(self.columns["mask"], self.columns["continues"], strict=True)):
-            own = np.flatnonzero(valid)
-            ends = np.flatnonzero(~continues[own]) + 1
-            found += [Sample(row, part) for part in np.split(own, ends) if part.size]
-        return found
-
-    def text_before(self, sample: Sample) -> str:
-        """Return the text, such as a prompt, between the row's previous sample and the first step of `sample`."""
-        if "text" not in self.columns:
-            return ""
-        row, first = sample.row, int(sample.columns[0])
-        own = np.flatnonzero(self.columns["mask"][row, :first])
-        return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
-
-    def sample_steps(self, sample: Sample) -> list[dict[str, Any]]:
-        """Return all quantities at each step of a sample: first those in QUANTITIES, then the adapter's own."""
-        names = [name for name in QUANTITIES if name in self.columns]
-        names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
-        parts = {name: self.columns[name][sample.row, sample.columns].tolist() for name in names}
-        return [
-            {"column": int(column)} | {name: part[number] for name, part in parts.items()}
-            for number, column in enumerate(sample.columns)
-        ]
-
-    def document(self, number: int, sample: Sample) -> dict[str, Any]:
-        """Return a sample in the form that `inspect --json` prints. `number` is its index among all samples."""
-        before = {"before": self.text_before(sample)} if "text" in self.columns else {}
-        return {"sample": number, "row": sample.row, **before, "steps": self.sample_steps(sample)}
-
-    def quantities(self) -> dict[str, Quantity]:
-        """Return the declaration of each column. For the adapter's own columns, it contains only a name."""
-        headers = {known.header for known in QUANTITIES.values()}
-        return {
-            name: QUANTITIES.get(
-                name, Quantity(f"{name}_" if name in headers else name, "quantity defined by the adapter")
-            )
-            for name in self.columns
-        }
-
-    def summary(self, name: str) -> str:
-        """Return lines with the run's name, the iteration, and the formulas that connect the quantities."""
-        held = int(self.columns["mask"].sum())
-        kept = "" if held == self.steps else f"; only the first {held:,} are stored"
-        clip = f"{self.clip:.4g}" + (f" (upper {self.clip_high:.4g})" if self.clip_high != self.clip else "")
-        advantages = {
-            "gae": "A = delta + gamma*lam*A'",
-            "td": "A = delta",
-            "reward-to-go": "A = r + gamma*A' (V' instead of A' if the rollout ends before the episode)",
-            "return": "A = sum of the episode's discounted rewards from its first step in the rollout",
-        }
-        to_go = "return = r + gamma*return' (V' instead of return' if the rollout ends before the episode)"
-        returns = f"return = {'A' if self.advantage_kind == 'gae' else 'GAE'} + V"
-        formulas = (
-            "delta = r + gamma*V' - V",
-            advantages.get(self.advantage_kind, f"A as defined by ppo.advantage = {clean(self.advantage_kind)!r}"),
-            returns if self.value_target == "lambda" else to_go,
-        )
-        return "\n".join(
-            (
-                f"{clean(name)}, iteration {self.iteration} (up to step {self.step:,}), "
-                f"{self.steps:,} sampled steps{kept}",
-                f"gamma {self.gamma:.6g}, lam {self.lam:.6g}, clip {clip}",
-                "; ".join(formulas),
-            )
-        )
-
-
-SINGLE = tuple(f.name for f in fields(StoredIteration) if f.name != "columns")  # values that are not arrays [N, T]
-MOST_BYTES = 1 << 27  # maximum uncompressed size of a file; a small file can decompress to a huge one
+SINGLE = (
+    "iteration",
+    "step",
+    "steps",
+    "gamma",
+    "lam",
+    "clip",
+    "clip_high",
+    "advantage_kind",
+    "value_target",
+    "metrics",
+)
+MOST_BYTES = 1 << 28  # maximum uncompressed size of a file; a small file can decompress to a huge one
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
     **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
@@ -183,47 +60,121 @@ def iterations(run: Run) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
 
 
-def rows_to_keep(mask: np.ndarray) -> int:
-    """Return the number of leading rows of a mask [N, T] that have at most LARGEST valid steps in total, at least 1."""
-    return max(1, int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right")))
+def rows_to_keep(mask: np.ndarray, row_bytes: int = 0) -> int:
+    """Return the number of leading rows of a mask [N, T] that one file stores, at least 1.
+
+    These rows have at most LARGEST valid steps in total and, if each takes `row_bytes`, most of MOST_BYTES.
+    """
+    rows = int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right"))
+    return max(1, min(rows, MOST_BYTES * 9 // 10 // row_bytes) if row_bytes else rows)
 
 
 def write(run: Run, stored: StoredIteration) -> None:
     """Write an iteration's samples atomically, so that readers find either a complete file or none."""
     run.samples.mkdir(exist_ok=True)
-    single = {name: getattr(stored, name) for name in SINGLE} | {"metrics": to_json(stored.metrics, indent=None)}
-    arrays: dict[str, Any] = stored.columns | {name: np.asarray(x) for name, x in single.items()}
     with replace_file(sample_path(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+        write_arrays(file, _to_arrays(stored))
 
 
 def read(run: Run, iteration: int) -> StoredIteration:
     """Read the samples of an iteration. Raises UsageError if the file is not a valid sample file."""
     path = sample_path(run, iteration)
     try:
-        found = _read_arrays(path)
+        found = read_arrays(path, MOST_BYTES)
         if missing := {*SINGLE, "mask", "continues"} - found.keys():
             raise ValueError(f"missing: {', '.join(sorted(missing))}")
-        single = {name: _read_scalar(name, found.pop(name)) for name in SINGLE}
-        _check_columns(found)
+        return _from_arrays(found)
     except ValueError as error:
         raise UsageError(f"{path}: invalid sample file ({clean(error)[:200]}); delete the file") from None
-    return StoredIteration(**single, columns=found)
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays in a file. Raises ValueError if it cannot be read."""
-    try:
-        with open_file(path) as file:
-            with zipfile.ZipFile(file) as archive:
-                size = sum(member.file_size for member in archive.infolist())
-            if size > MOST_BYTES:
-                raise ValueError(f"its uncompressed size is {size:,} bytes, the limit is {MOST_BYTES:,}")
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # numpy and zipfile raise many kinds of exceptions for a damaged file
-        raise ValueError(error) from None
+def _to_arrays(stored: StoredIteration) -> dict[str, np.ndarray]:
+    """Return the arrays of a file. A column of strings becomes a column of indices into a list of its distinct strings.
+
+    The names of all arrays except the single values and the columns have the form GROUP.NAME.
+    """
+    arrays = {name: np.asarray(getattr(stored, name)) for name in SINGLE if name != "metrics"}
+    texts: dict[str, Any] = {"metrics": stored.metrics, "json.options": stored.options, "json.state": stored.state}
+    texts |= {"json.record": stored.record, "json.vocabulary": stored.vocabulary}
+    for name, column in stored.columns.items():
+        if column.dtype.kind in "UO":
+            codes: dict[str, int] = {}
+            indices = [codes.setdefault(text, len(codes)) for text in column.ravel().tolist()]
+            texts[f"strings.{name}"] = list(codes)
+            arrays[name] = np.array(indices, dtype=np.int32).reshape(column.shape)
+        else:
+            arrays[name] = column
+    arrays |= {name: np.asarray(to_json(value, indent=None)) for name, value in texts.items()}
+    arrays |= {f"epochs.{name}": x for name, x in stored.epochs.items()}
+    arrays |= {f"observations.{name}": x for name, x in stored.observations.items()}
+    for policy, (actions, logprobs) in stored.alternatives.items():
+        arrays |= {f"alternatives.{policy}.actions": actions, f"alternatives.{policy}.logprobs": logprobs}
+    return arrays | ({"raw.actions": stored.actions} if stored.actions is not None else {})
+
+
+def _from_arrays(found: dict[str, np.ndarray]) -> StoredIteration:
+    """Return the content of a file. Raises ValueError if an array has an unexpected name, shape or type."""
+    single = {name: _read_scalar(name, found.pop(name)) for name in SINGLE}
+    groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in GROUPS}
+    for name in [name for name in found if "." in name]:
+        group, _, rest = name.partition(".")
+        if group not in groups:
+            raise ValueError(f"unexpected array {name!r}")
+        groups[group][rest] = found.pop(name)
+    for name, strings in groups["strings"].items():
+        found[name] = _decode_strings(name, found.get(name), strings)
+    _check_columns(found)
+    shape = found["mask"].shape
+    for group, axis in (("epochs", 1), ("alternatives", 0), ("observations", 0), ("raw", 0)):
+        for name, x in groups[group].items():
+            if x.shape[axis : axis + 2] != shape or x.dtype.kind not in "biuf":
+                raise ValueError(f"{group}.{name}: expected numbers of shape [.., {shape[0]}, {shape[1]}, ..]")
+    documents = {name: _parse_document(name, x) for name, x in groups["json"].items()}
+    return StoredIteration(
+        **single,
+        columns=found,
+        options=documents.get("options", {}),
+        state=documents.get("state", {}),
+        epochs=groups["epochs"],
+        alternatives=_read_alternatives(groups["alternatives"]),
+        observations=groups["observations"],
+        actions=groups["raw"].get("actions"),
+        record=documents.get("record"),
+        vocabulary={int(action): str(text) for action, text in documents.get("vocabulary", {}).items()},
+    )
+
+
+def _decode_strings(name: str, codes: np.ndarray | None, strings: np.ndarray) -> np.ndarray:
+    """Return the column of strings [N, T] that `codes` refers to."""
+    known = _parse_document(f"strings.{name}", strings)
+    if codes is None or codes.dtype.kind not in "iu" or not isinstance(known, list):
+        raise ValueError(f"column {name} has no indices of strings")
+    if codes.size and not 0 <= codes.min() <= codes.max() < len(known):
+        raise ValueError(f"column {name}: an index of a string is out of range")
+    strings_of: np.ndarray = np.array([*map(str, known)], dtype=object)
+    decoded: np.ndarray = strings_of[codes]
+    return decoded
+
+
+def _read_alternatives(arrays: Mapping[str, np.ndarray]) -> dict[str, Alternatives]:
+    found = {}
+    for policy in {name.partition(".")[0] for name in arrays}:
+        actions, logprobs = arrays.get(f"{policy}.actions"), arrays.get(f"{policy}.logprobs")
+        if actions is None or logprobs is None or actions.shape != logprobs.shape or actions.ndim != 3:
+            raise ValueError(f"alternatives.{policy}: expected actions and log-probs [N, T, K]")
+        found[policy] = Alternatives(actions, logprobs)
+    return found
+
+
+def _parse_document(name: str, array: np.ndarray) -> Any:
+    """Parse a JSON text. Raises ValueError if it is invalid or has not the expected type."""
+    value = array.item() if array.ndim == 0 else None
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: expected a JSON text")
+    document = parse_json(value)
+    if name in ("options", "state", "vocabulary") and not isinstance(document, dict):
+        raise ValueError(f"json.{name}: expected a table, got {type(document).__name__}")
+    return document
 
 
 def _read_scalar(name: str, array: np.ndarray) -> Any:
@@ -240,7 +191,7 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
     mask, continues = columns["mask"], columns["continues"]
     if mask.ndim != 2 or any(x.shape != mask.shape for x in columns.values()):
         raise ValueError("expected arrays [N, T] of the same shape")
-    if mask.dtype != bool or continues.dtype != bool or any(x.dtype.kind not in "biufU" for x in columns.values()):
+    if mask.dtype != bool or continues.dtype != bool or any(x.dtype.kind not in "biufUO" for x in columns.values()):
         raise ValueError("expected arrays of numbers or strings, and mask and continues of type bool")
     for name, x in columns.items():
         if not name.isidentifier() or name == "column":
@@ -248,11 +199,44 @@ def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
         if (
             name in QUANTITIES
             and (name == "text" or QUANTITIES[name].adds_up)
-            and (x.dtype.kind == "U") != (name == "text")
+            and (x.dtype.kind in "UO") != (name == "text")
         ):
             raise ValueError(f"column {name} has the wrong type {x.dtype}")
     if not mask.any():
         raise ValueError("it contains no steps")
+
+
+def request_next(run: Run) -> None:
+    """Ask the run's trainer to store the samples of its next iteration. Raises OSError."""
+    run.samples.mkdir(exist_ok=True)
+    (run.samples / REQUEST).touch()
+
+
+def is_requested(run: Run) -> bool:
+    """Return True if the samples of the next iteration were requested and have not been stored yet."""
+    return (run.samples / REQUEST).exists()
+
+
+def clear_request(run: Run) -> None:
+    (run.samples / REQUEST).unlink(missing_ok=True)
+
+
+def thin_out(run: Run, budget: float) -> None:
+    """Delete sample files until the rest takes at most `budget` bytes. The first and the newest one are always kept.
+
+    Among the others, the file is deleted whose neighbors are closest together, relative to its age in iterations.
+    Old samples are therefore thinned out first, and the distance between the remaining ones grows with their age.
+    """
+    sizes = {number: sample_path(run, number).stat().st_size for number in iterations(run)}
+    while sum(sizes.values()) > budget and len(sizes) > 2:
+        numbers = list(sizes)
+        gaps = {
+            number: (after - before) / (numbers[-1] - number)
+            for before, number, after in zip(numbers, numbers[1:], numbers[2:], strict=False)
+        }
+        chosen = min(gaps, key=gaps.__getitem__)
+        sample_path(run, chosen).unlink(missing_ok=True)
+        del sizes[chosen]
 
 
 def truncate(run: Run, iteration: int, evaluated: int) -> None:

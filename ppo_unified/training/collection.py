@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -22,9 +22,18 @@ class Collector:
     read later: a stop request can interrupt the next rollout before its end and terminate the worker processes.
     """
 
-    def __init__(self, adapter: Adapter, stop: StopRequest, heartbeat: Heartbeat, updates: WorkCounter) -> None:
-        """Create a collector. `updates` counts the work of the update that follows each rollout."""
+    def __init__(
+        self,
+        adapter: Adapter,
+        stop: StopRequest,
+        heartbeat: Heartbeat,
+        updates: WorkCounter,
+        on_rollout: Callable[[Rollout], None] = lambda rollout: None,
+    ) -> None:
+        """Create a collector. `updates` counts the work of the update that follows each rollout. `on_rollout` is called
+        with each rollout, before the update; a stop request can interrupt it."""
         self.adapter, self.stop, self.heartbeat, self.updates = adapter, stop, heartbeat, updates
+        self.on_rollout = on_rollout
         self.state = adapter.state_dict()
         self.rollout: Rollout | None = None  # the last rollout; None during collection
 
@@ -39,7 +48,8 @@ class Collector:
         try:
             with self.stop.interruptible():
                 rollout, state = self.adapter.collect(), self.adapter.state_dict()
-            check_rollout(rollout)
+                check_rollout(rollout)
+                self.on_rollout(rollout)
             self.rollout, self.state = rollout, state
         except Interrupted:  # from the rollout, or from any line above if the caller's code is interruptible
             with torch.no_grad():

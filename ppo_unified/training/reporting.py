@@ -11,14 +11,13 @@ import numpy as np
 import psutil
 import torch
 
-from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.ppo import Iteration
 from ppo_unified.runs import samples
 from ppo_unified.runs.event_writer import EventWriter, markdown_table
 from ppo_unified.runs.heartbeat import Heartbeat
+from ppo_unified.training.recorder import Recorder
 from ppo_unified.training.state import TrainingState
-from ppo_unified.training.step_table import convert_to_arrays, make_step_table
 
 REPORT_S = 1.0  # minimum time between two reports after iterations
 RESPONSES = "eval/responses"  # tag of the responses of evaluations
@@ -41,6 +40,7 @@ class Reporter:
         if not resumed:
             self.events.hyperparameters(config.flatten())
         self.best_effort = heartbeat.best_effort
+        self.recorder = Recorder(config, heartbeat, state)
         self._process = psutil.Process()
         self._began, self._elapsed_before = time.monotonic(), status.elapsed_s
         self._steps_before = progress.steps
@@ -51,9 +51,8 @@ class Reporter:
         """Run the health checks, then log and sample the iteration if this is due. Adds entries to `metrics`."""
         self._update_status()
         self._check_health(metrics)
-        number, log, histograms = self.state.learner.progress.iteration, self.config.log, None
-        if log.samples_every and (number == 1 or number % log.samples_every == 0 or is_last):
-            histograms = self._write_sample(iteration, metrics)
+        number, log = self.state.learner.progress.iteration, self.config.log
+        histograms = self.recorder.end(iteration, metrics, is_last)
         evaluated = "eval/score" in metrics or self.state.evaluations.pending
         if number % log.every == 0 or evaluated or histograms:
             self.log_metrics(metrics, histograms)
@@ -123,27 +122,3 @@ class Reporter:
                 self.events.text(self.state.learner.progress.steps, HEALTH, line)
         self.status.health = self.state.health.active_warnings()
         metrics["health/warnings"] = float(len(self.status.health))
-
-    def _write_sample(self, iteration: Iteration, metrics: dict[str, float]) -> dict[str, np.ndarray]:
-        """Store the iteration's step table, add its metrics to `metrics` and return its histograms."""
-        learner, progress = self.state.learner, self.state.learner.progress
-        table = make_step_table(learner, iteration)
-        metrics.update(table.metrics)
-        hook = find_adapter(self.config.kind).explain
-        own = load(hook)(self.state.adapter, iteration.rollout) if hook else {}
-        stored = samples.StoredIteration(
-            iteration=progress.iteration,
-            step=progress.steps,
-            steps=int(iteration.batch.mask.sum()),
-            gamma=learner.ppo.gamma,
-            lam=learner.ppo.lam,
-            clip=table.clip,
-            clip_high=table.clip_high,
-            advantage_kind=learner.ppo.advantage,
-            value_target=learner.ppo.value_target,
-            metrics=dict(metrics),
-            columns=convert_to_arrays(table.columns, own, hook),
-        )
-        with self.best_effort.attempt("samples/"):
-            samples.write(self.run, stored)
-        return table.histograms

@@ -147,7 +147,7 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
         initialize(adapter, status.init, device)
     reporter = Reporter(config, heartbeat, state, device, resumed)
     checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
-    collector = Collector(adapter, stop, heartbeat, learner.counter)
+    collector = Collector(adapter, stop, heartbeat, learner.counter, reporter.recorder.begin)
     return Trainer(run, config, status, state, stop, collector, reporter, checkpointer, listener)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.ppo import Iteration, Learner, clip_range, make_batch
-from ppo_unified.engine.rollout import Rollout
 from ppo_unified.runs import samples
 
 RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}  # the last two belong to numpy.savez
@@ -40,11 +39,10 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     raw = batch
     if ppo.normalize_advantages == "batch":
         raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
-    places = _flat_indices(rollout)
     after = torch.where(rollout.mask, rollout.logprobs, 0.0)
-    for part in microbatches(replace(batch, weights=places), ppo.microbatch_columns):
+    for part in microbatches(batch, ppo.microbatch_columns):
         new = learner.policy.evaluate(part.obs, part.actions)
-        after.view(-1)[part.weights[part.mask]] = new.logprobs[part.mask].to(after)
+        after.view(-1)[part.places[part.mask]] = new.logprobs[part.mask].to(after)
     log_ratio = torch.where(rollout.mask, after - rollout.logprobs, 0.0)
     ratio = log_ratio.exp()
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
@@ -58,11 +56,12 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
         "value": rollout.values,
         "next_value": rollout.next_values,
         "delta": rollout.rewards + ppo.gamma * rollout.next_values - rollout.values,
-        "advantage": _scatter(raw.advantages, raw, places, rollout),
-        "return": _scatter(raw.returns, raw, places, rollout),
+        "advantage": scatter(raw.advantages, batch, rollout.mask),
+        "return": scatter(raw.returns, batch, rollout.mask),
+        "weight": scatter(batch.weights, batch, rollout.mask),
     }
     if ppo.normalize_advantages != "minibatch":
-        columns["advantage_used"] = _scatter(batch.advantages, batch, places, rollout)
+        columns["advantage_used"] = scatter(batch.advantages, batch, rollout.mask)
     columns = {name: torch.where(rollout.mask, x, torch.zeros_like(x)) for name, x in columns.items()}
     valid = ratio[rollout.mask]
     metrics = {
@@ -81,22 +80,17 @@ def _used_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
     return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
 
 
-def _flat_indices(rollout: Rollout) -> Tensor:
-    """Return the index of each batch step in the flattened rollout, int64 [R, L]. A batch omits rows without valid
-    steps."""
-    numbers = torch.arange(rollout.mask.numel(), device=rollout.mask.device).view(rollout.mask.shape)
-    return rollout.rows(numbers)[rollout.rows(rollout.mask).any(1)]
-
-
-def _scatter(x: Tensor, batch: Batch, places: Tensor, rollout: Rollout) -> Tensor:
-    """Move values from batch shape [R, L] to rollout shape [N, T]."""
-    spread = torch.zeros(rollout.mask.shape, dtype=x.dtype, device=x.device)
-    spread.view(-1)[places[batch.mask]] = x[batch.mask]
+def scatter(x: Tensor, batch: Batch, mask: Tensor) -> Tensor:
+    """Move values from the shape of a batch [R, L] to that of its rollout's `mask` [N, T]; 0 at masked steps."""
+    spread = torch.zeros(mask.shape, dtype=x.dtype, device=x.device)
+    spread.view(-1)[batch.places[batch.mask]] = x[batch.mask]
     return spread
 
 
-def convert_to_arrays(columns: Mapping[str, Tensor], own: Mapping[str, Any], hook: str) -> dict[str, np.ndarray]:
-    """Convert the first rows of each column to arrays, as many rows as a sample file stores.
+def convert_to_arrays(
+    columns: Mapping[str, Tensor], own: Mapping[str, Any], hook: str, rows: int
+) -> dict[str, np.ndarray]:
+    """Convert the first `rows` rows of each column to arrays.
 
     `own` contains additional columns from the adapter's function `hook`. Raises ValueError unless each of them has an
     unused name and contains numbers or strings of shape [N, T].
@@ -107,13 +101,16 @@ def convert_to_arrays(columns: Mapping[str, Tensor], own: Mapping[str, Any], hoo
         array = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
         if name in RESERVED or name in columns or not name.isidentifier():
             raise ValueError(f"{hook}: column name {name!r} is reserved, already used or not a Python identifier")
-        if array.shape != tuple(mask.shape) or array.dtype.kind not in "biufU":
+        if array.shape != tuple(mask.shape) or not (array.dtype.kind in "biufU" or _has_strings(array)):
             raise ValueError(
                 f"{hook}: column {name!r}: expected numbers or strings of shape [N, T] = {list(mask.shape)}, got "
                 f"{array.dtype} of shape {list(array.shape)}"
             )
         checked[name] = array
-    rows = samples.rows_to_keep(mask.cpu().numpy())
     engine = {name: x[:rows] for name, x in columns.items()}
     engine = {name: x.float() if x.is_floating_point() else x for name, x in engine.items()}
     return {name: x.cpu().numpy() for name, x in engine.items()} | {name: x[:rows] for name, x in checked.items()}
+
+
+def _has_strings(array: np.ndarray) -> bool:
+    return array.dtype.kind == "O" and all(isinstance(x, str) for x in array.flat)

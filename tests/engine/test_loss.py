@@ -120,7 +120,7 @@ def test_value_loss_and_gradient_match_reference(value_clip: float) -> None:
 def one_step(ratio: float, advantage: float, **options: Any) -> tuple[float, float]:
     """Return the loss of a single step and its derivative with respect to the log-prob."""
     x = torch.zeros(1, 1, dtype=torch.float64)
-    batch = Batch(x, x, x, x, x + advantage, x, x == 0, x + 1)
+    batch = Batch(x, x, x, x, x + advantage, x, x == 0, x + 1, x)
     logprob = torch.full_like(x, math.log(ratio)).requires_grad_()
     loss = policy_loss(logprob, batch, PPO(**options))
     return float(loss.detach()), float(torch.autograd.grad(loss.sum(), logprob)[0])

@@ -52,6 +52,7 @@ def test_step_table_matches_every_training_step(row_len: int, normalize: str, co
         "advantage_used": standardize(advantages, mask) if normalize == "batch" else advantages,
         "return": advantages + rollout.values,
         "continues": rollout.continues,
+        "weight": torch.ones_like(advantages),
     }
     assert ("advantage_used" in own) == (normalize != "minibatch")
     for name in set(own) - {"mask"}:
@@ -91,5 +92,5 @@ def test_arrays_hold_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
     monkeypatch.setattr(samples, "LARGEST", 5)
     columns = {"mask": torch.from_numpy(mask), "value": torch.arange(12.0, dtype=torch.float64).view(4, 3)}
-    arrays = convert_to_arrays(columns, {"text": [["a", "b", "c"]] * 4}, "hook")
+    arrays = convert_to_arrays(columns, {"text": [["a", "b", "c"]] * 4}, "hook", samples.rows_to_keep(mask))
     assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(("mask", "value", "text"), (3, 3))

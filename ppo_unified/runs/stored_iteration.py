@@ -1,0 +1,176 @@
+"""The quantities of PPO at every step of one stored iteration. This module does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppo_unified.text import clean
+
+
+class Quantity(NamedTuple):
+    """One column of a sample."""
+
+    header: str  # short enough for a narrow table
+    meaning: str
+    adds_up: bool = False  # True if the table shows the quantity's sum over a sample
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "action": Quantity(
+        "action",
+        "action that the policy chose, in the environment's units; for a continuous action, the value before clipping "
+        "to the bounds",
+    ),
+    "token": Quantity("token", "ID of the token that the policy chose"),
+    "text": Quantity(
+        "text", "the token as text; `inspect` quotes text that starts or ends with a space or has control characters"
+    ),
+    "reward": Quantity("r", "reward of the step, including penalties", True),
+    "value": Quantity("V", "value estimate for the state before the step, computed during collection"),
+    "next_value": Quantity("V'", "value estimate for the state after the step; 0 if the episode terminated"),
+    "delta": Quantity("delta", "temporal-difference error, r + gamma*V' - V"),
+    "advantage": Quantity("A", "advantage before normalization"),
+    "advantage_used": Quantity(
+        "A used", "advantage that the loss uses, normalized if ppo.normalize_advantages = 'batch'"
+    ),
+    "return": Quantity("return", "training target for the critic"),
+    "weight": Quantity("weight", "weight of the step in the loss: 1, or 1 / the steps of its sequence"),
+    "logprob_old": Quantity("logp old", "log-prob of the action under the policy that collected the rollout", True),
+    "logprob_new": Quantity(
+        "logp new", "log-prob of the action under the policy after the iteration's last update", True
+    ),
+    "ratio": Quantity("ratio", "probability ratio, exp(logp new - logp old)"),
+    "clipped": Quantity(
+        "clip",
+        "* marks a ratio outside the clip range; the policy gradient is 0 if A pushes the ratio further out",
+        True,
+    ),
+    "logprob_ref": Quantity("logp ref", "log-prob of the action under the reference model", True),
+    "kl": Quantity("kl", "estimated KL to the reference model, as used in the reward", True),
+    "kl_full": Quantity("kl full", "exact KL to the reference model, summed over all possible actions", True),
+    "score": Quantity("score", "score of the response, shown at its last step", True),
+    "score_normalized": Quantity("score norm.", "score after llm.score_normalize, before llm.score_clip", True),
+    "score_used": Quantity("score used", "score in the reward, after normalization, clipping and penalties", True),
+    "continues": Quantity("continues", "true if the episode continues after the step"),
+}
+
+
+EPOCH_QUANTITIES = {  # recorded when the update reached the step, before the optimizer step of its minibatch
+    "logprob": "log-prob of the action",
+    "value": "value estimate",
+    "entropy": "entropy of the action distribution",
+    "minibatch": "number of the minibatch in the epoch; -1 if the update stopped before it",
+    "advantage_used": "advantage that the loss used; only if ppo.normalize_advantages = 'minibatch'",
+}
+
+
+class Alternatives(NamedTuple):
+    """The likeliest actions at every step, most likely first."""
+
+    actions: np.ndarray  # [N, T, K] integers
+    logprobs: np.ndarray  # [N, T, K] float32
+
+
+class Sample(NamedTuple):
+    """The part of an episode that is in a rollout, given by its row and its valid columns in ascending order."""
+
+    row: int
+    columns: np.ndarray
+
+
+@dataclass(frozen=True)
+class StoredIteration:
+    """The samples of one iteration."""
+
+    iteration: int
+    step: int  # the run's step after the iteration
+    steps: int  # number of valid steps in the iteration; the file may contain fewer
+    gamma: float
+    lam: float
+    clip: float  # ppo.clip after annealing
+    clip_high: float
+    advantage_kind: str  # ppo.advantage
+    value_target: str  # ppo.value_target
+    metrics: dict[str, float | None]  # the logged metrics; None if not finite
+    columns: dict[str, np.ndarray]  # [N, T] each; entries are undefined if "mask" is False
+    options: dict[str, Any] = field(default_factory=dict)  # all options of the run; {} in files of older versions
+    state: dict[str, Any] = field(default_factory=dict)  # clip_scale, penalty_coef, critic_only, kl_coef: as used
+    # in this iteration; {} in files of older versions
+    epochs: dict[str, np.ndarray] = field(default_factory=dict)  # [E, N, T] each: see EPOCH_QUANTITIES
+    alternatives: dict[str, Alternatives] = field(default_factory=dict)  # by policy: "old", "new" or "ref"
+    observations: dict[str, np.ndarray] = field(default_factory=dict)  # [N, T, ...] each, as the policy saw them
+    actions: np.ndarray | None = None  # [N, T, ...], in the policy's own units
+    record: Any = None  # the adapter's own JSON, which it needs to draw the episodes again
+    vocabulary: dict[int, str] = field(default_factory=dict)  # text of each action in `alternatives`
+
+    def samples(self) -> list[Sample]:
+        """Split each row into samples. A sample ends at each valid step for which `continues` is False."""
+        found = []
+        for row, (valid, continues) in enumerate(zip(self.columns["mask"], self.columns["continues"], strict=True)):
+            own = np.flatnonzero(valid)
+            ends = np.flatnonzero(~continues[own]) + 1
+            found += [Sample(row, part) for part in np.split(own, ends) if part.size]
+        return found
+
+    def text_before(self, sample: Sample) -> str:
+        """Return the text, such as a prompt, between the row's previous sample and the first step of `sample`."""
+        if "text" not in self.columns:
+            return ""
+        row, first = sample.row, int(sample.columns[0])
+        own = np.flatnonzero(self.columns["mask"][row, :first])
+        return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
+
+    def sample_steps(self, sample: Sample) -> list[dict[str, Any]]:
+        """Return all quantities at each step of a sample: first those in QUANTITIES, then the adapter's own."""
+        names = [name for name in QUANTITIES if name in self.columns]
+        names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
+        parts = {name: self.columns[name][sample.row, sample.columns].tolist() for name in names}
+        return [
+            {"column": int(column)} | {name: part[number] for name, part in parts.items()}
+            for number, column in enumerate(sample.columns)
+        ]
+
+    def document(self, number: int, sample: Sample) -> dict[str, Any]:
+        """Return a sample in the form that `inspect --json` prints. `number` is its index among all samples."""
+        before = {"before": self.text_before(sample)} if "text" in self.columns else {}
+        return {"sample": number, "row": sample.row, **before, "steps": self.sample_steps(sample)}
+
+    def quantities(self) -> dict[str, Quantity]:
+        """Return the declaration of each column. For the adapter's own columns, it contains only a name."""
+        headers = {known.header for known in QUANTITIES.values()}
+        return {
+            name: QUANTITIES.get(
+                name, Quantity(f"{name}_" if name in headers else name, "quantity defined by the adapter")
+            )
+            for name in self.columns
+        }
+
+    def summary(self, name: str) -> str:
+        """Return lines with the run's name, the iteration, and the formulas that connect the quantities."""
+        held = int(self.columns["mask"].sum())
+        kept = "" if held == self.steps else f"; only the first {held:,} are stored"
+        clip = f"{self.clip:.4g}" + (f" (upper {self.clip_high:.4g})" if self.clip_high != self.clip else "")
+        advantages = {
+            "gae": "A = delta + gamma*lam*A'",
+            "td": "A = delta",
+            "reward-to-go": "A = r + gamma*A' (V' instead of A' if the rollout ends before the episode)",
+            "return": "A = sum of the episode's discounted rewards from its first step in the rollout",
+        }
+        to_go = "return = r + gamma*return' (V' instead of return' if the rollout ends before the episode)"
+        returns = f"return = {'A' if self.advantage_kind == 'gae' else 'GAE'} + V"
+        formulas = (
+            "delta = r + gamma*V' - V",
+            advantages.get(self.advantage_kind, f"A as defined by ppo.advantage = {clean(self.advantage_kind)!r}"),
+            returns if self.value_target == "lambda" else to_go,
+        )
+        return "\n".join(
+            (
+                f"{clean(name)}, iteration {self.iteration} (up to step {self.step:,}), "
+                f"{self.steps:,} sampled steps{kept}",
+                f"gamma {self.gamma:.6g}, lam {self.lam:.6g}, clip {clip}",
+                "; ".join(formulas),
+            )
+        )

@@ -1,0 +1,171 @@
+"""Record an iteration for `inspect`: the rollout, the update's view of each step in every epoch, and the result.
+
+Some quantities exist only before the update, such as the old policy's likeliest actions. The recorder therefore decides
+right after the rollout whether the iteration is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.batch import Batch
+from ppo_unified.engine.ppo import Iteration, Learner
+from ppo_unified.engine.rollout import Evaluation, Rollout
+from ppo_unified.runs import samples
+from ppo_unified.runs.heartbeat import Heartbeat
+from ppo_unified.runs.stored_iteration import Alternatives, StoredIteration
+from ppo_unified.training.collection import name_observations
+from ppo_unified.training.evaluation import is_due
+from ppo_unified.training.state import TrainingState
+from ppo_unified.training.step_table import StepTable, convert_to_arrays, make_step_table
+
+
+class UpdateObserver:
+    """Records the policy's outputs at every step and in every epoch of an update. `Learner.observe` calls it."""
+
+    def __init__(self, learner: Learner, rollout: Rollout) -> None:
+        rows = int(rollout.rows(rollout.mask).any(1).sum())
+        self.minibatches = min(learner.ppo.minibatches, rows)  # per epoch
+        self.shape, device = rollout.mask.shape, rollout.mask.device
+        names = ["logprob", "value", "entropy"]
+        names += ["advantage_used"] if learner.ppo.normalize_advantages == "minibatch" else []
+        size = learner.ppo.epochs, rollout.mask.numel()
+        self.quantities = {name: torch.zeros(size, device=device) for name in names}
+        self.minibatch = torch.full(size, -1, dtype=torch.int16, device=device)
+        self.number = -1  # of the current minibatch, counted over all epochs
+        self._weight: Tensor | None = None  # of the current minibatch
+
+    def __call__(self, micro: Batch, new: Evaluation, weight: Tensor) -> None:
+        """Record a micro-batch. `weight` is the same tensor for all micro-batches of one minibatch."""
+        if weight is not self._weight:
+            self.number, self._weight = self.number + 1, weight
+        epoch, minibatch = divmod(self.number, self.minibatches)
+        found = {"logprob": new.logprobs, "value": new.values, "entropy": new.entropy}
+        found["advantage_used"] = micro.advantages
+        places = micro.places[micro.mask]
+        for name, target in self.quantities.items():
+            target[epoch, places] = found[name].detach()[micro.mask].to(target)
+        self.minibatch[epoch, places] = minibatch
+
+    def to_arrays(self, rows: int) -> dict[str, np.ndarray]:
+        """Return each quantity as an array [E, rows, T], where E is the number of epochs that the update started."""
+        epochs = -(-(self.number + 1) // self.minibatches)
+        found = self.quantities | {"minibatch": self.minibatch}
+        return {name: x.view(-1, *self.shape)[:epochs, :rows].cpu().numpy() for name, x in found.items()}
+
+
+class Recorder:
+    """Records the first iteration, every `log.samples_every`-th, the last one and those that a user requests."""
+
+    def __init__(self, config: RunConfig, heartbeat: Heartbeat, state: TrainingState) -> None:
+        self.run, self.config, self.state, self.best_effort = heartbeat.run, config, state, heartbeat.best_effort
+        self.spec = find_adapter(config.kind)
+        self._observer: UpdateObserver | None = None
+        self._alternatives: dict[str, tuple[Tensor, Tensor]] = {}
+        self._as_used: dict[str, Any] = {}
+        self._seconds = 0.0
+
+    def is_scheduled(self, number: int) -> bool:
+        """Return True if iteration `number` is recorded, whether or not it is the last one."""
+        every = self.config.log.samples_every
+        scheduled = bool(every) and (number == 1 or number % every == 0)
+        return scheduled or samples.is_requested(self.run)
+
+    def begin(self, rollout: Rollout) -> None:
+        """Prepare to record the iteration of this rollout, if it is or may be recorded. Call this before the update."""
+        learner, started = self.state.learner, time.perf_counter()
+        self._observer, learner.observe, self._alternatives = None, None, {}
+        if not (self.is_scheduled(learner.progress.iteration + 1) or self._may_be_last(rollout)):
+            return
+        self._observer = learner.observe = UpdateObserver(learner, rollout)
+        self._as_used = {
+            "clip_scale": learner.clip_scale,
+            "penalty_coef": learner.progress.penalty_coef,
+            "critic_only": learner.trains_critic_only,
+            "kl_coef": rollout.metrics.get("ref/kl_coef"),
+        }
+        self._add_alternatives("old", rollout, reference=False)
+        self._add_alternatives("ref", rollout, reference=True)
+        self._seconds = time.perf_counter() - started
+
+    def _may_be_last(self, rollout: Rollout) -> bool:
+        """Return True if the run may end after the iteration of this rollout."""
+        if not self.config.log.samples_every:
+            return False
+        progress, steps = self.state.learner.progress, int(rollout.mask.sum())
+        after = replace(progress, steps=progress.steps + steps, iteration=progress.iteration + 1)
+        may_be_solved = self.config.stop_when_solved and is_due(self.config.eval.every_steps, after, steps)
+        return after.remaining <= 0 or may_be_solved
+
+    def _add_alternatives(self, name: str, rollout: Rollout, reference: bool) -> None:
+        found = load(self.spec.alternatives)(self.state.adapter, rollout, reference) if self.spec.alternatives else None
+        if found is not None:
+            self._alternatives[name] = found
+
+    def end(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> dict[str, np.ndarray] | None:
+        """Store the iteration if it is due. Return its histograms, or None if it is not. Adds entries to `metrics`."""
+        observer, self._observer, self.state.learner.observe = self._observer, None, None
+        due = self.is_scheduled(self.state.learner.progress.iteration) or (is_last and self.config.log.samples_every)
+        if observer is None or not due:
+            return None
+        started = time.perf_counter()
+        table = make_step_table(self.state.learner, iteration)
+        metrics |= table.metrics
+        stored = self._collect(observer, iteration, table, metrics)
+        with self.best_effort.attempt("samples/"):
+            samples.write(self.run, stored)
+            samples.thin_out(self.run, self.config.log.samples_mb * 1e6)
+            samples.clear_request(self.run)
+        metrics["time/samples_s"] = self._seconds + time.perf_counter() - started
+        return table.histograms
+
+    def _collect(
+        self, observer: UpdateObserver, iteration: Iteration, table: StepTable, metrics: Mapping[str, float]
+    ) -> StoredIteration:
+        learner, rollout, adapter = self.state.learner, iteration.rollout, self.state.adapter
+        self._add_alternatives("new", rollout, reference=False)
+        own = load(self.spec.explain)(adapter, rollout) if self.spec.explain else {}
+        observations = name_observations(rollout.obs)
+        tensors = [*observations.values(), rollout.actions, *table.columns.values(), *observer.quantities.values()]
+        tensors += [x for pair in self._alternatives.values() for x in pair]
+        rows = samples.rows_to_keep(
+            rollout.mask.cpu().numpy(), sum(x.numel() * x.element_size() for x in tensors) // len(rollout.mask)
+        )
+        alternatives = {
+            name: Alternatives(*(_array(x, rows) for x in pair)) for name, pair in self._alternatives.items()
+        }
+        shown = sorted({action for found in alternatives.values() for action in np.unique(found.actions).tolist()})
+        return StoredIteration(
+            iteration=learner.progress.iteration,
+            step=learner.progress.steps,
+            steps=int(iteration.batch.mask.sum()),
+            gamma=learner.ppo.gamma,
+            lam=learner.ppo.lam,
+            clip=table.clip,
+            clip_high=table.clip_high,
+            advantage_kind=learner.ppo.advantage,
+            value_target=learner.ppo.value_target,
+            metrics=dict(metrics),
+            columns=convert_to_arrays(table.columns, own, self.spec.explain, rows),
+            options=self.config.model_dump(mode="json"),
+            state=self._as_used,
+            epochs=observer.to_arrays(rows),
+            alternatives=alternatives,
+            observations={name: _array(x, rows) for name, x in observations.items()},
+            actions=_array(rollout.actions, rows),
+            record=load(self.spec.record)(adapter, rollout) if self.spec.record else None,
+            vocabulary=load(self.spec.action_texts)(adapter, shown) if self.spec.action_texts and shown else {},
+        )
+
+
+def _array(x: Tensor, rows: int) -> np.ndarray:
+    return x[:rows].detach().cpu().numpy()
