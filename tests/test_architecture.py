@@ -26,9 +26,10 @@ ALLOWED = {  # other packages that each package may import, as in docs/architect
     "terminal": set[str](),
     "training": {"engine", "runs", "config"},
     "testing": {"config", "engine", "training"},
-    "cli": {"config", "engine", "runs", "training", "terminal", "testing"},
+    "inspection": {"config", "runs"},
+    "cli": {"config", "engine", "runs", "training", "terminal", "testing", "inspection"},
     "envs": {"config", "engine"},
-    "tui": {"config", "runs", "terminal"},
+    "tui": {"config", "runs", "terminal", "inspection"},
 }
 ENTRY_POINTS = {"ppo_unified", "ppo_unified.__main__"}  # these may import from every package
 
@@ -48,6 +49,7 @@ BANNED = {
     "ppo_unified.engine.ppo, ppo_unified.engine.batch, ppo_unified.engine.rollout, ppo_unified.testing": WORLDS,
     "ppo_unified.training.session": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes": {"torch", *WORLDS},
+    "ppo_unified.inspection.what_if, ppo_unified.inspection.formulas": {"torch", *WORLDS},
     "ppo_unified.terminal.chat, ppo_unified.terminal.sample_table": HEAVY,
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},
     "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.session", "ppo_unified.cli"},
