@@ -6,6 +6,7 @@ whose `mask` is False, arguments are ignored and results are 0 unless stated oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -51,9 +52,15 @@ def whiten(rewards: Array, mask: Array) -> Array:
     """Scale rewards to variance 1 over the valid steps, without changing their mean."""
     if mask.sum() < 2:
         return rewards
-    valid = rewards[mask]
-    mean = valid.mean()
-    return np.where(mask, (rewards - mean) / np.sqrt(valid.var(ddof=1) + 1e-8) + mean, 0)
+    mean, std = _moments(rewards[mask])
+    return np.where(mask, (rewards - mean) / std + mean, 0)
+
+
+def _moments(valid: Array) -> tuple[float, float]:
+    """Return the mean and the standard deviation of some numbers, as accurate as float64."""
+    mean = float(valid.mean(dtype=np.float64))
+    variance = float(valid.var(ddof=1, dtype=np.float64))
+    return mean, math.sqrt(variance + 1e-8)  # Python numbers keep the dtype of arrays
 
 
 def group_baselines(returns: Array, group_size: int, kind: str) -> tuple[Array, Array]:
@@ -91,7 +98,8 @@ def gae(steps: Steps, gamma: float, lam: float) -> Array:
     is the advantage of the next valid step of the same episode, or 0 at the last step."""
     # time is the first axis, so that each column is contiguous; a masked column adds 0 and keeps the running sum
     advantages = np.ascontiguousarray(td_errors(steps, gamma).T)
-    carried = np.where(steps.mask, np.where(steps.continues, gamma * lam, 0), 1).T.astype(advantages.dtype)
+    carried = (steps.continues * np.asarray(gamma * lam, advantages.dtype)).T
+    carried = np.where(steps.mask.T, carried, np.ones((), advantages.dtype))
     for t in range(len(advantages) - 2, -1, -1):
         advantages[t] += carried[t] * advantages[t + 1]
     return np.where(steps.mask, advantages.T, 0)
@@ -144,7 +152,10 @@ def value_targets(kind: str, steps: Steps, gamma: float, lam: float) -> Array:
 def standardize(advantages: Array, mask: Array) -> Array:
     """Return advantages with zero mean and unit variance over the valid steps. If there are fewer than two valid steps,
     the advantages are returned unchanged."""
-    return standardize_groups(advantages, np.where(mask, 0, -1))
+    if mask.sum() < 2:
+        return np.where(mask, advantages, 0)
+    mean, std = _moments(advantages[mask])
+    return np.where(mask, (advantages - mean) / std, 0)
 
 
 def standardize_groups(advantages: Array, groups: Array) -> Array:
@@ -211,13 +222,18 @@ def passed_gradient(ratio: Array, advantages: Array, objective: Objective) -> Ar
     if objective.kind != "clip":
         return np.ones_like(gain)
     clipped = np.clip(ratio, 1 - objective.below, 1 + objective.above) * advantages
-    inside = outside(ratio, objective) == 0
-    passed = np.where(inside | (gain < clipped), 1, np.where(gain > clipped, 0, 0.5)).astype(gain.dtype)
+    passed = _fraction_kept(clipped, gain)
+    passed[outside(ratio, objective) == 0] = 1
     if objective.dual_clip:
-        gain, limit = np.minimum(gain, clipped), objective.dual_clip * advantages
-        kept = np.where(gain > limit, 1, np.where(gain < limit, 0, 0.5)).astype(gain.dtype)
+        kept = _fraction_kept(np.minimum(gain, clipped), objective.dual_clip * advantages)
         passed = np.where(advantages < 0, passed * kept, passed)
     return passed
+
+
+def _fraction_kept(larger: Array, smaller: Array) -> Array:
+    """Return 1 where `larger` > `smaller`, 0 where it is less, and 1/2 where they are equal."""
+    difference = larger - smaller
+    return np.asarray(0.5 * np.sign(difference, out=difference) + 0.5)
 
 
 def is_cut(ratio: Array, advantages: Array, objective: Objective) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import torch
 from envs.llm.adapter import LLMAdapter
 from envs.llm.options import LLMConfig
 from ppo_unified.config.schema import PPO
-from ppo_unified.engine.ppo import adapt_penalty, make_batch
 from ppo_unified.inspection import what_if
 from ppo_unified.inspection.formulas import Array
 from ppo_unified.inspection.what_if import Recomputed, Settings, recompute

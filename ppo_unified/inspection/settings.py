@@ -1,0 +1,167 @@
+"""The options with which a stored iteration can be recomputed, and which of them its data allows to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+
+import numpy as np
+
+from ppo_unified.inspection.formulas import Array, Objective
+from ppo_unified.runs.samples import StoredIteration
+
+Moment: TypeAlias = int | Literal["after"]  # an epoch of the update, from 1, or after the update
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that `recompute` applies. Names and values are those of the run's options, except where noted."""
+
+    gamma: float = 0.99
+    lam: float = 0.95
+    clip: float = 0.2  # after annealing
+    clip_high: float = 0.0  # after annealing; 0 = same as clip
+    dual_clip: float = 0.0
+    objective: Literal["clip", "penalty", "ratio", "policy-gradient"] = "clip"
+    penalty_coef: float = 1.0  # as adapted by ppo.penalty_target
+    advantage: Literal["gae", "td", "reward-to-go", "return"] = "gae"
+    value_target: Literal["lambda", "monte-carlo"] = "lambda"
+    normalize_advantages: Literal["batch", "minibatch", "none"] = "none"
+    loss_mean: Literal["token", "sequence"] = "token"
+    value_clip: float = 0.0
+    baseline: Literal["critic", "rloo", "grpo"] = "critic"
+    kl: Literal["k1", "abs", "k2", "k3", "full"] = "k1"
+    kl_coef: float = 0.0  # as adapted by llm.kl_target
+    score_clip: float = 0.0
+    whiten_rewards: bool = False
+
+    @classmethod
+    def of(cls, stored: StoredIteration) -> Settings:
+        """Return the settings with which the run performed the iteration."""
+        ppo, llm, state = stored.options.get("ppo", {}), stored.options.get("llm", {}), stored.state
+        known = {name: value for name, value in (ppo | llm).items() if name in _NAMES}
+        if not ppo:
+            known["normalize_advantages"] = _guess_normalization(stored)
+        return cls(**known | {
+            "gamma": stored.gamma,
+            "lam": stored.lam,
+            "clip": stored.clip,
+            "clip_high": 0.0 if stored.clip_high == stored.clip else stored.clip_high,
+            "advantage": stored.advantage_kind,
+            "value_target": stored.value_target,
+            **{name: state[name] for name in ("penalty_coef", "kl_coef") if state.get(name) is not None},
+        })  # fmt: skip
+
+    @property
+    def terms(self) -> Objective:
+        """The policy objective with its numbers."""
+        return Objective(self.objective, self.clip, self.clip_high or self.clip, self.dual_clip, self.penalty_coef)
+
+
+_NAMES = {f.name for f in fields(Settings)}
+LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
+CHOICES: dict[str, tuple[Any, ...]] = {  # the values of each setting that is not a number
+    name: (False, True) if kind is bool else get_args(kind)
+    for name, kind in get_type_hints(Settings).items()
+    if kind is not float
+}
+
+
+def option_name(setting: str) -> str:
+    """Return the name of the run's option, such as 'llm.kl' for 'kl'."""
+    return f"llm.{setting}" if setting in LLM_SETTINGS else f"ppo.{setting}"
+
+
+def choices(stored: StoredIteration, setting: str) -> tuple[Any, ...]:
+    """Return the values that a setting can have for this iteration, or () for a number."""
+    own = getattr(Settings.of(stored), setting)
+    known = CHOICES.get(setting, ())
+    if setting == "baseline" and own != "critic":
+        return tuple(value for value in known if value != "critic")  # the values of a critic are not stored
+    if setting == "normalize_advantages" and not count_epochs(stored):
+        return tuple(value for value in known if value in (own, "batch", "none"))
+    return known
+
+
+def _guess_normalization(stored: StoredIteration) -> str:
+    """Return the kind of normalization of a file without options, from the columns that it contains."""
+    used = stored.columns.get("advantage_used")
+    if used is None:
+        return "minibatch"
+    mask = stored.columns["mask"]
+    return "none" if np.array_equal(used[mask], stored.columns["advantage"][mask]) else "batch"
+
+
+def moments(stored: StoredIteration) -> list[Moment]:
+    """Return the moments for which `recompute` has data: the epochs that the update began, and "after"."""
+    return [*range(1, count_epochs(stored) + 1), "after"]
+
+
+def count_epochs(stored: StoredIteration) -> int:
+    """Return the number of epochs that the update began, or 0 if the file does not contain epochs."""
+    numbers = stored.epochs.get("minibatch", ())
+    begun = (epoch for epoch in range(len(numbers), 0, -1) if (numbers[epoch - 1][stored.columns["mask"]] >= 0).any())
+    return next(begun, 0)
+
+
+def group_size(stored: StoredIteration) -> int:
+    """Return the number of responses to each prompt."""
+    return int(stored.options.get("llm", {}).get("group_size", 1))
+
+
+def sequence_weights(stored: StoredIteration, own: Settings) -> Array | None:
+    """Return the weights for loss_mean = 'sequence', or None if the length of the update's rows is unknown."""
+    mask = stored.columns["mask"]
+    if own.loss_mean == "sequence" and "weight" in stored.columns:
+        return np.where(mask, stored.columns["weight"], 0).astype(np.float32)
+    kind = stored.options.get("kind")
+    if kind == "gym":  # each row of the update is a single step
+        return mask.astype(np.float32)
+    return (mask / np.maximum(mask.sum(1, keepdims=True), 1)).astype(np.float32) if kind == "llm" else None
+
+
+def unavailable(stored: StoredIteration, settings: Settings | None = None) -> dict[str, str]:
+    """Return the settings that cannot be changed for this iteration, or whose change has no effect, with the reason.
+
+    `settings` are the current settings, by default the run's own. The reason completes the message "NAME: ...".
+    """
+    own = Settings.of(stored)
+    now = settings or own
+    reasons: dict[str, str] = {}
+    for name, reason in (*_missing_data(stored, own), *_without_effect(now)):
+        reasons.setdefault(name, reason)
+    return reasons
+
+
+def _missing_data(stored: StoredIteration, own: Settings) -> list[tuple[str, str]]:
+    """List the settings that the stored arrays do not allow to change."""
+    columns, found = stored.columns, list[tuple[str, str]]()
+    older = "the iteration was stored by an older version"
+    if "logprob_ref" not in columns:
+        found += [(name, "only language models have it") for name in LLM_SETTINGS]
+    elif "score_used" not in columns:
+        found += [(name, older) for name in LLM_SETTINGS]
+    if group_size(stored) < 2:
+        found.append(("baseline", "it needs several responses to each prompt (llm.group_size > 1)"))
+    if not count_epochs(stored):
+        found.append(("value_clip", older))
+    if sequence_weights(stored, own) is None:
+        found.append(("loss_mean", "the length of the update's rows is not stored"))
+    return found
+
+
+def _without_effect(now: Settings) -> list[tuple[str, str]]:
+    """List the settings that have no effect because of the other settings."""
+    objective, found = f"no effect with ppo.objective = {now.objective!r}", list[tuple[str, str]]()
+    if now.objective != "clip":
+        found += [(name, objective) for name in ("clip", "clip_high", "dual_clip")]
+    if now.objective != "penalty":
+        found.append(("penalty_coef", objective))
+    if now.advantage != "gae" and now.value_target != "lambda":
+        found.append(("lam", f"no effect with ppo.advantage = {now.advantage!r} and ppo.value_target = 'monte-carlo'"))
+    if now.baseline != "critic":
+        without_critic = f"no effect with llm.baseline = {now.baseline!r}"
+        found += [(name, without_critic) for name in ("value_target", "value_clip", "whiten_rewards")]
+    if not now.kl_coef:
+        found.append(("kl", "no effect with llm.kl_coef = 0"))
+    return found
