@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import numpy as np
 
 from ppo_unified.inspection.formulas import Array, Objective
-from ppo_unified.runs.samples import StoredIteration
+from ppo_unified.runs.stored_iteration import StoredIteration
 
 Moment: TypeAlias = int | Literal["after"]  # an epoch of the update, from 1, or after the update
 
@@ -52,6 +52,11 @@ class Settings:
             **{name: state[name] for name in ("penalty_coef", "kl_coef") if state.get(name) is not None},
         })  # fmt: skip
 
+    def with_value(self, name: str, value: Any) -> Settings:
+        """Return the settings with another value. A group baseline also sets the values that it requires."""
+        required = GROUP_BASELINE if name == "baseline" and value != "critic" else {}
+        return replace(self, **required | {name: value})
+
     @property
     def terms(self) -> Objective:
         """The policy objective with its numbers."""
@@ -60,6 +65,7 @@ class Settings:
 
 _NAMES = {f.name for f in fields(Settings)}
 LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
+GROUP_BASELINE = {"gamma": 1.0, "lam": 1.0, "normalize_advantages": "none", "advantage": "gae"}  # rloo, grpo need these
 CHOICES: dict[str, tuple[Any, ...]] = {  # the values of each setting that is not a number
     name: (False, True) if kind is bool else get_args(kind)
     for name, kind in get_type_hints(Settings).items()
@@ -160,6 +166,7 @@ def _without_effect(now: Settings) -> list[tuple[str, str]]:
     if now.advantage != "gae" and now.value_target != "lambda":
         found.append(("lam", f"no effect with ppo.advantage = {now.advantage!r} and ppo.value_target = 'monte-carlo'"))
     if now.baseline != "critic":
+        found += [(name, f"llm.baseline = {now.baseline!r} requires {value}") for name, value in GROUP_BASELINE.items()]
         without_critic = f"no effect with llm.baseline = {now.baseline!r}"
         found += [(name, without_critic) for name in ("value_target", "value_clip", "whiten_rewards")]
     if not now.kl_coef:

@@ -19,7 +19,7 @@ from ppo_unified.inspection.settings import Settings as Settings
 from ppo_unified.inspection.settings import choices as choices
 from ppo_unified.inspection.settings import moments as moments
 from ppo_unified.inspection.settings import unavailable as unavailable
-from ppo_unified.runs.samples import StoredIteration
+from ppo_unified.runs.stored_iteration import StoredIteration
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ def _group_rewards(stored: StoredIteration, settings: Settings, columns: Mapping
 
 
 def _steps(stored: StoredIteration, columns: Mapping[str, Array]) -> Steps:
-    order = (columns[name] for name in ("reward", "value", "next_value"))
-    return Steps(*order, stored.columns["continues"], stored.columns["mask"])
+    rewards, values, next_values = (columns[name] for name in ("reward", "value", "next_value"))
+    return Steps(rewards, values, next_values, stored.columns["continues"], stored.columns["mask"])
 
 
 def _advantages(stored: StoredIteration, settings: Settings, columns: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,158 +1,115 @@
-"""Records iterations of small adapters in the form of a sample file, by observing the policy during the update."""
+"""Records iterations of small adapters in the form of a sample file."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.explain import explain
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.ppo import clip_range, make_learner, train
-from ppo_unified.engine.rollout import ActorCritic, Adapter, Evaluation, Observations, Rollout
+from ppo_unified.engine.rollout import Adapter, Rollout
 from ppo_unified.inspection.formulas import Array
-from ppo_unified.runs.samples import StoredIteration
+from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.training.recorder import UpdateObserver
 from ppo_unified.training.step_table import make_step_table
 
-OUTPUTS = ("logprob", "value", "entropy")
+
+class Recorded(NamedTuple):
+    stored: StoredIteration
+    rollout: Rollout
 
 
-@dataclass(frozen=True)
-class Extended(StoredIteration):
-    """A stored iteration with the fields of the inspector."""
+class ScoreRecorder:
+    """Score transforms that keep the normalized scores and the scores in the rewards of the last call."""
 
-    options: dict[str, Any]
-    state: dict[str, Any]
-    epochs: dict[str, Array]
-    alternatives: dict[str, Any]
-    observations: dict[str, Array]
-    actions: Array | None
-    record: Any
-    vocabulary: dict[int, str]
+    def __init__(self, transforms: Any) -> None:
+        self.transforms, self.columns = transforms, dict[str, Array]()
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transforms, name)
 
-class Observed(ActorCritic):
-    """A policy that records every evaluation, and the place in the rollout of each evaluated step."""
-
-    def __init__(self, policy: ActorCritic) -> None:
-        super().__init__()
-        self.policy, self.calls = policy, list[tuple[Tensor, Evaluation]]()
-
-    def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        assert isinstance(obs, Mapping)
-        new = self.policy.evaluate(obs["obs"], actions)
-        self.calls.append((obs["place"], Evaluation(*(x.detach() for x in new))))
-        return new
-
-    def critic_parameters(self) -> Any:
-        return self.policy.critic_parameters()
-
-
-class ObservedAdapter:
-    """An adapter whose observations contain the place of each step in the rollout."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self.adapter, self.policy = adapter, Observed(adapter.policy)
-        self.scores: dict[str, Array] = {}
-
-    def collect(self) -> Rollout:
-        if isinstance(self.adapter, LLMAdapter):
-            self.adapter.scores = self._record_scores(self.adapter)  # type: ignore[assignment]
-        rollout = self.adapter.collect()
-        place = torch.arange(rollout.mask.numel()).view(rollout.mask.shape)
-        self.plain, self.policy.calls = rollout, []
-        assert isinstance(rollout.obs, Tensor)
-        return replace(rollout, obs={"obs": rollout.obs, "place": place})
-
-    def _record_scores(self, adapter: LLMAdapter) -> Any:
-        transforms = getattr(adapter.scores, "transforms", adapter.scores)
-
-        def transform(raw: list[float], ended: list[bool]) -> list[float]:
-            used = transforms(raw, ended)
-            plain = copy.copy(transforms)
-            options = {"score_clip": 0.0, "missing_eos_penalty": 0.0}
-            if transforms.config.score_normalize == "running":
-                options["score_normalize"] = "reference"  # the statistics already contain these scores
-            plain.config = transforms.config.model_copy(update=options)
-            self.scores = {"score_normalized": np.array(plain(raw, ended)), "score_used": np.array(used)}
-            return list(used)
-
-        transform.transforms = transforms  # type: ignore[attr-defined]
-        transform.is_calibrated, transform.calibrate = transforms.is_calibrated, transforms.calibrate  # type: ignore[attr-defined]
-        return transform
-
-    def extra_loss(self, generator: torch.Generator) -> None:
-        return None
+    def __call__(self, raw: Sequence[float], ended: Sequence[bool]) -> list[float]:
+        used: list[float] = self.transforms(raw, ended)
+        plain = copy.copy(self.transforms)
+        options: dict[str, Any] = {"score_clip": 0.0, "missing_eos_penalty": 0.0}
+        if plain.config.score_normalize == "running":
+            options["score_normalize"] = "reference"  # the statistics already contain these scores
+        plain.config = plain.config.model_copy(update=options)
+        self.columns = {"score_normalized": np.array(plain(raw, ended)), "score_used": np.array(used)}
+        return used
 
 
 def record(
     adapter: Adapter, ppo: PPO, options: Mapping[str, Any] | None = None, lr: float = 0.05, iterations: int = 1
-) -> StoredIteration:
+) -> Recorded:
     """Train for some iterations and return the last one. `options` are the run's options outside of `ppo`."""
-    ppo = ppo.model_copy(update={"microbatch_columns": 10**6})  # each call of the policy is one minibatch
-    observed = ObservedAdapter(adapter)
-    learner = make_learner(observed.policy, ppo, Optim(lr=lr), total_iterations=max(iterations, 2))
-    run = train(observed, learner)
-    for _ in range(iterations):
-        state = {"clip_scale": learner.clip_scale, "penalty_coef": learner.progress.penalty_coef,
-                 "critic_only": learner.trains_critic_only}  # fmt: skip
-        if isinstance(adapter, LLMAdapter):
-            state["kl_coef"] = adapter.kl.coef
-        iteration = next(run)
-    epochs = collect_epochs(observed.policy.calls, iteration.rollout, ppo)
+    if isinstance(adapter, LLMAdapter):
+        adapter.scores = ScoreRecorder(adapter.scores)  # type: ignore[assignment]
+    learner = make_learner(adapter.policy, ppo, Optim(lr=lr), total_iterations=max(iterations, 2))
+    collect, state = adapter.collect, dict[str, Any]()
+
+    def observe() -> Rollout:
+        state.update(clip_scale=learner.clip_scale, penalty_coef=learner.progress.penalty_coef)
+        state.update(critic_only=learner.trains_critic_only)
+        rollout = collect()
+        state["kl_coef"] = rollout.metrics.get("ref/kl_coef")
+        learner.observe = UpdateObserver(learner, rollout)
+        return rollout
+
+    adapter.collect = observe  # type: ignore[method-assign]
+    run = train(adapter, learner)
+    iteration = [next(run) for _ in range(iterations)][-1]
+    assert isinstance(learner.observe, UpdateObserver)
+    rollout, observer, learner.observe = iteration.rollout, learner.observe, None
     table = make_step_table(learner, iteration)
     columns = {name: x.numpy() for name, x in table.columns.items()}
-    mask = iteration.rollout.mask
-    rows = iteration.rollout.rows(mask)
-    weight = rows / rows.sum(1, keepdim=True).clamp(min=1) if ppo.loss_mean == "sequence" else rows.float()
-    columns["weight"] = weight.view(mask.shape).numpy()
-    columns |= llm_columns(observed) if isinstance(adapter, LLMAdapter) else {}
+    if isinstance(adapter, LLMAdapter):
+        columns |= explain(adapter, rollout) | at_last_step(adapter.scores.columns, columns["mask"])  # type: ignore[attr-defined]
     low, high = clip_range(ppo, state["clip_scale"])
-    about = {"iteration": iterations, "step": 0, "steps": int(mask.sum()), "gamma": ppo.gamma, "lam": ppo.lam}
-    about |= {"clip": low, "clip_high": high, "advantage_kind": ppo.advantage, "value_target": ppo.value_target}
-    return make_stored(
-        **about,
-        metrics=iteration.metrics | table.metrics,
+    stored = StoredIteration(
+        iteration=iterations,
+        step=learner.progress.steps,
+        steps=int(rollout.mask.sum()),
+        gamma=ppo.gamma,
+        lam=ppo.lam,
+        clip=low,
+        clip_high=high,
+        advantage_kind=ppo.advantage,
+        value_target=ppo.value_target,
+        metrics=dict(iteration.metrics | table.metrics),
         columns=to_float32(columns),
         options={"ppo": ppo.model_dump()} | dict(options or {}),
-        state=state,
-        epochs=to_float32(epochs),
+        state=dict(state),
+        epochs=to_float32(observer.to_arrays(len(rollout.mask))),
     )
+    return Recorded(stored, rollout)
 
 
-def make_stored(**fields: Any) -> StoredIteration:
-    """Return a stored iteration. Fields that are not given are empty, as in files of older versions."""
-    own = {"options": {}, "state": {}, "epochs": {}, "alternatives": {}, "observations": {}, "actions": None,
-           "record": None, "vocabulary": {}}  # fmt: skip
-    return Extended(**own | fields)
-
-
-def collect_epochs(calls: list[tuple[Tensor, Evaluation]], rollout: Rollout, ppo: PPO) -> dict[str, Array]:
-    """Return the arrays [E, N, T] of the epochs."""
-    count = min(ppo.minibatches, int(rollout.rows(rollout.mask).any(1).sum()))
-    shape = (-(-len(calls) // count), *rollout.mask.shape)
-    epochs: dict[str, Array] = {name: np.zeros(shape) for name in OUTPUTS} | {"minibatch": np.full(shape, -1)}
-    for number, (places, new) in enumerate(calls):
-        epoch, minibatch = divmod(number, count)
-        for name, x in zip(("logprob", "entropy", "value"), new, strict=True):
-            epochs[name][epoch].flat[places.flatten().numpy()] = x.flatten().numpy()
-        epochs["minibatch"][epoch].flat[places.flatten().numpy()] = minibatch
-    return epochs
-
-
-def llm_columns(observed: ObservedAdapter) -> dict[str, Array]:
-    assert isinstance(observed.adapter, LLMAdapter)
-    columns = explain(observed.adapter, observed.plain)
-    mask = observed.plain.mask.numpy()
+def at_last_step(scores: Mapping[str, Array], mask: Array) -> dict[str, Array]:
+    """Return columns [N, T] with each response's score at its last step."""
     last = np.arange(mask.shape[1]) == (mask * np.arange(1, mask.shape[1] + 1)).argmax(1)[:, None]
-    return columns | {name: np.where(last, x[:, None], 0.0) for name, x in observed.scores.items()}
+    return {name: np.where(last, x[:, None], 0.0) for name, x in scores.items()}
 
 
 def to_float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: x.astype(np.float32) if x.dtype.kind == "f" else x for name, x in arrays.items()}
+
+
+def first_rows(stored: StoredIteration, count: int) -> StoredIteration:
+    """Return the iteration as a file stores it that has room for only `count` rows."""
+    columns = {name: x[:count] for name, x in stored.columns.items()}
+    return replace(stored, columns=columns, epochs={name: x[:, :count] for name, x in stored.epochs.items()})
+
+
+def without_new_fields(stored: StoredIteration) -> StoredIteration:
+    """Return the iteration as an older version stored it."""
+    columns = {
+        name: x for name, x in stored.columns.items() if name not in ("weight", "score_normalized", "score_used")
+    }
+    return replace(stored, columns=columns, options={}, state={}, epochs={})

@@ -78,10 +78,11 @@ def test_masked_entries_are_ignored() -> None:
     rollout = random_rollout(seed=1, holes=0.4)
     mask = rollout.mask.numpy()
     steps = steps_of(rollout)
-    broken = Steps(*(np.where(mask, x, np.nan) for x in steps[:3]), steps.continues | ~mask, mask)
+    rewards, values, next_values = (np.where(mask, x, np.nan) for x in steps[:3])
+    broken = Steps(rewards, values, next_values, steps.continues | ~mask, mask)
     for kind in ("gae", "td", "reward-to-go", "return"):
-        found = (formulas.advantages_of(kind, x, GAMMA, LAM) for x in (steps, broken))
-        np.testing.assert_array_equal(*found)
+        found, expected = (formulas.advantages_of(kind, x, GAMMA, LAM) for x in (broken, steps))
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_standardize_small_groups() -> None:
@@ -182,8 +183,8 @@ def test_clip_flags_on_both_sides() -> None:
 @pytest.mark.parametrize("value_clip", [0.0, 0.3])
 def test_value_loss_equals_the_engine(value_clip: float) -> None:
     new, batch = random_batch(seed=3)
-    arrays = (x.numpy() for x in (new, batch.values, batch.returns))
-    assert_equal(formulas.value_loss(*arrays, value_clip), engine.value_loss(new, batch, value_clip))
+    values, old, targets = (x.numpy() for x in (new, batch.values, batch.returns))
+    assert_equal(formulas.value_loss(values, old, targets, value_clip), engine.value_loss(new, batch, value_clip))
 
 
 def test_ratio_kl_equals_the_engine() -> None:
