@@ -209,7 +209,7 @@ def policy_loss(logprobs: Array, old_logprobs: Array, advantages: Array, objecti
         gain = np.minimum(gain, np.clip(ratio, 1 - objective.below, 1 + objective.above) * advantages)
         if objective.dual_clip:
             gain = np.where(advantages < 0, np.maximum(gain, objective.dual_clip * advantages), gain)
-    return np.negative(gain)
+    return np.asarray(-gain)
 
 
 def passed_gradient(ratio: Array, advantages: Array, objective: Objective) -> Array:

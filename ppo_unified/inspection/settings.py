@@ -65,7 +65,8 @@ class Settings:
 
 _NAMES = {f.name for f in fields(Settings)}
 LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
-GROUP_BASELINE = {"gamma": 1.0, "lam": 1.0, "normalize_advantages": "none", "advantage": "gae"}  # rloo, grpo need these
+# the values that rloo and grpo require
+GROUP_BASELINE: dict[str, Any] = {"gamma": 1.0, "lam": 1.0, "normalize_advantages": "none", "advantage": "gae"}
 CHOICES: dict[str, tuple[Any, ...]] = {  # the values of each setting that is not a number
     name: (False, True) if kind is bool else get_args(kind)
     for name, kind in get_type_hints(Settings).items()

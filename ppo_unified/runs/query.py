@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from operator import eq, ge, gt, le, lt
 from typing import Any, get_args, get_type_hints
@@ -31,11 +31,12 @@ _TOKEN = re.compile(r'\||(?:"[^"]*"|[^\s|"])+')
 _TERM = re.compile(r"(!*)([A-Za-z_][\w./-]*)(:|>=|<=|!=|=|>|<)(.*)", re.DOTALL)
 _OPERATORS = {":": eq, "=": eq, ">": gt, "<": lt, ">=": ge, "<=": le}
 _WORD_KEYS = ("name", "preset", "state", "note")
+WORDS = ""  # key of a bare word: its value is a tuple of the texts that a word is searched in
 
 
 @dataclass(frozen=True)
 class Term:
-    """One condition of a query. The key is empty for a bare word."""
+    """One condition of a query. The key is WORDS for a bare word."""
 
     key: str
     operator: str
@@ -43,11 +44,16 @@ class Term:
     negated: bool
 
     def holds(self, lookup: Lookup) -> bool:
-        if self.key:
-            found = _compare(lookup(self.key), self.operator, self.value)
-        else:
-            found = any(_compare(lookup(key), ":", self.value) for key in _WORD_KEYS)
-        return found != self.negated
+        return _compare(lookup(self.key), self.operator, self.value) != self.negated
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys that a query may use. `resolve` raises UsageError if the key in a token is unknown."""
+
+    resolve: Callable[[str, str], str]  # key and token -> full key
+    is_number: Callable[[str], bool]
+    flags: Mapping[str, Term] = field(default_factory=dict)  # bare words that stand for a condition
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,10 @@ class Query:
         return all(any(term.holds(lookup) for term in group) for group in self.groups)
 
 
-def parse(text: str) -> Query:
-    """Parse a query. Raises UsageError with the invalid term and, for an unknown key, the most similar valid key."""
+def parse(text: str, keys: Keys | None = None) -> Query:
+    """Parse a query, by default for runs. Raises UsageError with the invalid term and, for an unknown key, the most
+    similar valid key."""
+    keys = keys or Keys(_resolve_key, _is_number)
     if text.count('"') % 2:
         raise UsageError(f"query {text!r}: missing closing quote")
     groups: list[list[Term]] = []
@@ -72,10 +80,10 @@ def parse(text: str) -> Query:
                 raise UsageError(f"query {text!r}: '|' must be between two terms, as in failed|crashed")
             joined = True
         elif joined and groups:
-            groups[-1].append(_term(token))
+            groups[-1].append(_term(token, keys))
             joined = False
         else:
-            groups.append([_term(token)])
+            groups.append([_term(token, keys)])
             joined = False
     if groups and joined:
         raise UsageError(f"query {text!r}: '|' must be between two terms, as in failed|crashed")
@@ -94,6 +102,8 @@ def lookup(status: Status, state: str, options: Callable[[], Mapping[str, Any]],
     read, read_note = cache(options), cache(note)
 
     def value(key: str) -> Any:
+        if key == WORDS:
+            return tuple(map(value, _WORD_KEYS))
         if key == "state":
             return (state, status.state) if state == SOLVED else state
         if key == "note":
@@ -127,23 +137,24 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _term(token: str) -> Term:
+def _term(token: str, keys: Keys) -> Term:
     match = _TERM.fullmatch(token)
     if match is None:
         word = token.lstrip("!").replace('"', "")
         if not word:
             raise UsageError(f"query {token!r}: missing word; write one, as in failed or !failed")
-        return Term("", ":", word, (len(token) - len(token.lstrip("!"))) % 2 == 1)
+        negated = (len(token) - len(token.lstrip("!"))) % 2 == 1
+        return replace(keys.flags.get(word.casefold(), Term(WORDS, ":", word, False)), negated=negated)
     marks, key, operator, value = match.groups()
     value, negated = value.replace('"', ""), len(marks) % 2 == 1
     if operator == "!=":
         operator, negated = "=", not negated
-    key = _resolve_key(key, token)
+    key = keys.resolve(key, token)
     if not value:
         raise UsageError(f"query {token!r}: missing value; write {key}{operator}VALUE")
-    if _is_number(key) and not _is_numeric(value):
+    if keys.is_number(key) and not _is_numeric(value):
         raise UsageError(f"query {token!r}: {key} expects a number, got {value!r}")
-    if operator in ("<", ">", "<=", ">=") and not _is_number(key):
+    if operator in ("<", ">", "<=", ">=") and not keys.is_number(key):
         raise UsageError(f"query {token!r}: {key!r} is text, not a number; write {key}:{value} to search it")
     return Term(key, operator, value, negated)
 
