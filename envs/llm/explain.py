@@ -1,4 +1,4 @@
-"""Computes the columns that `inspect` shows only for language models."""
+"""Computes the quantities that only iterations of language models have: tokens, texts and the likeliest next tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from torch import Tensor
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.kl import last_steps
+from envs.llm.model import POLICY
+from envs.llm.policy import Reference
+from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 
+ALTERNATIVES = 5  # number of next tokens that are recorded at each step
 _UNDECODABLE = "\ufffd"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # the token of a single byte in a vocabulary with byte fallback
 
@@ -41,6 +45,33 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
         "text": np.array(texts),
         **{name: x.cpu().numpy() for name, x in rollout.extras.items()},
     }
+
+
+def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor]:
+    """Return the likeliest next tokens and their log-probs at each step, each [N, T, K], on the CPU.
+
+    K is ALTERNATIVES, or the size of the vocabulary if it is smaller. The most likely token comes first. The entries of
+    columns where the policy did not choose the next token are 0. `reference` selects the reference model instead of the
+    policy.
+    """
+    assert isinstance(rollout.obs, Tensor)
+    mask, policy = rollout.mask, adapter.policy
+    model = adapter.reference if reference else Reference(policy.network, POLICY)
+    count = min(ALTERNATIVES, model.network.vocabulary)
+    actions = torch.zeros(*mask.shape, count, dtype=torch.int64)
+    logprobs = torch.zeros(actions.shape)
+    for rows, longest in pack_rows(last_steps(mask) + 1, adapter.config.ppo.microbatch_columns):
+        chosen = mask[rows, :longest]
+        found = policy.likeliest(rollout.obs[rows, :longest], chosen, count, model)
+        row, column = chosen.nonzero().unbind(1)
+        steps = rows[row].cpu(), column.cpu()
+        actions[steps], logprobs[steps] = (x.cpu() for x in found)
+    return actions, logprobs
+
+
+def action_texts(adapter: LLMAdapter, actions: list[int]) -> dict[int, str]:
+    """Return the text of each token id, as in the column `text`."""
+    return token_texts(adapter.tokenizer, actions)
 
 
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:

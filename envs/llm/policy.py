@@ -110,6 +110,22 @@ class TokenPolicy(ActorCritic):
         values = torch.zeros_like(kl) if self.critic is None else self.critic(tokens, chosen, hidden)
         return Comparison(*(scatter(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
 
+    @torch.no_grad()
+    def likeliest(self, tokens: Tensor, chosen: Tensor, count: int, model: Reference) -> tuple[Tensor, Tensor]:
+        """Return the `count` likeliest next tokens of `model` and their log-probs, each [n, count], most likely first.
+
+        n is the number of steps at which `chosen` [R, L] is True. The log-probs are those at the policy's temperature.
+        """
+        network, lora = model
+        hidden = network.trunk(tokens, lora)[chosen.to(network.device)]
+        parts = []
+        for h in hidden.split(_chunk_size(network)):
+            logits = _divide(network.logits(h, lora), self.temperature)
+            values, actions = logits.topk(count)
+            parts.append((actions, values - logits.logsumexp(-1, keepdim=True)))
+        actions, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
+        return actions, logprobs
+
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
         """Return log pi(action) [n], at temperature 1, for the n steps at which `chosen` is True."""
         hidden = self.network.trunk(tokens)[chosen]
@@ -138,8 +154,7 @@ class TokenPolicy(ActorCritic):
 
     def _chunks(self, hidden: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Split the steps into chunks with at most CHUNK logits each."""
-        vocabulary = self.network.model.config.get_text_config().vocab_size
-        size = max(1, CHUNK.get(hidden.device.type, 1 << 23) // vocabulary)
+        size = _chunk_size(self.network)
         return zip(hidden.split(size), actions.split(size), strict=True)
 
     def _logprobs_and_entropy(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -158,6 +173,11 @@ class TokenPolicy(ActorCritic):
         recompute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
         logprobs, entropy = (torch.cat(x) for x in zip(*(recompute(h, a) for h, a in chunks), strict=True))
         return logprobs, entropy
+
+
+def _chunk_size(network: Network) -> int:
+    """Return the number of steps whose logits are in memory at a time."""
+    return max(1, CHUNK.get(network.device.type, 1 << 23) // network.vocabulary)
 
 
 def _divide(logits: Tensor, temperature: float) -> Tensor:
