@@ -152,7 +152,9 @@ class LLMAdapter:
         """Build the rollout. `raw` contains the scores before normalization, clipping and penalties."""
         llm, mask = self.config.llm, responses.mask()
         estimates = kl_estimates(compared.logprobs, compared.ref_logprobs, compared.kl)
-        scores = torch.tensor(self.scores(raw, responses.ended.tolist()), device=self.device, dtype=torch.float32)
+        normalized = self.scores.normalize(raw)
+        used = self.scores.limit(normalized, responses.ended.tolist())
+        scores = torch.tensor(used, device=self.device, dtype=torch.float32)
         coef = self.kl.coef
         rewards = token_rewards(scores, estimates[llm.kl], coef, mask)
         metrics = self._metrics(responses, estimates, raw, rewards, coef)
@@ -184,7 +186,9 @@ class LLMAdapter:
                 "logprob_ref": compared.ref_logprobs,
                 "kl": estimates[llm.kl],
                 "kl_full": compared.kl,
-                "score": torch.where(last, torch.tensor(raw, device=self.device, dtype=torch.float64)[:, None], 0.0),
+                "score": _place(raw, last),
+                "score_normalized": _place(normalized, last),
+                "score_used": _place(used, last),
             },
         )
 
@@ -314,6 +318,11 @@ class LLMAdapter:
 
     def close(self) -> None:
         """Do nothing, because this adapter has no resources to release."""
+
+
+def _place(scores: list[float], last: Tensor) -> Tensor:
+    """Return a float64 tensor [N, T] with the scores [N] where `last` [N, T] is True, and 0 elsewhere."""
+    return torch.where(last, torch.tensor(scores, device=last.device, dtype=torch.float64)[:, None], 0.0)
 
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:

@@ -57,15 +57,15 @@ def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tupl
     assert isinstance(rollout.obs, Tensor)
     mask, policy = rollout.mask, adapter.policy
     model = adapter.reference if reference else Reference(policy.network, POLICY)
-    count = min(ALTERNATIVES, model.network.vocabulary)
-    actions = torch.zeros(*mask.shape, count, dtype=torch.int64)
-    logprobs = torch.zeros(actions.shape)
+    places, parts = [], []
     for rows, longest in pack_rows(last_steps(mask) + 1, adapter.config.ppo.microbatch_columns):
         chosen = mask[rows, :longest]
-        found = policy.likeliest(rollout.obs[rows, :longest], chosen, count, model)
         row, column = chosen.nonzero().unbind(1)
-        steps = rows[row].cpu(), column.cpu()
-        actions[steps], logprobs[steps] = (x.cpu() for x in found)
+        places.append((rows[row], column))
+        parts.append(policy.likeliest(rollout.obs[rows, :longest], chosen, ALTERNATIVES, model))
+    where = tuple(torch.cat(x).cpu() for x in zip(*places, strict=True))
+    found = [torch.cat(x).cpu() for x in zip(*parts, strict=True)]
+    actions, logprobs = (torch.zeros(*mask.shape, x.shape[-1], dtype=x.dtype).index_put_(where, x) for x in found)
     return actions, logprobs
 
 

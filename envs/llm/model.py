@@ -64,11 +64,6 @@ class Network(nn.Module):
             return self.trunk(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
 
     @property
-    def vocabulary(self) -> int:
-        """The number of tokens, which is the number of logits of a step."""
-        return int(self.model.config.get_text_config().vocab_size)
-
-    @property
     def context_length(self) -> int:
         """The maximum number of tokens in a prompt and its response together."""
         return config_context_length(self.model.config)

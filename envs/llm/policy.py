@@ -112,16 +112,17 @@ class TokenPolicy(ActorCritic):
 
     @torch.no_grad()
     def likeliest(self, tokens: Tensor, chosen: Tensor, count: int, model: Reference) -> tuple[Tensor, Tensor]:
-        """Return the `count` likeliest next tokens of `model` and their log-probs, each [n, count], most likely first.
+        """Return the likeliest next tokens of `model` and their log-probs, each [n, K], most likely first.
 
-        n is the number of steps at which `chosen` [R, L] is True. The log-probs are those at the policy's temperature.
+        n is the number of steps at which `chosen` [R, L] is True. K is `count`, or the size of the vocabulary if it is
+        smaller. The log-probs are those at the policy's temperature.
         """
         network, lora = model
         hidden = network.trunk(tokens, lora)[chosen.to(network.device)]
         parts = []
         for h in hidden.split(_chunk_size(network)):
             logits = _divide(network.logits(h, lora), self.temperature)
-            values, actions = logits.topk(count)
+            values, actions = logits.topk(min(count, logits.shape[-1]))
             parts.append((actions, values - logits.logsumexp(-1, keepdim=True)))
         actions, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
         return actions, logprobs
@@ -177,7 +178,8 @@ class TokenPolicy(ActorCritic):
 
 def _chunk_size(network: Network) -> int:
     """Return the number of steps whose logits are in memory at a time."""
-    return max(1, CHUNK.get(network.device.type, 1 << 23) // network.vocabulary)
+    vocabulary = network.model.config.get_text_config().vocab_size
+    return max(1, CHUNK.get(network.device.type, 1 << 23) // vocabulary)
 
 
 def _divide(logits: Tensor, temperature: float) -> Tensor:

@@ -23,18 +23,26 @@ class ScoreTransforms:
         self.squares = 0.0  # sum of squared deviations from the mean
 
     def __call__(self, raw: Sequence[float], ended: Sequence[bool]) -> list[float]:
-        """Return the transformed scores [n]. Running statistics include the scores of this batch.
+        """Return the transformed scores [n], as `limit` of `normalize`."""
+        return self.limit(self.normalize(raw), ended)
+
+    def normalize(self, raw: Sequence[float]) -> list[float]:
+        """Return the normalized scores [n]. Running statistics include the scores of this batch."""
+        options = self.config
+        if options.score_normalize == "none":
+            return list(raw)
+        if options.score_normalize == "running":
+            self._add(raw)
+        if not self.count:
+            raise RuntimeError("llm.score_normalize = 'reference': call calibrate() before the first scores")
+        return [(score - self.mean) / self.std for score in raw]
+
+    def limit(self, scores: Sequence[float], ended: Sequence[bool]) -> list[float]:
+        """Return the normalized `scores` [n], clipped and penalized.
 
         `ended` is True for each response that has an end token.
         """
         options = self.config
-        if options.score_normalize == "running":
-            self._add(raw)
-        scores = list(raw)
-        if options.score_normalize != "none":
-            if not self.count:
-                raise RuntimeError("llm.score_normalize = 'reference': call calibrate() before the first scores")
-            scores = [(score - self.mean) / self.std for score in scores]
         if options.score_clip:
             scores = [max(-options.score_clip, min(options.score_clip, score)) for score in scores]
         pairs = zip(scores, ended, strict=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,20 @@ from torch import Tensor
 
 from envs.llm import policy as policy_module
 from envs.llm.adapter import LLMAdapter
-from envs.llm.explain import ALTERNATIVES, action_texts, alternatives
+from envs.llm.explain import ALTERNATIVES, action_texts, alternatives, explain
 from envs.llm.model import POLICY
 from envs.llm.options import LLMConfig
+from ppo_unified import load_preset
 from ppo_unified import run as train
+from ppo_unified.config.recipes import recipe_files
+from ppo_unified.inspection import formulas
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.stored_iteration import StoredIteration
 from tests.models import save_model
 
-GROUPED: dict[str, Any] = {
-    "llm": {"baseline": "rloo", "group_size": 2},
-    "ppo": {"lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none"},
-}
+FREE: dict[str, Any] = {"lam": 1.0, "value_coef": 0.0, "value_clip": 0.0, "normalize_advantages": "none"}
+GROUPED: dict[str, Any] = {"llm": {"baseline": "rloo", "group_size": 2}, "ppo": FREE}
 # name -> (family, options)
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -35,6 +38,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("llama", {"llm": {"lora_rank": 4, "temperature": 0.7}}),
     "lora-bf16": ("gpt2", {"llm": {"lora_rank": 4, "dtype": "bfloat16"}}),
     "lora-shared": ("qwen2", {"llm": {"lora_rank": 4, "critic": "shared"}}),
+    "lora-head": ("llama", {"llm": {"lora_rank": 4, "lora_targets": ["q_proj", "lm_head"]}}),
     "bf16-copy": ("llama", {"llm": {"reference_dtype": "bfloat16"}}),
     "small-batches": ("llama", {"ppo": {"microbatch_columns": 20}}),
 }
@@ -51,6 +55,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """Return scores that differ between the responses of an untrained model."""
+    return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
+
+
 def config(folder: Path, family: str, llm: dict[str, Any] | None = None, **options: Any) -> LLMConfig:
     base = {"model": str(folder / family), "prompts": str(folder / "prompts.jsonl"), "reward": "regex:[a-p]"}
     sizes = {"max_new_tokens": 8, "rollout_batch": 8}
@@ -61,7 +70,10 @@ def config(folder: Path, family: str, llm: dict[str, Any] | None = None, **optio
 def changed_adapter(folder: Path, name: str) -> LLMAdapter:
     """Return an adapter whose policy differs from its reference model."""
     family, options = KINDS[name]
-    adapter = LLMAdapter(config(folder, family, **options), torch.device("cpu"))
+    return change_policy(LLMAdapter(config(folder, family, **options), torch.device("cpu")))
+
+
+def change_policy(adapter: LLMAdapter) -> LLMAdapter:
     with torch.no_grad():
         for p in adapter.policy.network.parameters():
             if p.requires_grad:
@@ -131,3 +143,56 @@ def test_action_texts_are_those_of_tokens(folder: Path) -> None:
     adapter = LLMAdapter(config(folder, "llama"), torch.device("cpu"))
     ids = adapter.tokenizer("a 1<eos>")["input_ids"]
     assert list(action_texts(adapter, ids).values()) == ["a", " ", "1", "<eos>"]
+
+
+def recipe_options(name: str) -> dict[str, Any]:
+    """Return the options of a recipe, without those that require a reward model or pretraining texts."""
+    recipe = load_preset("llm", recipe=name).model_dump()
+    own = {option: value for option, value in recipe["llm"].items() if not option.startswith("ptx_")}
+    return {"llm": own | {"critic_init": "policy"}, "ppo": recipe["ppo"] | {"minibatches": 2}}
+
+
+def reward_options() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in recipe_files():
+        yield name, recipe_options(name)
+    limits = {"score_clip": 1.2, "missing_eos_penalty": 0.7, "score_normalize": "running"}
+    for kl, baseline in product(("k1", "abs", "k2", "k3", "full"), ("critic", "rloo", "grpo")):
+        group = {"baseline": baseline, "group_size": 4 if baseline != "critic" else 1}
+        yield f"{kl}-{baseline}", {"llm": {"kl": kl} | group | limits, "ppo": {} if baseline == "critic" else FREE}
+    yield "whitened", {"llm": {"whiten_rewards": True} | limits}
+    yield "whitened-plain", {"llm": {"whiten_rewards": True, "kl": "k3"}}
+
+
+REWARDS = dict(reward_options())
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards_follow_from_the_columns(folder: Path, name: str) -> None:
+    """The columns and the KL coefficient suffice to recompute rewards and baselines in numpy."""
+    options = REWARDS[name]
+    given = {"kl_coef": 0.2} if name not in recipe_files() else {}
+    own = {"prompts": str(folder / "prompts.jsonl"), "model": str(folder / "llama"), "reward": f"{__name__}:vowels",
+           "max_new_tokens": 8, "rollout_batch": 8}  # fmt: skip
+    changed = LLMConfig.model_validate({"threads": 1} | options | {"llm": options["llm"] | own | given})
+    adapter = change_policy(LLMAdapter(changed, torch.device("cpu")))
+    rollout = adapter.collect()
+    llm, columns = adapter.config.llm, explain(adapter, rollout)
+    mask, ends = rollout.mask.numpy(), (np.arange(8), formulas.last_steps(rollout.mask.numpy()))
+    scores, normalized, used = (columns[x][ends] for x in ("score", "score_normalized", "score_used"))
+    elsewhere = np.arange(mask.shape[1]) != ends[1][:, None]
+    assert not any(columns[x][elsewhere].any() for x in ("score", "score_normalized", "score_used"))
+    assert (normalized == scores).all() == (llm.score_normalize == "none")
+    penalties = formulas.clip_scores(normalized, llm.score_clip) - used
+    ended = np.isin(columns["token"][ends], adapter.end_tokens)
+    np.testing.assert_allclose(penalties, np.where(ended, 0, llm.missing_eos_penalty), atol=1e-12)
+    pair = rollout.logprobs.numpy(), columns["logprob_ref"]
+    kl = formulas.kl_estimate(llm.kl, *pair, columns["kl_full"])
+    np.testing.assert_allclose(columns["kl"][mask], kl[mask], rtol=1e-5, atol=1e-5)
+    rewards = formulas.token_rewards(used, kl, rollout.metrics["ref/kl_coef"], mask)
+    if llm.whiten_rewards:
+        rewards = formulas.whiten(rewards, mask)
+    if llm.baseline != "critic":
+        returns, baselines = formulas.group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
+        np.testing.assert_allclose(rollout.values.numpy(), np.where(mask, baselines[:, None], 0), rtol=1e-5, atol=1e-5)
+        rewards = formulas.token_rewards(returns, np.zeros_like(rewards), 0.0, mask)
+    np.testing.assert_allclose(rollout.rewards.numpy(), rewards, rtol=1e-5, atol=1e-5)

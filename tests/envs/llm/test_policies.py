@@ -654,7 +654,7 @@ def test_run_stores_token_columns_in_samples(folder: Path) -> None:
     run = Run(train_once(folder, "lora"))
     stored = samples.read(run, samples.iterations(run)[-1])
     steps = stored.sample_steps(stored.samples()[0])
-    assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "logprob_new", "advantage"}
+    assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "score_used", "advantage"}
     mask = stored.columns["mask"]
     assert float(stored.columns["kl"][mask].sum() / len(mask)) == pytest.approx(stored.metrics["ref/kl"], rel=1e-4)
     means = stored.columns["score"][mask].sum() / len(mask)
