@@ -225,6 +225,16 @@ class Unrepeatable(Counter):
         return self._show() + np.float32(self.start), {}
 
 
+class Wanders(Counter):
+    """A Counter whose observation also depends on random numbers of the operating system, from the third step on."""
+
+    def __init__(self) -> None:
+        super().__init__(length=9)
+
+    def _show(self) -> Any:
+        return super()._show() + np.float32(int.from_bytes(os.urandom(2)) if self.taken > 2 else 0)
+
+
 class Weighted(gym.RewardWrapper[Any, Any]):
     """Multiplies the reward by each weight and returns the sum. As in many libraries, a list is not accepted."""
 
@@ -270,3 +280,4 @@ gym.register("Echo-v0", "tests.gym_envs:Echo", disable_env_checker=True)
 gym.register("Spaces-v0", "tests.gym_envs:Spaces", disable_env_checker=True)
 gym.register("ForgetsItsMask-v0", "tests.gym_envs:ForgetsItsMask", disable_env_checker=True)
 gym.register("Unrepeatable-v0", "tests.gym_envs:Unrepeatable", disable_env_checker=True)
+gym.register("Wanders-v0", "tests.gym_envs:Wanders", disable_env_checker=True)

@@ -24,7 +24,7 @@ from envs.gym.errors import (
 )
 from envs.gym.infos import SUCCESS_KEYS, FloatInfo
 from envs.gym.options import Gym, GymConfig, make_single, resolve, uses_rank
-from envs.gym.restore import ReplayRestorer, Restorer, make_repeatable, make_restorer
+from envs.gym.restore import Recorder, ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
     MASK_KEY,
     ActionLayout,
@@ -235,8 +235,12 @@ def read_actions(env: Any, config: Gym) -> ActionLayout:
 
 
 def make_recorded_env(config: Gym, rank: int | None) -> gym.Env[Any, Any]:
-    """Create one environment of a vector environment."""
-    return make_repeatable(FloatInfo(make_env(config, rank), (*SUCCESS_KEYS, *config.info_keys)))
+    """Create one environment of a vector environment.
+
+    Its steps are recorded, so that its state can be restored and its episodes can be replayed.
+    """
+    env = FloatInfo(make_env(config, rank), (*SUCCESS_KEYS, *config.info_keys))
+    return Recorder(make_repeatable(env), config.num_steps)
 
 
 def make_own_vector(config: Gym, num_envs: int) -> VectorEnv[Any, Any, Any]:

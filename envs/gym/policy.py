@@ -38,7 +38,10 @@ class ObservationScaler(nn.Module):
         self.register_buffer("count", torch.tensor(count, dtype=torch.float64))
 
     def forward(self, obs: Tensor) -> Tensor:
-        return ((obs - self.mean) * torch.rsqrt(self.variance + 1e-8)).clamp(-CLIP, CLIP).float()
+        return ((obs - self.mean) * self.factor()).clamp(-CLIP, CLIP).float()
+
+    def factor(self) -> Tensor:
+        return torch.rsqrt(self.variance + 1e-8)
 
     def update(self, obs: Tensor) -> None:
         """Update the statistics with observations [B, size]."""
@@ -125,6 +128,17 @@ class GymPolicy(ActorCritic):
         x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)
 
+    def likeliest(self, obs: Observations, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return the `count` likeliest actions at obs [.., size], fewer if there are fewer, and their log-probs.
+
+        Both results are [.., K], most likely action first. Return None unless an action is one choice.
+        """
+        if not isinstance(self.head, Categorical) or len(self.head.sizes) > 1:
+            return None
+        x, mask = split_mask(obs)
+        logprobs, actions = self.head.choices(self.actor_torso(x), mask)[..., 0, :].topk(min(count, self.head.sizes[0]))
+        return actions, logprobs
+
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         own = [] if self.shared else list(self.critic_torso.parameters())
         return own + list(self.critic.parameters())
@@ -165,7 +179,7 @@ class Categorical(Head):
         self.uniform = len(set(sizes)) == 1
         self.register_buffer("padding", torch.arange(max(sizes)) < torch.tensor(sizes)[:, None], persistent=False)
 
-    def _logprobs(self, features: Tensor, mask: Tensor | None) -> Tensor:
+    def choices(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Return log-probs [.., components, largest size]. Padding and masked actions have log-probs of about -1e9."""
         logits = self.linear(features)
         if mask is not None:
@@ -180,13 +194,13 @@ class Categorical(Head):
         return torch.log_softmax(logits, dim=-1)
 
     def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        logprobs = self._logprobs(features, mask)
+        logprobs = self.choices(features, mask)
         taken = logprobs.gather(-1, actions[..., None]).squeeze(-1)
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return taken.sum(-1), entropy.sum(-1)
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        logprobs = self._logprobs(features, mask)
+        logprobs = self.choices(features, mask)
         if generator is None:
             return logprobs.argmax(-1)
         # Among exponential random variables with rates p_i, variable i is the smallest with probability p_i.

@@ -31,6 +31,7 @@ from envs.gym.errors import DescribedError, describe_error
 from envs.gym.spaces import read_reward
 
 MAX_RECORDED_STEPS = 100_000  # per episode; 100,000 actions of four floats take 1.6 MB
+NO_STARTS = "its own vector version does not report how an episode starts; set gym.vectorization to sync or async"
 INITIAL_CAPACITY = 64  # number of actions that fit in the array of a new episode
 
 
@@ -47,6 +48,15 @@ class Restorer(Protocol):
         """Restore the environments and return their last observations and info.
 
         Raises RestoreError if the environments cannot be restored.
+        """
+        ...
+
+    def describe_starts(self) -> dict[str, Any]:
+        """Describe in JSON values how the episodes of the last rollout can be started again, for `replay`.
+
+        The dict has one of these entries: "rows" contains, for each environment, a list of the "starts" of the episodes
+        that began in the rollout, and an "obstacle" if starts cannot be recorded. "states" is true if the environment's
+        state is its observation. "obstacle" is the reason why no episode can be started again.
         """
         ...
 
@@ -94,9 +104,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
     the replay again, which restores this state.
     """
 
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, env: gym.Env[Any, Any], rollout_steps: int) -> None:
         super().__init__(env)
         self.episodes: deque[Episode] = deque(maxlen=2)
+        self.rollout_steps = rollout_steps  # number of results of `reset` and `step` in a rollout
+        self.results = 0
+        self.starts: deque[tuple[int, dict[str, Any]]] = deque()  # number of the first result and start of an episode
         self.obstacle = ""  # why the episodes cannot be replayed; "" if they can
         self.to_replay: dict[str, Any] = {}  # set by ReplayRestorer through the vector environment
         self.last: tuple[Any, float, bool, bool, dict[str, Any]] | None = None  # last result of a replay, for `step`
@@ -108,6 +121,10 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             obs, info = self.env.reset(seed=seed, options=options)
         except (Exception, SystemExit) as error:
             raise DescribedError(describe_error(error)) from error
+        self.results += 1
+        self.starts.append((self.results, start))
+        while self.starts[0][0] < self.results - self.rollout_steps:  # before the newest rollout
+            self.starts.popleft()
         try:
             self.episodes.append(Episode(start, self.action_space))
             self.episodes[-1].add_obs(obs)
@@ -124,6 +141,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             reward, terminated, truncated = read_reward(reward), bool(terminated), bool(truncated)
         except (Exception, SystemExit) as error:
             raise DescribedError(describe_error(error)) from error
+        self.results += 1
         if not self.obstacle:
             try:
                 self.episodes[-1].add_step(action, obs, reward)
@@ -146,6 +164,17 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         if self.obstacle or self.episodes[-1].steps > MAX_RECORDED_STEPS:
             kept = []
         return {"episodes": kept, "random": random, "obstacle": self.obstacle}
+
+    def describe_starts(self) -> dict[str, Any]:
+        """Return the starts of the episodes that began in the last rollout, each with the column of its first step.
+
+        The newest result belongs to the first column of the next rollout.
+        """
+        first = self.results - self.rollout_steps
+        starts = [
+            {"column": number - first, **start} for number, start in self.starts if first <= number < self.results
+        ]
+        return {"starts": starts, "obstacle": self.obstacle}
 
     def replay(self) -> str:
         """Replay the episodes in `to_replay`.
@@ -199,6 +228,9 @@ class ReplayRestorer:
 
     def state_dict(self) -> dict[str, Any]:
         return {"records": [_with_tensors(record) for record in self.envs.call("make_record")]}
+
+    def describe_starts(self) -> dict[str, Any]:
+        return {"rows": list(self.envs.call("describe_starts"))}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         began = time.perf_counter()
@@ -257,6 +289,9 @@ class ArrayRestorer:
         arrays = {name: torch.from_numpy(np.array(getattr(self.envs, name))) for name in self.arrays.names}
         return {"arrays": arrays, "random": json.dumps(self.envs.np_random.bit_generator.state)}
 
+    def describe_starts(self) -> dict[str, Any]:
+        return {"states": True}
+
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         saved = find_entry(state, "arrays")
         for name in self.arrays.names:
@@ -282,6 +317,9 @@ class StateDictRestorer:
             return {"own": copy.deepcopy(state)}  # the environment may later change the returned objects
         except Exception as error:
             return {"obstacle": f"state_dict(): {describe_error(error)}"}
+
+    def describe_starts(self) -> dict[str, Any]:
+        return {"obstacle": NO_STARTS}
 
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if "obstacle" in state:
@@ -320,6 +358,9 @@ class NoRestorer:
     def state_dict(self) -> dict[str, Any]:
         return {}
 
+    def describe_starts(self) -> dict[str, Any]:
+        return {"obstacle": NO_STARTS}
+
     def load_state_dict(self, state: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         raise RestoreError(f"{self.name} has no methods state_dict and load_state_dict")
 
@@ -348,7 +389,7 @@ class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Wrap `env` so that its steps are recorded and its state can be restored."""
+    """Wrap `env` so that each of its episodes depends only on its start and its actions, if it is known how."""
     kinds = [kind for kind in type(env.unwrapped).__mro__ if kind.__module__.startswith("gymnasium.")]
     walks = any(kind.__name__ == "BipedalWalker" for kind in kinds)  # a class of another package may have no world
-    return Recorder(FreshBox2DWorld(env) if walks else env)
+    return FreshBox2DWorld(env) if walks else env

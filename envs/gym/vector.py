@@ -53,6 +53,7 @@ class GymAdapter:
         self.cut_episodes = 0  # number of episodes in the last call of `score` that reached MAX_STEPS
         self.episodes = EpisodeLog(config.gym.num_envs, config.gym.info_keys)
         self.evaluated: dict[str, float] = {}  # metrics of the infos in the last call of `score`
+        self.scaling: tuple[Tensor, Tensor] | None = None  # mean and factor that normalized the last rollout
         try:
             self._reset(env_seed)
         except BaseException:
@@ -122,6 +123,7 @@ class GymAdapter:
             _stack(seen), torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
         )
         if self.policy.scaler is not None:
+            self.scaling = self.policy.scaler.mean.clone(), self.policy.scaler.factor()
             self.policy.scaler.update(torch.from_numpy(np.stack(raws, 1)[mask]).to(self.device))
         return rollout
 

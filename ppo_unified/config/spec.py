@@ -48,6 +48,10 @@ class AdapterSpec:
     # or the reference model, int64 [N, T, K], and their log-probs, most likely first; None if they are unknown
     action_texts: str = ""  # (adapter, actions: list[int]) -> {action: text}
     record: str = ""  # (adapter, rollout) -> a JSON value stored with the samples, from which episodes can be replayed
+    replay: str = (
+        ""  # (config, record, StoredEpisode, shows: as for `play`, first: int) -> iterator of Frame: the frames
+    )
+    # of an episode from step `first` on; raises ReplayError at the first step that cannot be drawn
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
     episodes: str = "episodes"  # the word for episodes in printed text, such as "responses"
@@ -86,6 +90,20 @@ class Frame:
     action: str  # the last action; "" for the initial state
     ended: bool
     cut: bool = False  # True if the episode ended only because of this program's own limit on its length
+
+
+@dataclass(frozen=True)
+class StoredEpisode:
+    """The steps of one episode in a stored rollout. Arrays have the same values as in the rollout."""
+
+    row: int
+    column: int  # of the first step
+    actions: np.ndarray  # [steps, ...]
+    observations: Mapping[str, np.ndarray]  # [steps, ...] each, or [steps + 1, ...] if the rollout has a next column
+
+
+class ReplayError(Exception):
+    """The reason why a step of an episode cannot be drawn. The steps before it have been drawn correctly."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo_unified.config.spec import ReplayError, StoredEpisode
 from ppo_unified.text import clean
 
 
@@ -122,6 +123,15 @@ class StoredIteration:
         row, first = sample.row, int(sample.columns[0])
         own = np.flatnonzero(self.columns["mask"][row, :first])
         return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
+
+    def episode(self, sample: Sample) -> StoredEpisode:
+        """Return what is needed to replay a sample. Raises ReplayError if an older version stored the iteration."""
+        if self.actions is None or not self.observations:
+            raise ReplayError("an older version stored these samples, without observations and actions")
+        steps, following = sample.columns, sample.columns[-1:] + 1
+        columns = np.concatenate([steps, following[following < self.actions.shape[1]]])
+        observations = {name: x[sample.row, columns] for name, x in self.observations.items()}
+        return StoredEpisode(sample.row, int(steps[0]), self.actions[sample.row, steps], observations)
 
     def sample_steps(self, sample: Sample) -> list[dict[str, Any]]:
         """Return all quantities at each step of a sample: first those in QUANTITIES, then the adapter's own."""

@@ -1,0 +1,150 @@
+"""Draws the steps of a stored episode again, by repeating its actions in an environment that renders.
+
+An episode starts again from the seed or the random state that the training environment recorded. Each replayed
+observation is compared with the stored one, so that a frame never shows a state that differs from the policy's. If an
+environment's state is its observation, as for CartPole, the state is set from each stored observation, and episodes
+that began before the rollout can be drawn too. This module does not import torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+from envs.gym.drawing import draw, make_drawable, to_text
+from envs.gym.errors import close_env, guard
+from envs.gym.make import read_actions, read_observations
+from envs.gym.options import GymConfig
+from envs.gym.restore import make_repeatable
+from envs.gym.spaces import encode, read_reward, to_env_actions, to_step_argument
+from ppo_unified.config.spec import Frame, ReplayError, StoredEpisode
+
+TOLERANCE = 1e-4  # of observations after a state was set from an observation, which float32 has rounded
+
+
+def _place_cartpole(env: Any, obs: np.ndarray) -> None:
+    env.state = obs.astype(np.float64)
+
+
+# environments whose state is their observation, with the function that sets the state of one environment
+PLACE: dict[type, Callable[[Any, np.ndarray], None]] = {CartPoleEnv: _place_cartpole}
+
+
+class Scaling:
+    """The normalization of the observations in a rollout, as recorded with its samples."""
+
+    def __init__(self, record: Mapping[str, Any] | None, dtype: str) -> None:
+        """Read the entry "scaling" of a record; None if the observations were not normalized."""
+        known = record or {"mean": 0.0, "factor": 1.0, "clip": np.inf}
+        self.mean, self.factor = np.asarray(known["mean"], dtype), np.asarray(known["factor"], dtype)
+        self.clip = float(known["clip"])
+
+    def apply(self, obs: np.ndarray) -> np.ndarray:
+        """Normalize an observation [size]."""
+        scaled: np.ndarray = ((obs - self.mean) * self.factor).clip(-self.clip, self.clip).astype(np.float32)
+        return scaled
+
+    def undo(self, obs: np.ndarray, step: int) -> np.ndarray:
+        """Return the observation [size] before normalization. Raises ReplayError if it is unknown."""
+        if (np.abs(obs) >= self.clip).any():
+            raise ReplayError(
+                f"the observation at step {step} was clipped by gym.normalize_obs, so its state is unknown"
+            )
+        raw: np.ndarray = obs / self.factor + self.mean
+        return raw
+
+
+def replay(
+    config: GymConfig, record: Any, episode: StoredEpisode, shows: Sequence[str], first: int = 0
+) -> Iterator[Frame]:
+    """Yield the frames of the states before each step of `episode`, from step `first` on, and the state after the last.
+
+    The state after the last step is left out if its observation is not stored. `shows` has the same meaning as for
+    `envs.gym.play.play`. Raises ReplayError at the first state that cannot be drawn, and UsageError or ForeignCodeError
+    if the environment cannot be created or fails.
+    """
+    start = _find_start(record, episode)
+    options = config.gym
+    env, fps = make_drawable(options, shows)
+    try:
+        env = make_repeatable(env)
+        yield from _replay(env, config, start, record.get("scaling"), episode, 1 / fps, "text" in shows, first)
+    finally:
+        close_env(env)
+
+
+def _find_start(record: Any, episode: StoredEpisode) -> dict[str, Any] | None:
+    """Return how the episode starts, or None if the state is set from each observation. Raises ReplayError."""
+    if not isinstance(record, dict):
+        raise ReplayError("an older version stored these samples, without the starts of the episodes")
+    if record.get("states"):
+        return None
+    if "rows" not in record:
+        raise ReplayError(f"the episode cannot be replayed: {record.get('obstacle', 'its start is not stored')}")
+    known: dict[str, Any] = record["rows"][episode.row]
+    start: dict[str, Any] | None = next((x for x in known["starts"] if x["column"] == episode.column), None)
+    if start is None:
+        raise ReplayError("the episode began before this iteration's rollout, so its start is not stored")
+    if "seed" not in start and not start["random"]:
+        raise ReplayError(f"the episode cannot be replayed: {known['obstacle']}")
+    return start
+
+
+def _replay(
+    env: gym.Env[Any, Any],
+    config: GymConfig,
+    start: dict[str, Any] | None,
+    scaling: Mapping[str, Any] | None,
+    episode: StoredEpisode,
+    seconds: float,
+    describe: bool,
+    first: int,
+) -> Iterator[Frame]:
+    env_id, layout = config.gym.env_id, read_observations(env, config.gym)
+    actions = read_actions(env, config.gym)
+    scale = Scaling(scaling, layout.dtype)
+    stored = episode.observations["obs" if "obs" in episode.observations else "obs.obs"]
+    place = _find_place(env) if start is None else None
+    with guard(env_id, "reset()"):
+        raw = _reset(env, start)
+    total, ended, text = 0.0, False, ""
+    for step, obs in enumerate(stored):
+        if step:
+            if ended:
+                raise ReplayError(f"the replayed episode ended before step {step}")
+            action = to_env_actions(episode.actions[step - 1 : step], actions)[0]
+            with guard(env_id, f"step() after step {step - 1} of the replayed episode"):
+                raw, reward, terminated, truncated, _ = env.step(to_step_argument(action, actions))
+                total, ended, text = total + read_reward(reward), bool(terminated or truncated), to_text(action)
+        if step or place is None:
+            found = scale.apply(encode(np.asarray(raw, env.observation_space.dtype)[None], layout, env_id)[0])
+            same = np.array_equal(found, obs) if place is None else np.allclose(found, obs, TOLERANCE, TOLERANCE)
+            if not same:
+                raise ReplayError(f"the replayed observation differs from the stored one at step {step}")
+        if place is not None:
+            raw = scale.undo(obs, step)
+            place(env.unwrapped, raw)
+        if step >= first:
+            yield Frame(draw(env, env_id, raw, describe), seconds, 1, step, total, text, ended)
+
+
+def _find_place(env: gym.Env[Any, Any]) -> Callable[[Any, np.ndarray], None]:
+    if type(env.unwrapped) not in PLACE:
+        raise ReplayError(f"the state of {type(env.unwrapped).__name__} cannot be set")
+    return PLACE[type(env.unwrapped)]
+
+
+def _reset(env: gym.Env[Any, Any], start: Mapping[str, Any] | None) -> Any:
+    """Start the episode in `env` and return its first observation."""
+    if start is not None and "seed" in start:
+        return env.reset(seed=start["seed"])[0]
+    raw, _ = env.reset(seed=0)  # in training, an earlier reset also had a seed
+    if start is None:
+        return raw
+    env.np_random.bit_generator.state = json.loads(start["random"])
+    return env.reset()[0]
