@@ -6,7 +6,7 @@ float32, as in the engine, so that rounding does not move a ratio across the end
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,8 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
     token_reward (the reward before whitening or a group baseline).
 
     An epoch shows each step as its minibatch saw it, just before the optimizer step. If advantages are normalized per
-    minibatch, "after" uses the minibatches of the last epoch. Raises ValueError for a moment that is not stored.
+    minibatch, "after" uses the minibatches of the last epoch that reached the step. Raises ValueError for a moment that
+    is not stored.
     """
     own = Settings.of(stored)
     if moment not in moments(stored):
@@ -123,32 +124,38 @@ def _used_advantages(
     stored: StoredIteration, settings: Settings, own: Settings, advantages: Array, moment: Moment
 ) -> Array:
     """Return the advantages that the loss uses, [N, T]."""
-    mask = stored.columns["mask"]
-    if settings.normalize_advantages == "none":
+    mask, kind = stored.columns["mask"], settings.normalize_advantages
+    # for other settings, the mean of the stored rows has to replace that of all rows
+    as_stored = int(mask.sum()) != stored.steps and _same_advantages(settings, own)
+    if kind == "none" or (kind == "minibatch" and not count_epochs(stored)):
         return advantages
-    epoch = count_epochs(stored) if moment == "after" else moment
-    if int(mask.sum()) != stored.steps and _same_advantages(settings, own):
-        return _stored_advantages(stored, advantages, epoch)  # the mean needs the rows that were not stored
-    if settings.normalize_advantages == "batch":
+    if kind == "batch" and as_stored:
+        return _valid(stored, stored.columns["advantage_used"])
+    if kind == "batch":
         return formulas.standardize(advantages, mask)
-    if not epoch:
-        return advantages
-    return formulas.standardize_groups(advantages, np.where(mask, stored.epochs["minibatch"][epoch - 1], -1))
+    used = np.zeros_like(advantages)
+    for epoch, chosen in last_epochs(stored, moment):
+        numbers = np.where(mask, stored.epochs["minibatch"][epoch - 1], -1)
+        found = stored.epochs["advantage_used"][epoch - 1] if as_stored else None
+        used[chosen] = (formulas.standardize_groups(advantages, numbers) if found is None else found)[chosen]
+    return used
+
+
+def last_epochs(stored: StoredIteration, moment: Moment) -> Iterator[tuple[int, Array]]:
+    """Yield the epoch of a moment with the steps that it reached, bool [N, T]. After the update, these are the last
+    epoch and, if it ended early, the epochs before it with the remaining steps."""
+    remaining = stored.columns["mask"]
+    for epoch in [moment] if isinstance(moment, int) else range(count_epochs(stored), 0, -1):
+        reached = remaining & (stored.epochs["minibatch"][epoch - 1] >= 0)
+        if reached.any():
+            yield epoch, reached
+        remaining = remaining & ~reached
 
 
 def _same_advantages(settings: Settings, own: Settings) -> bool:
     """Return True if both settings give the same advantages, before and after normalization."""
     names = ("gamma", "lam", "advantage", "normalize_advantages", *LLM_SETTINGS)
     return all(getattr(settings, name) == getattr(own, name) for name in names)
-
-
-def _stored_advantages(stored: StoredIteration, advantages: Array, epoch: int) -> Array:
-    """Return the stored advantages after normalization, or `advantages` if they are not stored."""
-    if "advantage_used" in stored.columns:
-        return _valid(stored, stored.columns["advantage_used"])
-    if epoch and "advantage_used" in stored.epochs:
-        return _valid(stored, stored.epochs["advantage_used"][epoch - 1])
-    return advantages
 
 
 def _weights(stored: StoredIteration, settings: Settings, own: Settings) -> Array:

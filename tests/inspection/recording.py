@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.explain import explain
+from envs.llm.options import LLMConfig
 from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.ppo import clip_range, make_learner, train
 from ppo_unified.engine.rollout import Adapter, Rollout
@@ -18,6 +21,7 @@ from ppo_unified.inspection.formulas import Array
 from ppo_unified.runs.stored_iteration import StoredIteration
 from ppo_unified.training.recorder import UpdateObserver
 from ppo_unified.training.step_table import make_step_table
+from tests.sequences import SequenceAdapter, SequenceConfig
 
 
 class Recorded(NamedTuple):
@@ -113,3 +117,52 @@ def without_new_fields(stored: StoredIteration) -> StoredIteration:
         name: x for name, x in stored.columns.items() if name not in ("weight", "score_normalized", "score_used")
     }
     return replace(stored, columns=columns, options={}, state={}, epochs={})
+
+
+PPO_OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "batch": {"normalize_advantages": "batch", "clip_high": 0.3},
+    "dual clip": {"normalize_advantages": "batch", "dual_clip": 1.2, "clip": 0.1},
+    "td": {"normalize_advantages": "none", "advantage": "td", "value_target": "monte-carlo", "value_clip": 0.01},
+    "reward-to-go": {"advantage": "reward-to-go", "objective": "ratio"},
+    "return": {"advantage": "return", "objective": "policy-gradient", "loss_mean": "sequence"},
+    "penalty": {"objective": "penalty", "penalty_coef": 0.5, "penalty_target": 0.01},
+    "annealed": {"anneal_clip": True, "clip": 0.2, "clip_high": 0.4},
+    "target KL": {"target_kl": 0.005, "epochs": 10, "loss_mean": "sequence"},
+    "critic only": {"critic_warmup": 3},
+}
+
+
+def sequences() -> SequenceAdapter:
+    return SequenceAdapter(SequenceConfig())
+
+
+def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    """A reward that has different scores for different responses of an untrained model."""
+    return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
+
+
+def make_adapter(folder: Path, llm: dict[str, Any], ppo: dict[str, Any]) -> LLMAdapter:
+    given = {"model": str(folder / "lm"), "prompts": str(folder / "prompts.jsonl"), "reward": f"{__name__}:vowels",
+             "max_new_tokens": 12, "rollout_batch": 12, "kl_coef": 0.1}  # fmt: skip
+    small = {"epochs": 2, "minibatches": 3}
+    config = LLMConfig.model_validate({"llm": given | llm, "ppo": small | ppo, "threads": 1})
+    return LLMAdapter(config, torch.device("cpu"))
+
+
+def record_llm(folder: Path, llm: dict[str, Any], ppo: dict[str, Any]) -> Recorded:
+    adapter = make_adapter(folder, llm, ppo)
+    return record(adapter, adapter.config.ppo, adapter.config.model_dump(), lr=0.003, iterations=2)
+
+
+GROUP = {"gamma": 1.0, "lam": 1.0, "value_coef": 0.0, "value_clip": 0.0, "normalize_advantages": "none"}
+LLM_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "default": ({}, {}),
+    "full KL, whitened": ({"kl": "full", "whiten_rewards": True}, {"loss_mean": "sequence", "gamma": 0.95}),
+    "k2, clipped": ({"kl": "k2", "score_clip": 1.0, "missing_eos_penalty": 0.7}, {"normalize_advantages": "minibatch"}),
+    "k3, running": ({"kl": "k3", "score_clip": 1.0, "score_normalize": "running", "kl_target": 0.1}, {}),
+    "abs, shared critic": ({"kl": "abs", "critic": "shared"}, {"dual_clip": 2.0}),
+    "rloo": ({"baseline": "rloo", "group_size": 3}, GROUP),
+    "rloo, sequence": ({"baseline": "rloo", "group_size": 3}, GROUP | {"loss_mean": "sequence"}),
+    "grpo": ({"baseline": "grpo", "group_size": 4, "kl": "k3"}, GROUP | {"clip_high": 0.3}),
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from envs.llm.adapter import LLMAdapter
-from envs.llm.options import LLMConfig
 from envs.llm.rewards.score_transforms import ScoreTransforms
 from ppo_unified.config.schema import PPO
 from ppo_unified.engine.batch import standardize
@@ -26,9 +23,17 @@ from ppo_unified.inspection.what_if import Recomputed, Settings, recompute
 from ppo_unified.runs.stored_iteration import StoredIteration
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.step_table import scatter
-from tests.inspection.recording import Recorded, first_rows, record, without_new_fields
-from tests.models import save_model
-from tests.sequences import SequenceAdapter, SequenceConfig
+from tests.inspection.recording import (
+    GROUP,
+    LLM_OPTIONS,
+    PPO_OPTIONS,
+    first_rows,
+    make_adapter,
+    record,
+    record_llm,
+    sequences,
+    without_new_fields,
+)
 
 SAME = {"advantage": "advantage", "return": "return", "delta": "delta", "reward": "reward", "value": "value",
         "next_value": "next_value", "ratio": "ratio", "logprob": "logprob_new", "weight": "weight", "kl": "kl",
@@ -38,12 +43,19 @@ SAME = {"advantage": "advantage", "return": "return", "delta": "delta", "reward"
 def assert_equals_stored(stored: StoredIteration, *ignored: str) -> Recomputed:
     """Assert that recomputing with the run's own settings gives the stored columns and the logged metrics."""
     own, mask = Settings.of(stored), stored.columns["mask"]
-    after = recompute(stored, own)
+    after, last_epoch = recompute(stored, own), len(what_if.moments(stored)) - 1
     for name, column in SAME.items():
         if name in after.columns and column in stored.columns:
             close(after.columns[name][mask], stored.columns[column][mask], name)
+    if own.normalize_advantages == "minibatch":
+        for epoch in range(last_epoch):
+            seen = mask & (stored.epochs["minibatch"][epoch] >= 0)
+            used = recompute(stored, own, epoch + 1).columns["advantage_used"]
+            close(used[seen], stored.epochs["advantage_used"][epoch][seen], "advantage_used")
+        close(after.columns["advantage_used"][seen], used[seen], "advantage_used")
+        assert after.columns["advantage_used"][mask].all()
     np.testing.assert_array_equal((after.columns["outside"] != 0)[mask], stored.columns["clipped"][mask])
-    last = recompute(stored, own, [x for x in what_if.moments(stored) if x != "after"][-1])
+    last = recompute(stored, own, last_epoch)
     for found in (after, last):
         for name, mean in found.means.items():
             if name in stored.metrics and name not in ignored and (found is last or name != "loss/policy"):
@@ -65,24 +77,6 @@ def close(found: Any, expected: Any, name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-PPO_OPTIONS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "batch": {"normalize_advantages": "batch", "clip_high": 0.3},
-    "dual clip": {"normalize_advantages": "batch", "dual_clip": 1.2, "clip": 0.1},
-    "td": {"normalize_advantages": "none", "advantage": "td", "value_target": "monte-carlo", "value_clip": 0.01},
-    "reward-to-go": {"advantage": "reward-to-go", "objective": "ratio"},
-    "return": {"advantage": "return", "objective": "policy-gradient", "loss_mean": "sequence"},
-    "penalty": {"objective": "penalty", "penalty_coef": 0.5, "penalty_target": 0.01},
-    "annealed": {"anneal_clip": True, "clip": 0.2, "clip_high": 0.4},
-    "target KL": {"target_kl": 0.005, "epochs": 10, "loss_mean": "sequence"},
-    "critic only": {"critic_warmup": 3},
-}
-
-
-def sequences() -> SequenceAdapter:
-    return SequenceAdapter(SequenceConfig())
-
-
 @pytest.mark.parametrize("options", PPO_OPTIONS.values(), ids=PPO_OPTIONS)
 @pytest.mark.parametrize("make", [BanditAdapter, sequences], ids=["bandit", "sequences"])
 def test_own_settings_give_the_runs_numbers(make: Callable[[], Any], options: dict[str, Any]) -> None:
@@ -93,46 +87,6 @@ def test_own_settings_give_the_runs_numbers(make: Callable[[], Any], options: di
         assert last.moment in range(1, 10)
     if ppo.objective == "clip" and not (ppo.critic_warmup or ppo.target_kl):
         assert recompute(stored, Settings.of(stored)).columns["cut"][stored.columns["mask"]].any()
-
-
-def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
-    """A reward that has different scores for different responses of an untrained model."""
-    return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("models")
-    prompts = ["1+2=", "a", "what is longer?", "12", "xy", "7*8 is"]
-    (path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts), encoding="utf-8")
-    save_model(path / "lm")
-    return path
-
-
-def make_adapter(folder: Path, llm: dict[str, Any], ppo: dict[str, Any]) -> LLMAdapter:
-    given = {"model": str(folder / "lm"), "prompts": str(folder / "prompts.jsonl"), "reward": f"{__name__}:vowels",
-             "max_new_tokens": 12, "rollout_batch": 12, "kl_coef": 0.1}  # fmt: skip
-    small = {"epochs": 2, "minibatches": 3}
-    config = LLMConfig.model_validate({"llm": given | llm, "ppo": small | ppo, "threads": 1})
-    return LLMAdapter(config, torch.device("cpu"))
-
-
-def record_llm(folder: Path, llm: dict[str, Any], ppo: dict[str, Any]) -> Recorded:
-    adapter = make_adapter(folder, llm, ppo)
-    return record(adapter, adapter.config.ppo, adapter.config.model_dump(), lr=0.003, iterations=2)
-
-
-GROUP = {"gamma": 1.0, "lam": 1.0, "value_coef": 0.0, "value_clip": 0.0, "normalize_advantages": "none"}
-LLM_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "default": ({}, {}),
-    "full KL, whitened": ({"kl": "full", "whiten_rewards": True}, {"loss_mean": "sequence", "gamma": 0.95}),
-    "k2, clipped": ({"kl": "k2", "score_clip": 1.0, "missing_eos_penalty": 0.7}, {"normalize_advantages": "minibatch"}),
-    "k3, running": ({"kl": "k3", "score_clip": 1.0, "score_normalize": "running", "kl_target": 0.1}, {}),
-    "abs, shared critic": ({"kl": "abs", "critic": "shared"}, {"dual_clip": 2.0}),
-    "rloo": ({"baseline": "rloo", "group_size": 3}, GROUP),
-    "rloo, sequence": ({"baseline": "rloo", "group_size": 3}, GROUP | {"loss_mean": "sequence"}),
-    "grpo": ({"baseline": "grpo", "group_size": 4, "kl": "k3"}, GROUP | {"clip_high": 0.3}),
-}
 
 
 @pytest.mark.parametrize("options", LLM_OPTIONS.values(), ids=LLM_OPTIONS)

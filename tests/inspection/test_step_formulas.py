@@ -1,0 +1,205 @@
+"""The formulas of a step with its numbers give the shown results, and a sentence states what the clip did."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ppo_unified.config.schema import PPO
+from ppo_unified.inspection import formulas, step_formulas, what_if
+from ppo_unified.inspection.clip_sentence import describe_clip
+from ppo_unified.inspection.formulas import Array
+from ppo_unified.inspection.step_formulas import Step, explain, show
+from ppo_unified.inspection.what_if import Settings, recompute
+from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.testing import BanditAdapter
+from tests.inspection.recording import (
+    LLM_OPTIONS,
+    PPO_OPTIONS,
+    record,
+    record_llm,
+    sequences,
+    without_new_fields,
+)
+
+RESULTS = {"kl": "kl", "r": "reward", "V": "value", "delta": "delta", "A": "advantage", "return": "return",
+           "A used": "advantage_used", "ratio": "ratio", "loss": "loss", "d loss": "derivative", "share": "loss_share",
+           "r token": "token_reward"}  # fmt: skip
+FUNCTIONS = {"exp": math.exp, "min": min, "max": max, "abs": abs, "clip": lambda x, low, high: max(low, min(high, x))}
+
+
+def check_steps(stored: StoredIteration, settings: Settings | None = None) -> set[str]:
+    """Evaluate the formulas of every step at every moment. Return the names of all lines."""
+    names = set[str]()
+    for moment in what_if.moments(stored):
+        found = recompute(stored, settings or Settings.of(stored), moment)
+        for row, column in np.argwhere(stored.columns["mask"])[::3]:
+            step = Step(stored, found, int(row), int(column))
+            for line in explain(step):
+                if line.name in RESULTS:
+                    assert line.value == step[RESULTS[line.name]]
+                if line.numbers:
+                    value = eval(line.numbers.replace("^", "**"), FUNCTIONS)
+                    assert value == pytest.approx(line.value, rel=1e-4, abs=1e-4), (line, moment)
+                names.add(line.name)
+            assert describe_clip(step).endswith(".")
+    return names
+
+
+@pytest.fixture
+def exact_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Show numbers with all digits, so that formulas can be evaluated."""
+    monkeypatch.setattr(step_formulas, "show", lambda x: repr(float(x)))
+
+
+@pytest.mark.usefixtures("exact_numbers")
+@pytest.mark.parametrize("options", PPO_OPTIONS.values(), ids=PPO_OPTIONS)
+@pytest.mark.parametrize("make", [BanditAdapter, sequences], ids=["bandit", "sequences"])
+def test_numbers_give_the_result(make: Callable[[], Any], options: dict[str, Any]) -> None:
+    ppo = PPO.model_validate({"epochs": 2, "minibatches": 3, "gamma": 0.9, "lam": 0.8} | options)
+    stored, _ = record(make(), ppo, {"kind": "sequences"}, iterations=2)
+    assert check_steps(stored) == {"r", "delta", "A", "return", "A used", "ratio", "loss", "d loss", "share"}
+
+
+@pytest.mark.usefixtures("exact_numbers")
+@pytest.mark.parametrize("options", LLM_OPTIONS.values(), ids=LLM_OPTIONS)
+def test_numbers_give_the_result_of_tokens(folder: Path, options: tuple[Any, Any]) -> None:
+    stored, _ = record_llm(folder, *options)
+    names = check_steps(stored)
+    llm = options[0]
+    group, whitened = "baseline" in llm, "whiten_rewards" in llm
+    assert ("V" in names, "return" in names) == (group, not group)
+    assert ("r token" in names) == (group or whitened)
+    assert ("score" in names) == ("score_clip" in llm)
+    if not group:
+        check_steps(without_new_fields(stored))
+        check_steps(stored, Settings.of(stored).with_value("whiten_rewards", not whitened).with_value("kl", "k3"))
+
+
+EXAMPLE = {  # tokens 5 to 8 of the response to 34+77=
+    "logprob_old": [-0.003, -0.020, -2.208, -0.0001],
+    "logprob_new": [-0.002, -0.013, -3.387, -0.0001],
+    "logprob_ref": [-0.025, -0.331, -2.485, -0.0001],
+    "value": [0.619, 0.711, 0.735, 0.687],
+}
+
+
+def example(used: float = -2.117, ratio: float | None = None, actions: Any = None, **options: Any) -> Step:
+    """Return the third token of the example as a step, optionally with another A used or ratio."""
+    columns: dict[str, Array] = {name: np.array([x], dtype=np.float32) for name, x in EXAMPLE.items()}
+    if ratio:
+        columns["logprob_new"][0, 2] = columns["logprob_old"][0, 2] + np.log(ratio)
+    last = np.array([[False, False, False, True]])
+    columns |= {"mask": last | True, "continues": ~last, "score": last * 0.0, "score_used": last * 0.0}
+    columns |= {"score_normalized": last * 0.0, "kl_full": last * 0.0, "weight": last + np.float32(1)}
+    columns["token"] = np.array([[5, 6, 7, 8]])
+    columns["kl"] = columns["logprob_old"] - columns["logprob_ref"]
+    columns["reward"] = -0.02 * columns["kl"]
+    columns["next_value"] = np.array([[0.711, 0.735, 0.687, 0.0]], dtype=np.float32)
+    columns["ratio"] = np.exp(columns["logprob_new"] - columns["logprob_old"])
+    columns["clipped"] = (columns["ratio"] < 0.8) | (columns["ratio"] > 1.2)
+    if options.pop("environment", False):
+        columns = {name: x for name, x in columns.items() if name not in ("logprob_ref", "token")}
+    columns |= {"advantage": columns["reward"], "return": columns["reward"]}
+    llm = {"kl_coef": 0.02, "baseline": options.pop("baseline", "critic"), "group_size": 4}
+    ppo = {"normalize_advantages": "batch"} | options
+    stored = StoredIteration(
+        4, 7126, 4, 1.0, 0.95, 0.2, 0.2, options.pop("advantage", "gae"), "lambda", {}, columns,
+        {"kind": "llm", "ppo": ppo, "llm": llm}, options.pop("state", {}), actions=actions,
+    )  # fmt: skip
+    found = recompute(stored, Settings.of(stored))
+    found.columns["advantage_used"][0, 2] = used
+    ratio_used = found.columns["ratio"][0, 2:3], np.array([used])
+    for name, function in (("cut", formulas.is_cut), ("derivative", formulas.policy_derivative)):
+        found.columns[name][0, 2] = function(*ratio_used, found.settings.terms)[0]
+    return Step(stored, found, 0, 2)
+
+
+def test_lines_of_the_example() -> None:
+    lines = {line.name: (line.symbols, line.numbers, line.result) for line in explain(example())}
+    assert lines["kl"] == ("log old - log ref", "-2.208 + 2.485", "0.277")
+    assert lines["r"] == ("score - kl_coef*kl", "0 - 0.02*0.277", "-0.0055")
+    assert lines["delta"] == ("r + gamma*V' - V", "-0.0055 + 1*0.687 - 0.735", "-0.0535")
+    assert lines["A"] == ("delta + gamma*lam*A'", "-0.0535 + 1*0.95*-0.687", "-0.706")
+    assert lines["return"] == ("A + V", "-0.706 + 0.735", "0.0288")
+    assert lines["ratio"] == ("exp(log new - log old)", "exp(-3.387 + 2.208)", "0.308")
+
+
+WORSE = "A < 0: this token did worse than expected, so the update makes it less likely. "
+BETTER = "A > 0: this token did better than expected, so the update makes it more likely. "
+WORSE_SENTENCES: dict[str, dict[str, Any]] = {
+    "Its probability is already 69 % lower (ratio 0.308 < 0.8), so the clip stops the gradient: no further push.": {},
+    "Its probability is 10 % lower (ratio 0.900, still inside 0.8 to 1.2), so the gradient pushes it further down.": {
+        "ratio": 0.9
+    },
+    "Its probability is unchanged (ratio 1, inside 0.8 to 1.2), so the gradient pushes it down.": {"ratio": 1.0},
+    "Its probability is 10 % higher (ratio 1.100, inside 0.8 to 1.2) because of other steps; the gradient of this step "
+    "pushes it down.": {"ratio": 1.1},
+    "Its probability is 50 % higher (ratio 1.500 > 1.2), the wrong way: the clip does not stop the gradient, which "
+    "pushes it back down.": {"ratio": 1.5},
+    "Its probability is already 3 times as high as before (ratio 3 > 2), so the dual clip stops the gradient: "
+    "the loss is limited to 2*|A|, no push.": {"ratio": 3.0, "dual_clip": 2.0},
+    "Its probability is already 20 % lower (ratio 0.799500 < 0.8), so the clip stops the gradient: no further push.": {
+        "ratio": 0.7995
+    },
+    "Its probability is 30 % lower (ratio 0.700). There is no clip (ppo.objective = 'ratio'): the gradient pushes it "
+    "down.": {"ratio": 0.7, "objective": "ratio"},
+    "There is no clip (ppo.objective = 'policy-gradient').": {"objective": "policy-gradient"},
+    "Its probability is 69 % lower (ratio 0.308). The KL penalty (weight 0.5) pulls it back, but A is stronger, so the "
+    "gradient pushes it down.": {"objective": "penalty", "penalty_coef": 0.5},
+    "Its probability is 69 % lower (ratio 0.308). The KL penalty (weight 9) is stronger than A here, so the gradient "
+    "pulls it back.": {"objective": "penalty", "penalty_coef": 9.0},
+    "Its probability is 50 % higher (ratio 1.500). The KL penalty (weight 1) does not hold it back, so the gradient "
+    "pushes it down.": {"objective": "penalty", "ratio": 1.5},
+}
+BETTER_SENTENCES: dict[str, dict[str, Any]] = {
+    "Its probability is already 50 % higher (ratio 1.500 > 1.2), so the clip stops the gradient: no further push.": {
+        "ratio": 1.5
+    },
+    "Its probability is 50 % lower (ratio 0.500 < 0.8), the wrong way: the clip does not stop the gradient, which "
+    "pushes it back up.": {"ratio": 0.5},
+    "Its probability is 0.4 % higher (ratio 1.004, still inside 0.8 to 1.2), so the gradient pushes it further up.": {
+        "ratio": 1.004
+    },
+}
+
+
+@pytest.mark.parametrize(("sentence", "options"), WORSE_SENTENCES.items())
+def test_sentence_for_a_bad_token(options: dict[str, Any], sentence: str) -> None:
+    assert describe_clip(example(**options)) == WORSE + sentence
+
+
+@pytest.mark.parametrize(("sentence", "options"), BETTER_SENTENCES.items())
+def test_sentence_for_a_good_token(options: dict[str, Any], sentence: str) -> None:
+    step = example(used=1.5, **options)
+    step.recomputed.columns["advantage"][0, 2] = 0.5
+    assert describe_clip(step) == BETTER + sentence
+
+
+def test_sentence_names_the_source_of_the_advantage() -> None:
+    assert describe_clip(example(used=0.0)).startswith("A used = 0: this token did exactly as well as expected")
+    assert describe_clip(example(used=1.0)).startswith("A used > 0: A = -0.706 is above the mean of the batch, so the")
+    assert describe_clip(example(state={"critic_only": True})).startswith("This iteration trained only the critic")
+    rloo = example(baseline="rloo", normalize_advantages="none")
+    rloo.recomputed.columns["advantage"][0, 2] = -1.0
+    assert describe_clip(rloo).startswith("A < 0: this response did worse than the other responses to its prompt")
+    environment = example(environment=True, actions=np.zeros((1, 4, 2), np.float32), advantage="return")
+    environment.recomputed.columns["advantage"][0, 2] = -1.0
+    assert describe_clip(environment) == (
+        "A < 0: the rewards of its episode add up to less than 0, so the update makes it less likely. Its probability "
+        "density is already 69 % lower (ratio 0.308 < 0.8), so the clip stops the gradient: no further push."
+    )
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [(0.0, "0"), (-0.0, "0"), (1.0, "1"), (0.99996, "1.000"), (-2.2081, "-2.208"), (0.05349, "0.0535"), (1e-5, "1e-05"),
+     (123.456, "123.46"), (500.0, "500"), (1.5e6, "1.5e+06"), (math.nan, "nan"), (math.inf, "inf")],
+)  # fmt: skip
+def test_numbers_are_short(x: float, text: str) -> None:
+    assert show(x) == text
