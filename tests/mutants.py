@@ -28,6 +28,7 @@ FAST = [
     *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
     *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces")),
     "tests/test_contract.py",
+    "tests/inspection/test_formulas.py",
 ]
 LEARNING = ["tests/test_learning.py"]
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no")
@@ -42,7 +43,13 @@ class Mutant(NamedTuple):
 
 PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
-NEAREST = {VECTOR: "test_vector.py", SPACES: "test_vector.py", POLICY: "test_policy.py"}  # test file to run first
+FORMULAS = "ppo_unified/inspection/formulas.py"
+NEAREST = {
+    VECTOR: "test_vector.py",
+    SPACES: "test_vector.py",
+    POLICY: "test_policy.py",
+    FORMULAS: "test_formulas.py",
+}  # test file to run first
 
 LEARNED = [  # the short CartPole run must catch these, without the other tests
     Mutant("advantage sign", PPO, "    return -gain\n", "    return gain\n"),
@@ -121,6 +128,48 @@ MUTANTS = [
     Mutant("actions: not rescaled", SPACES, "actions * np.asarray(layout.scale) + np.asarray(layout.offset) if layout.scale else actions", "actions"),
     Mutant("actions: start ignored", SPACES, "actions + np.asarray(layout.start)", "actions"),
     Mutant("gaussian: entropy sign", POLICY, "(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()", "-(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()"),
+    Mutant("inspector: kl k2 not halved", FORMULAS, "0.5 * np.square(log_ratio)", "np.square(log_ratio)"),
+    Mutant("inspector: kl k3 inverted", FORMULAS, "np.exp(-log_ratio) - 1 + log_ratio", "np.exp(log_ratio) - 1 - log_ratio"),
+    Mutant("inspector: kl inverted", FORMULAS, "(logprobs - ref_logprobs)", "(ref_logprobs - logprobs)"),
+    Mutant("inspector: kl rewarded", FORMULAS, "np.where(mask, -coef * kl, 0)", "np.where(mask, coef * kl, 0)"),
+    Mutant("inspector: score at the first token", FORMULAS, "np.arange(len(mask)), last_steps(mask)]", "np.arange(len(mask)), mask.argmax(1)]"),
+    Mutant("inspector: score clipped from above only", FORMULAS, "np.clip(scores, -limit, limit)", "np.minimum(scores, limit)"),
+    Mutant("inspector: whitening removes the mean", FORMULAS, "(rewards - mean) / std + mean", "(rewards - mean) / std"),
+    Mutant("inspector: variance without Bessel", FORMULAS, "valid.var(ddof=1, dtype", "valid.var(dtype"),
+    Mutant("inspector: rloo includes the response", FORMULAS, "(groups.sum(1, keepdims=True) - groups) / (group_size - 1)", "groups.mean(1, keepdims=True) + 0 * groups"),
+    Mutant("inspector: grpo std without Bessel", FORMULAS, "groups.std(1, ddof=1,", "groups.std(1,"),
+    Mutant("inspector: grpo baseline not scaled", FORMULAS, "(means / deviations)", "means"),
+    Mutant("inspector: bootstrap not discounted", FORMULAS, "gamma * steps.next_values", "steps.next_values"),
+    Mutant("inspector: no baseline in delta", FORMULAS, "steps.next_values - steps.values, 0)", "steps.next_values, 0)"),
+    Mutant("inspector: gae not discounted", FORMULAS, "np.asarray(gamma * lam, advantages", "np.asarray(lam, advantages"),
+    Mutant("inspector: gae past episode ends", FORMULAS, "(steps.continues * np", "(steps.mask * np"),
+    Mutant("inspector: gae stops at masked columns", FORMULAS, "carried, np.ones((), advantages.dtype))", "carried, np.zeros((), advantages.dtype))"),
+    Mutant("inspector: gae one step short", FORMULAS, "range(len(advantages) - 2, -1, -1)", "range(len(advantages) - 2, 0, -1)"),
+    Mutant("inspector: masked steps have advantages", FORMULAS, "np.where(steps.mask, advantages.T, 0)", "advantages.T"),
+    Mutant("inspector: reward-to-go with lambda", FORMULAS, "gae(steps, gamma, 1.0)", "gae(steps, gamma, 0.95)"),
+    Mutant("inspector: every step starts an episode", FORMULAS, "np.where(mask & ~goes_on, columns, 0)", "np.where(mask, columns, 0)"),
+    Mutant("inspector: one episode per row", FORMULAS, "goes_on = (previous >= 0) & np.take_along_axis(continues, np.maximum(previous, 0), axis=1)", "goes_on = previous >= 0"),
+    Mutant("inspector: value target without V", FORMULAS, "gae(steps, gamma, lam) + steps.values, 0)", "gae(steps, gamma, lam), 0)"),
+    Mutant("inspector: normalized over masked steps", FORMULAS, "_moments(advantages[mask])", "_moments(advantages.ravel())"),
+    Mutant("inspector: groups without Bessel", FORMULAS, "np.maximum(counts - 1, 1)", "np.maximum(counts, 1)"),
+    Mutant("inspector: groups not centered", FORMULAS, "np.where(counts[number] < 2, x, centered", "np.where(counts[number] < 2, x, x"),
+    Mutant("inspector: penalty of first order", FORMULAS, "np.asarray(ratio - 1 - log_ratio)", "np.asarray(-log_ratio)"),
+    Mutant("inspector: sides exchanged", FORMULAS, "np.asarray(above - (ratio", "np.asarray(-above + (ratio"),
+    Mutant("inspector: upper end of the range ignored", FORMULAS, "(ratio > 1 + objective.above)", "(ratio > 1 + objective.below)"),
+    Mutant("inspector: policy gradient sign", FORMULAS, "np.asarray(-logprobs * advantages)", "np.asarray(logprobs * advantages)"),
+    Mutant("inspector: clip takes the maximum", FORMULAS, "gain = np.minimum(gain, np.clip", "gain = np.maximum(gain, np.clip"),
+    Mutant("inspector: dual clip for good actions", FORMULAS, "gain = np.where(advantages < 0, np.maximum", "gain = np.where(advantages > 0, np.maximum"),
+    Mutant("inspector: both sides cut", FORMULAS, "passed = _fraction_kept(clipped, gain)", "passed = _fraction_kept(clipped, gain) * 0"),
+    Mutant("inspector: steps inside the range cut", FORMULAS, "    passed[outside(ratio, objective) == 0] = 1\n", ""),
+    Mutant("inspector: dual clip cuts nothing", FORMULAS, "np.where(advantages < 0, passed * kept, passed)", "passed"),
+    Mutant("inspector: dual clip before the clip", FORMULAS, "_fraction_kept(np.minimum(gain, clipped), objective", "_fraction_kept(clipped, objective"),
+    Mutant("inspector: ties pass no gradient", FORMULAS, "0.5 * np.sign(difference, out=difference) + 0.5", "(difference > 0) * 1.0"),
+    Mutant("inspector: A = 0 is a cut", FORMULAS, " & (advantages != 0))", ")"),
+    Mutant("inspector: derivative sign", FORMULAS, "derivative = -ratio * advantages", "derivative = ratio * advantages"),
+    Mutant("inspector: derivative without ratio", FORMULAS, "derivative = -ratio * advantages", "derivative = -advantages"),
+    Mutant("inspector: penalty without gradient", FORMULAS, "objective.penalty_coef * (ratio - 1) + derivative", "derivative"),
+    Mutant("inspector: value clip takes the smaller error", FORMULAS, "loss = np.maximum(loss, np.square(clipped", "loss = np.minimum(loss, np.square(clipped"),
+    Mutant("inspector: value loss not halved", FORMULAS, "np.asarray(0.5 * loss)", "np.asarray(loss)"),
     Mutant("components: log-probs averaged", POLICY, "taken.sum(-1), entropy.sum(-1)", "taken.mean(-1), entropy.sum(-1)"),
 ]  # fmt: skip
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,32 +28,10 @@ class Recorded(NamedTuple):
     rollout: Rollout
 
 
-class ScoreRecorder:
-    """Score transforms that keep the normalized scores and the scores in the rewards of the last call."""
-
-    def __init__(self, transforms: Any) -> None:
-        self.transforms, self.columns = transforms, dict[str, Array]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transforms, name)
-
-    def __call__(self, raw: Sequence[float], ended: Sequence[bool]) -> list[float]:
-        used: list[float] = self.transforms(raw, ended)
-        plain = copy.copy(self.transforms)
-        options: dict[str, Any] = {"score_clip": 0.0, "missing_eos_penalty": 0.0}
-        if plain.config.score_normalize == "running":
-            options["score_normalize"] = "reference"  # the statistics already contain these scores
-        plain.config = plain.config.model_copy(update=options)
-        self.columns = {"score_normalized": np.array(plain(raw, ended)), "score_used": np.array(used)}
-        return used
-
-
 def record(
     adapter: Adapter, ppo: PPO, options: Mapping[str, Any] | None = None, lr: float = 0.05, iterations: int = 1
 ) -> Recorded:
     """Train for some iterations and return the last one. `options` are the run's options outside of `ppo`."""
-    if isinstance(adapter, LLMAdapter):
-        adapter.scores = ScoreRecorder(adapter.scores)  # type: ignore[assignment]
     learner = make_learner(adapter.policy, ppo, Optim(lr=lr), total_iterations=max(iterations, 2))
     collect, state = adapter.collect, dict[str, Any]()
 
@@ -74,7 +51,7 @@ def record(
     table = make_step_table(learner, iteration)
     columns = {name: x.numpy() for name, x in table.columns.items()}
     if isinstance(adapter, LLMAdapter):
-        columns |= explain(adapter, rollout) | at_last_step(adapter.scores.columns, columns["mask"])  # type: ignore[attr-defined]
+        columns |= explain(adapter, rollout)
     low, high = clip_range(ppo, state["clip_scale"])
     stored = StoredIteration(
         iteration=iterations,
@@ -93,12 +70,6 @@ def record(
         epochs=to_float32(observer.to_arrays(len(rollout.mask))),
     )
     return Recorded(stored, rollout)
-
-
-def at_last_step(scores: Mapping[str, Array], mask: Array) -> dict[str, Array]:
-    """Return columns [N, T] with each response's score at its last step."""
-    last = np.arange(mask.shape[1]) == (mask * np.arange(1, mask.shape[1] + 1)).argmax(1)[:, None]
-    return {name: np.where(last, x[:, None], 0.0) for name, x in scores.items()}
 
 
 def to_float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
