@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
 BOLD, DIM, RED, GREEN, YELLOW = "1", "2", "31", "32", "33"  # parameters of ANSI's "select graphic rendition"
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)|\x1b.?", re.DOTALL)
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(e[-+]?\d+)?([kMGT%]| (s|min|h|d)| of \d+)?|nan|[-+]?inf|-|")
+_BYTES = re.compile("[\udc80-\udcff]+")  # bytes that are not valid UTF-8, as with surrogateescape
 
 
 def clean(text: object) -> str:
@@ -32,6 +33,31 @@ def clean_lines(text: object) -> str:
 def replace_surrogates(text: str) -> str:
     """Replace each lone surrogate, such as Python's form of a byte that is not valid UTF-8, with '?'."""
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def decode_bytes(text: str) -> str:
+    """Decode the bytes of UTF-8 in `text` that are lone surrogates, as with Python's error handler surrogateescape.
+
+    Bytes that do not form a complete character become escapes, such as \\xe4.
+    """
+    return _BYTES.sub(lambda found: _to_bytes(found[0]).decode("utf-8", "backslashreplace"), text)
+
+
+def find_byte_characters(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield (start, size, character) for each run of lone surrogates in `text` that are the bytes of one character.
+
+    A byte that belongs to no complete character is yielded as a lone surrogate of size 1.
+    """
+    for found in _BYTES.finditer(text):
+        start = found.start()
+        for character in _to_bytes(found[0]).decode("utf-8", "surrogateescape"):
+            size = len(character.encode("utf-8", "surrogateescape"))
+            yield start, size, character
+            start += size
+
+
+def _to_bytes(surrogates: str) -> bytes:
+    return surrogates.encode("utf-8", "surrogateescape")
 
 
 def is_drawable(stream: TextIO) -> bool:
@@ -101,7 +127,9 @@ def display_width(text: str) -> int:
 
 
 def _character_width(character: str) -> int:
-    return (unicodedata.east_asian_width(character) in "WF") + (not unicodedata.combining(character))
+    if unicodedata.category(character) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _is_wider(text: str, width: int) -> bool:

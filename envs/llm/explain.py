@@ -35,14 +35,15 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     following = torch.where(mask, rollout.actions, rollout.obs.roll(-1, 1))
     tokens = torch.where(columns <= last_steps(mask)[:, None], following, -1).cpu().numpy()
     first = rollout.obs[:, 0].tolist()  # no column chooses the first token; its text is prepended to the second's
-    text_of = token_texts(adapter.tokenizer, {*np.unique(tokens).tolist(), *first})
-    texts = [[text_of[i] for i in row] for row in tokens.tolist()]
-    for row, token in enumerate(first):
-        if not mask[row, 0]:
-            texts[row][0] = text_of[token] + texts[row][0]
+    ids, places = np.unique(tokens, return_inverse=True)
+    text_of = token_texts(adapter.tokenizer, {*ids.tolist(), *first})
+    # an array of objects, because numpy would give every string the size of the longest one
+    texts = np.array([text_of[i] for i in ids.tolist()], dtype=object)[places].reshape(tokens.shape)
+    for row in (~mask[:, 0]).nonzero().flatten().tolist():
+        texts[row, 0] = text_of[first[row]] + texts[row, 0]
     return {
         "token": np.where(tokens < 0, 0, tokens),
-        "text": np.array(texts),
+        "text": texts,
         **{name: x.cpu().numpy() for name, x in rollout.extras.items()},
     }
 
@@ -77,10 +78,10 @@ def action_texts(adapter: LLMAdapter, actions: list[int]) -> dict[int, str]:
 def token_texts(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:
     """Return the text of each token id, or '' for a negative id.
 
-    Bytes that do not form a complete character are shown as escapes, such as \\xe4.
+    Bytes that do not form a complete character become lone surrogates, as with Python's error handler surrogateescape.
+    `ppo_unified.text.decode_bytes` decodes them in the joined texts of several tokens.
     """
-    # null characters are escaped, because numpy strips them from the end of a string
-    return {i: _text(tokenizer, i).replace("\0", "\\x00") if i >= 0 else "" for i in ids}
+    return {i: _text(tokenizer, i) if i >= 0 else "" for i in ids}
 
 
 def _text(tokenizer: Any, token: int) -> str:
@@ -91,9 +92,9 @@ def _text(tokenizer: Any, token: int) -> str:
     if _UNDECODABLE not in text:
         return text
     if byte := _BYTE.fullmatch(piece):
-        return bytes.fromhex(byte[1]).decode("utf-8", "backslashreplace")
+        return bytes.fromhex(byte[1]).decode("utf-8", "surrogateescape")
     if all(c in BYTES for c in piece):
-        return bytes(BYTES[c] for c in piece).decode("utf-8", "backslashreplace")
+        return bytes(BYTES[c] for c in piece).decode("utf-8", "surrogateescape")
     return text
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppo_unified.config.spec import ReplayError, StoredEpisode
-from ppo_unified.text import clean
+from ppo_unified.text import clean, decode_bytes
 
 
 class Quantity(NamedTuple):
@@ -27,7 +27,9 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "token": Quantity("token", "ID of the token that the policy chose"),
     "text": Quantity(
-        "text", "the token as text; `inspect` quotes text that starts or ends with a space or has control characters"
+        "text",
+        "the token as text; `inspect` quotes text that starts or ends with a space or has control characters, and "
+        "shows bytes that form no complete character as escapes, such as \\xe4",
     ),
     "reward": Quantity("r", "reward of the step, including penalties", True),
     "value": Quantity("V", "value estimate for the state before the step, computed during collection"),
@@ -122,7 +124,8 @@ class StoredIteration:
             return ""
         row, first = sample.row, int(sample.columns[0])
         own = np.flatnonzero(self.columns["mask"][row, :first])
-        return "".join(self.columns["text"][row, own[-1] + 1 if own.size else 0 : first].tolist())
+        texts = self.columns["text"][row, own[-1] + 1 if own.size else 0 : first]
+        return decode_bytes("".join(texts.tolist()))
 
     def episode(self, sample: Sample) -> StoredEpisode:
         """Return what is needed to replay a sample. Raises ReplayError if an older version stored the iteration."""
@@ -138,6 +141,8 @@ class StoredIteration:
         names = [name for name in QUANTITIES if name in self.columns]
         names += [name for name in self.columns if name not in QUANTITIES and name != "mask"]
         parts = {name: self.columns[name][sample.row, sample.columns].tolist() for name in names}
+        strings = {name: [*map(decode_bytes, parts[name])] for name in names if self.columns[name].dtype.kind in "UO"}
+        parts |= strings
         return [
             {"column": int(column)} | {name: part[number] for name, part in parts.items()}
             for number, column in enumerate(sample.columns)

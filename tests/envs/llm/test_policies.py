@@ -43,6 +43,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.play_messages import PromptRequest, Ready, decode, encode
+from ppo_unified.text import decode_bytes
 from ppo_unified.training import session
 from tests.models import VOCABULARY, save_model
 
@@ -661,12 +662,14 @@ def test_run_stores_token_columns_in_samples(folder: Path) -> None:
     assert float(means) == pytest.approx(stored.metrics["reward/score"])
 
 
-def test_partial_character_tokens_show_their_bytes(folder: Path) -> None:
+def test_partial_character_tokens_contain_their_bytes(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "llama")
     text = "a é\n语<eos>"
     ids = tokenizer(text)["input_ids"]
     parts = [token_texts(tokenizer, ids)[i] for i in ids]
-    assert parts == ["a", " ", r"\xc3", r"\xa9", "\n", r"\xe8", r"\xaf", r"\xad", "<eos>"]
+    assert parts == ["a", " ", "\udcc3", "\udca9", "\n", "\udce8", "\udcaf", "\udcad", "<eos>"]
+    assert decode_bytes("".join(parts)) == text
+    assert [decode_bytes(part) for part in parts[1:4]] == [" ", r"\xc3", r"\xa9"]
     assert token_texts(tokenizer, [-1]) == {-1: ""}
 
 
@@ -678,4 +681,4 @@ def test_sentencepiece_tokens_keep_their_spaces() -> None:
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     found = token_texts(PreTrainedTokenizerFast(tokenizer_object=inner), range(len(names)))
-    assert list(found.values()) == ["<unk>", " the", " ", "the", "s", r"\xc3", r"\xa9", "\ufffd"]
+    assert list(found.values()) == ["<unk>", " the", " ", "the", "s", "\udcc3", "\udca9", "\ufffd"]
