@@ -28,6 +28,7 @@ DEEP = 100_000
 NESTED = json.loads("[" * 900 + "]" * 900)
 LIST_AS_KEY = b'{"$items": [[[], 1]]}'
 SUM = {"size": 1, "crc32c": "0"}
+VOCABULARY = json.dumps({str(token): "\x1b[31m" for token in range(150_000)})
 STATUS = {"name": "a", "state": "running"}
 
 
@@ -90,6 +91,10 @@ ONCE_FAILED: dict[
     "samples with a color code in a name": ("samples", partial(samples, {"\x1b[31m": np.zeros((2, 3))}), True),
     "samples with a list for a number": ("samples", partial(samples, {"gamma": [1.0, 2.0]}), True),
     "samples with a metric text of the wrong kind": ("samples", partial(samples, {"metrics": "[]"}), True),
+    "samples with 100,000 nested lists of options": ("samples", partial(samples, {"json.options": "[" * DEEP}), True),
+    "samples with an index outside its strings": ("samples", partial(samples, {"strings.note": "[]"}), True),
+    "samples with a huge vocabulary": ("samples", partial(samples, {"json.vocabulary": VOCABULARY}), False),
+    "samples with a text of 5 MB": ("samples", partial(samples, {"json.record": f'"{"x" * (5 << 20)}"'}), True),
     "recipe whose differences are a number": ("recipe", b'kind = "llm"\n[about]\ndiffers = 0\n', True),
     "recipe whose about is a number": ("recipe", b'kind = "llm"\nabout = 1\n', True),
     "recipe of a kind that is a table": ("recipe", b"[kind]\na = 1\n", True),

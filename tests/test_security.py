@@ -440,7 +440,10 @@ def make_hostile_run(runs: Path) -> Run:
         "text": np.full((1, 2), EVIL),
         "own": np.full((1, 2), EVIL),
     }
-    stored = samples.StoredIteration(1, 3, 2, 0.9, 0.8, 0.2, 0.2, EVIL, EVIL, {EVIL: 1.0}, columns)
+    more: dict[str, Any] = {"options": {EVIL: {EVIL: EVIL}}, "record": {EVIL: [EVIL]}, "vocabulary": {0: EVIL}}
+    likeliest = samples.Alternatives(np.zeros((1, 2, 1), int), np.zeros((1, 2, 1)))
+    more |= {"alternatives": {"old": likeliest}}
+    stored = samples.StoredIteration(1, 3, 2, 0.9, 0.8, 0.2, 0.2, EVIL, EVIL, {EVIL: 1.0}, columns, **more)
     samples.write(run, stored)
     samples.append_responses(run, 3, 1, [{"prompt": EVIL, "response": EVIL, EVIL: EVIL}])
     return run

@@ -7,6 +7,8 @@ this module avoids torch.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,15 +22,21 @@ from ppo_unified.errors import UsageError
 from ppo_unified.parsing import parse_fields, parse_json, read_lines
 from ppo_unified.runs.arrays import read_arrays, write_arrays
 from ppo_unified.runs.folder import Run, replace_file, to_json, write_atomically
-from ppo_unified.runs.stored_iteration import QUANTITIES, Alternatives, StoredIteration
+from ppo_unified.runs.stored_iteration import EPOCH_QUANTITIES
+from ppo_unified.runs.stored_iteration import QUANTITIES as QUANTITIES
+from ppo_unified.runs.stored_iteration import Alternatives as Alternatives
+from ppo_unified.runs.stored_iteration import StoredIteration as StoredIteration
 from ppo_unified.text import clean
 
 LARGEST = 1 << 17  # maximum number of valid steps in one file; later rows are not stored
 GROUPS = ("json", "strings", "epochs", "alternatives", "observations", "raw")  # prefixes of the names in a file
+POLICIES = ("old", "new", "ref")  # the policies whose likeliest actions are stored
 RESPONSES = "responses.jsonl"
+LONGEST_TEXT = 4 << 20  # maximum length of a JSON text in a file; its values can take twenty times as much memory
+HEADER = 1 << 10  # more than the bytes that a file needs for the name, type and shape of an array
 REQUEST = ".sample-next"  # this file requests the samples of the next iteration
 
-
+REQUIRED_IN_EPOCHS = EPOCH_QUANTITIES.keys() - {"advantage_used"}
 SINGLE = (
     "iteration",
     "step",
@@ -41,7 +49,7 @@ SINGLE = (
     "value_target",
     "metrics",
 )
-MOST_BYTES = 1 << 28  # maximum uncompressed size of a file; a small file can decompress to a huge one
+MOST_BYTES = 1 << 27  # maximum uncompressed size of a file; a small file can decompress to a huge one
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
     **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
@@ -70,10 +78,20 @@ def rows_to_keep(mask: np.ndarray, row_bytes: int = 0) -> int:
 
 
 def write(run: Run, stored: StoredIteration) -> None:
-    """Write an iteration's samples atomically, so that readers find either a complete file or none."""
+    """Write an iteration's samples atomically, so that readers find either a complete file or none.
+
+    If all rows together would exceed MOST_BYTES or LONGEST_TEXT, only the first ones are stored. Raises OSError.
+    """
     run.samples.mkdir(exist_ok=True)
+    arrays = _to_arrays(stored)
+    while (excess := _excess(arrays)) > 1:
+        rows = len(stored.columns["mask"])
+        if rows == 1:
+            raise OSError(errno.EFBIG, f"one row of samples exceeds the limit {excess:.1f} times")
+        stored = stored.head(max(1, min(rows - 1, int(rows / excess))))
+        arrays = _to_arrays(stored)
     with replace_file(sample_path(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
-        write_arrays(file, _to_arrays(stored))
+        write_arrays(file, arrays)
 
 
 def read(run: Run, iteration: int) -> StoredIteration:
@@ -88,6 +106,12 @@ def read(run: Run, iteration: int) -> StoredIteration:
         raise UsageError(f"{path}: invalid sample file ({clean(error)[:200]}); delete the file") from None
 
 
+def _excess(arrays: Mapping[str, np.ndarray]) -> float:
+    """Return the size of a file relative to the limits of `read`; a file above 1 cannot be read."""
+    longest = max(x.nbytes // np.dtype("U1").itemsize for name, x in arrays.items() if x.dtype.kind == "U")
+    return max(sum(x.nbytes + HEADER for x in arrays.values()) / MOST_BYTES, longest / LONGEST_TEXT)
+
+
 def _to_arrays(stored: StoredIteration) -> dict[str, np.ndarray]:
     """Return the arrays of a file. A column of strings becomes a column of indices into a list of its distinct strings.
 
@@ -95,7 +119,8 @@ def _to_arrays(stored: StoredIteration) -> dict[str, np.ndarray]:
     """
     arrays = {name: np.asarray(getattr(stored, name)) for name in SINGLE if name != "metrics"}
     texts: dict[str, Any] = {"metrics": stored.metrics, "json.options": stored.options, "json.state": stored.state}
-    texts |= {"json.record": stored.record, "json.vocabulary": stored.vocabulary}
+    is_long = len(to_json(stored.record, indent=None)) > LONGEST_TEXT
+    texts |= {"json.record": None if is_long else stored.record, "json.vocabulary": stored.vocabulary}
     for name, column in stored.columns.items():
         if column.dtype.kind in "UO":
             codes: dict[str, int] = {}
@@ -125,10 +150,11 @@ def _from_arrays(found: dict[str, np.ndarray]) -> StoredIteration:
         found[name] = _decode_strings(name, found.get(name), strings)
     _check_columns(found)
     shape = found["mask"].shape
-    for group, axis in (("epochs", 1), ("alternatives", 0), ("observations", 0), ("raw", 0)):
+    for group in ("alternatives", "observations", "raw"):
         for name, x in groups[group].items():
-            if x.shape[axis : axis + 2] != shape or x.dtype.kind not in "biuf":
-                raise ValueError(f"{group}.{name}: expected numbers of shape [.., {shape[0]}, {shape[1]}, ..]")
+            if x.shape[:2] != shape or x.dtype.kind not in "biuf":
+                raise ValueError(f"{group}.{name}: expected numbers of shape [{shape[0]}, {shape[1]}, ..]")
+    _check_epochs(groups["epochs"], shape)
     documents = {name: _parse_document(name, x) for name, x in groups["json"].items()}
     return StoredIteration(
         **single,
@@ -160,20 +186,43 @@ def _read_alternatives(arrays: Mapping[str, np.ndarray]) -> dict[str, Alternativ
     found = {}
     for policy in {name.partition(".")[0] for name in arrays}:
         actions, logprobs = arrays.get(f"{policy}.actions"), arrays.get(f"{policy}.logprobs")
+        if policy not in POLICIES:
+            raise ValueError(f"alternatives: expected {', '.join(POLICIES)}, got {policy!r}")
         if actions is None or logprobs is None or actions.shape != logprobs.shape or actions.ndim != 3:
             raise ValueError(f"alternatives.{policy}: expected actions and log-probs [N, T, K]")
+        if actions.dtype.kind not in "iu" or logprobs.dtype.kind != "f":
+            raise ValueError(f"alternatives.{policy}: expected integers and floats")
         found[policy] = Alternatives(actions, logprobs)
     return found
+
+
+def _check_epochs(epochs: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless each array has the shape [E, N, T], where [N, T] is `shape`."""
+    if epochs and (missing := REQUIRED_IN_EPOCHS - epochs.keys()):
+        raise ValueError(f"missing: {', '.join(f'epochs.{name}' for name in sorted(missing))}")
+    for name, x in epochs.items():
+        kinds = "i" if name == "minibatch" else "f"
+        if x.shape != (len(epochs["minibatch"]), *shape) or x.dtype.kind not in kinds:
+            raise ValueError(f"epochs.{name}: expected numbers of shape [E, {shape[0]}, {shape[1]}]")
+    numbers = epochs.get("minibatch", np.zeros(1, int))
+    if not -1 <= numbers.min(initial=0) <= numbers.max(initial=0) < math.prod(shape):
+        raise ValueError("epochs.minibatch: a number is out of range")
 
 
 def _parse_document(name: str, array: np.ndarray) -> Any:
     """Parse a JSON text. Raises ValueError if it is invalid or has not the expected type."""
     value = array.item() if array.ndim == 0 else None
-    if not isinstance(value, str):
-        raise ValueError(f"{name}: expected a JSON text")
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise ValueError(f"{name}: expected a JSON text of at most {LONGEST_TEXT:,} characters")
     document = parse_json(value)
     if name in ("options", "state", "vocabulary") and not isinstance(document, dict):
         raise ValueError(f"json.{name}: expected a table, got {type(document).__name__}")
+    if name == "state" and not all(isinstance(x, int | float | None) for x in document.values()):
+        raise ValueError("json.state: expected a table of numbers")
+    if name == "options":
+        sections = {key: document.get(key, {}) for key in ("ppo", "optim")}
+        if wrong := [key for key, section in sections.items() if not isinstance(section, dict)]:
+            raise ValueError(f"json.options: expected a table of {wrong[0]} options")
     return document
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,14 +100,25 @@ class StoredIteration:
     metrics: dict[str, float | None]  # the logged metrics; None if not finite
     columns: dict[str, np.ndarray]  # [N, T] each; entries are undefined if "mask" is False
     options: dict[str, Any] = field(default_factory=dict)  # all options of the run; {} in files of older versions
-    state: dict[str, Any] = field(default_factory=dict)  # clip_scale, penalty_coef, critic_only, kl_coef: as used
-    # in this iteration; {} in files of older versions
+    state: dict[str, Any] = field(default_factory=dict)  # clip_scale, penalty_coef, critic_only, kl_coef, row_len:
+    # as used in this iteration; {} in files of older versions
     epochs: dict[str, np.ndarray] = field(default_factory=dict)  # [E, N, T] each: see EPOCH_QUANTITIES
     alternatives: dict[str, Alternatives] = field(default_factory=dict)  # by policy: "old", "new" or "ref"
     observations: dict[str, np.ndarray] = field(default_factory=dict)  # [N, T, ...] each, as the policy saw them
     actions: np.ndarray | None = None  # [N, T, ...], in the policy's own units
     record: Any = None  # the adapter's own JSON, which it needs to draw the episodes again
     vocabulary: dict[int, str] = field(default_factory=dict)  # text of each action in `alternatives`
+
+    def head(self, rows: int) -> StoredIteration:
+        """Return the same iteration with only its first `rows` rows."""
+        return replace(
+            self,
+            columns={name: x[:rows] for name, x in self.columns.items()},
+            epochs={name: x[:, :rows] for name, x in self.epochs.items()},
+            alternatives={name: Alternatives(*(x[:rows] for x in found)) for name, found in self.alternatives.items()},
+            observations={name: x[:rows] for name, x in self.observations.items()},
+            actions=None if self.actions is None else self.actions[:rows],
+        )
 
     def samples(self) -> list[Sample]:
         """Split each row into samples. A sample ends at each valid step for which `continues` is False."""

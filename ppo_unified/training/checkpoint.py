@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import parse_fields, parse_json
-from ppo_unified.runs import durable
+from ppo_unified.runs import durable, samples
 from ppo_unified.runs.durable import Checksum
 from ppo_unified.runs.folder import CHECKPOINT, Run, to_json
 from ppo_unified.text import print_err
@@ -342,14 +342,17 @@ def _load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def prune(run: Run, keep: int) -> None:
-    """Remove all checkpoints except the `keep` newest and the best one. Also remove older damaged checkpoints.
+    """Remove all checkpoints except the `keep` newest, the best one, and the one before the newest recorded iteration.
+    Also remove older damaged checkpoints.
 
     A checkpoint with an unreadable meta.json is kept because it may be the best. Raises OSError.
     """
     there = {step: path for step, _, path in run.checkpoint_folders()}
-    readable = _read_metas(there)  # read once, so that both lines below use the same result
-    newest_ones, best_one = list(there)[-keep:], _find_best(readable)
-    unneeded = {there[step] for step in readable if step not in newest_ones and (not best_one or step != best_one[0])}
+    readable = _read_metas(there)  # read once, so that all lines below use the same result
+    newest_ones, best_one, recorded = list(there)[-keep:], _find_best(readable), samples.iterations(run)[-1:]
+    needed = {*newest_ones, *([best_one[0]] if best_one else [])}
+    needed |= {step for step, meta in readable.items() if meta.iteration + 1 in recorded}
+    unneeded = {there[step] for step in readable if step not in needed}
     for step, _, path in run.checkpoint_folders():
         if path in unneeded or path != there.get(step, path):
             _remove(path)

@@ -40,12 +40,14 @@ class UpdateObserver:
         names += ["advantage_used"] if learner.ppo.normalize_advantages == "minibatch" else []
         size = learner.ppo.epochs, rollout.mask.numel()
         self.quantities = {name: torch.zeros(size, device=device) for name in names}
-        self.minibatch = torch.full(size, -1, dtype=torch.int16, device=device)
+        self.minibatch = torch.full(size, -1, dtype=torch.int32, device=device)
         self.number = -1  # of the current minibatch, counted over all epochs
         self._weight: Tensor | None = None  # of the current minibatch
+        self.seconds = 0.0  # time that the observer has taken
 
     def __call__(self, micro: Batch, new: Evaluation, weight: Tensor) -> None:
         """Record a micro-batch. `weight` is the same tensor for all micro-batches of one minibatch."""
+        started = time.perf_counter()
         if weight is not self._weight:
             self.number, self._weight = self.number + 1, weight
         epoch, minibatch = divmod(self.number, self.minibatches)
@@ -55,6 +57,7 @@ class UpdateObserver:
         for name, target in self.quantities.items():
             target[epoch, places] = found[name].detach()[micro.mask].to(target)
         self.minibatch[epoch, places] = minibatch
+        self.seconds += time.perf_counter() - started
 
     def to_arrays(self, rows: int) -> dict[str, np.ndarray]:
         """Return each quantity as an array [E, rows, T], where E is the number of epochs that the update started."""
@@ -64,7 +67,12 @@ class UpdateObserver:
 
 
 class Recorder:
-    """Records the first iteration, every `log.samples_every`-th, the last one and those that a user requests."""
+    """Records the first iteration, every `log.samples_every`-th, the last one and those that a user requests.
+
+    Call `plan` before the rollout of each iteration, `begin` between its rollout and its update, and `end` after its
+    update. A request that arrives after `plan` counts for the following iteration, so that a checkpoint can be written
+    before every recorded iteration.
+    """
 
     def __init__(self, config: RunConfig, heartbeat: Heartbeat, state: TrainingState) -> None:
         self.run, self.config, self.state, self.best_effort = heartbeat.run, config, state, heartbeat.best_effort
@@ -72,19 +80,23 @@ class Recorder:
         self._observer: UpdateObserver | None = None
         self._alternatives: dict[str, tuple[Tensor, Tensor]] = {}
         self._as_used: dict[str, Any] = {}
-        self._seconds = 0.0
+        self._last_size = 0  # of the last rollout, an upper limit for the steps of the next one
+        self.seconds = 0.0  # time taken for the current iteration
+        self.plan()
 
-    def is_scheduled(self, number: int) -> bool:
-        """Return True if iteration `number` is recorded, whether or not it is the last one."""
-        every = self.config.log.samples_every
-        scheduled = bool(every) and (number == 1 or number % every == 0)
-        return scheduled or samples.is_requested(self.run)
+    def plan(self) -> bool:
+        """Decide whether the next iteration is recorded. Return True if it is, or if it may be the run's last one."""
+        number, every = self.state.learner.progress.iteration + 1, self.config.log.samples_every
+        is_scheduled = bool(every) and (number == 1 or number % every == 0)
+        self.is_due = is_scheduled or samples.is_requested(self.run)
+        return self.is_due or self._may_be_last(self._last_size)
 
     def begin(self, rollout: Rollout) -> None:
-        """Prepare to record the iteration of this rollout, if it is or may be recorded. Call this before the update."""
+        """Prepare to record the iteration of this rollout, if it is or may be recorded."""
         learner, started = self.state.learner, time.perf_counter()
         self._observer, learner.observe, self._alternatives = None, None, {}
-        if not (self.is_scheduled(learner.progress.iteration + 1) or self._may_be_last(rollout)):
+        self._last_size = rollout.mask.numel()
+        if not (self.is_due or self._may_be_last(int(rollout.mask.sum()))):
             return
         self._observer = learner.observe = UpdateObserver(learner, rollout)
         self._as_used = {
@@ -92,16 +104,17 @@ class Recorder:
             "penalty_coef": learner.progress.penalty_coef,
             "critic_only": learner.trains_critic_only,
             "kl_coef": rollout.metrics.get("ref/kl_coef"),
+            "row_len": rollout.row_len,
         }
         self._add_alternatives("old", rollout, reference=False)
         self._add_alternatives("ref", rollout, reference=True)
-        self._seconds = time.perf_counter() - started
+        self.seconds += time.perf_counter() - started
 
-    def _may_be_last(self, rollout: Rollout) -> bool:
-        """Return True if the run may end after the iteration of this rollout."""
+    def _may_be_last(self, steps: int) -> bool:
+        """Return True if the run may end after the next iteration, which has at most this number of valid steps."""
         if not self.config.log.samples_every:
             return False
-        progress, steps = self.state.learner.progress, int(rollout.mask.sum())
+        progress = self.state.learner.progress
         after = replace(progress, steps=progress.steps + steps, iteration=progress.iteration + 1)
         may_be_solved = self.config.stop_when_solved and is_due(self.config.eval.every_steps, after, steps)
         return after.remaining <= 0 or may_be_solved
@@ -114,10 +127,20 @@ class Recorder:
     def end(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> dict[str, np.ndarray] | None:
         """Store the iteration if it is due. Return its histograms, or None if it is not. Adds entries to `metrics`."""
         observer, self._observer, self.state.learner.observe = self._observer, None, None
-        due = self.is_scheduled(self.state.learner.progress.iteration) or (is_last and self.config.log.samples_every)
-        if observer is None or not due:
-            return None
-        started = time.perf_counter()
+        started, histograms = time.perf_counter(), None
+        if observer is not None:
+            self.seconds += observer.seconds
+            if self.is_due or (is_last and self.config.log.samples_every):
+                histograms = self._store(observer, iteration, metrics)
+            self.seconds += time.perf_counter() - started
+        if self.seconds:
+            metrics["time/samples_s"] = self.seconds
+        self.seconds = 0.0
+        return histograms
+
+    def _store(
+        self, observer: UpdateObserver, iteration: Iteration, metrics: dict[str, float]
+    ) -> dict[str, np.ndarray]:
         table = make_step_table(self.state.learner, iteration)
         metrics |= table.metrics
         stored = self._collect(observer, iteration, table, metrics)
@@ -125,7 +148,6 @@ class Recorder:
             samples.write(self.run, stored)
             samples.thin_out(self.run, self.config.log.samples_mb * 1e6)
             samples.clear_request(self.run)
-        metrics["time/samples_s"] = self._seconds + time.perf_counter() - started
         return table.histograms
 
     def _collect(
@@ -141,7 +163,8 @@ class Recorder:
             rollout.mask.cpu().numpy(), sum(x.numel() * x.element_size() for x in tensors) // len(rollout.mask)
         )
         alternatives = {
-            name: Alternatives(*(_array(x, rows) for x in pair)) for name, pair in self._alternatives.items()
+            name: Alternatives(_array(actions.int(), rows), _array(logprobs.float(), rows))
+            for name, (actions, logprobs) in self._alternatives.items()
         }
         shown = sorted({action for found in alternatives.values() for action in np.unique(found.actions).tolist()})
         return StoredIteration(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -136,8 +137,7 @@ class Trainer:
         finally:  # log the iteration even if a stop interrupts its evaluation
             self.reporter.log_iteration(iteration, metrics, is_last=self._has_ended)
         self._check_first_ratio(metrics["invariant/first_ratio_error"])
-        if self.checkpointer.is_due(metrics["time/update_s"]):
-            self._save()
+        self._save_if_due(metrics["time/update_s"])
         self.reporter.heartbeat.enter("collecting")  # the next iteration
         self.reporter.write_status_if_due()
         with self.reporter.heartbeat.lock:
@@ -172,6 +172,16 @@ class Trainer:
     def _save(self) -> None:
         self.reporter.heartbeat.enter("saving")
         self.checkpointer.save(self.collector.state)
+
+    def _save_if_due(self, update_s: float) -> None:
+        """Save a checkpoint if it is due, or if the next iteration is recorded: `what-if` starts from the checkpoint
+        before a recorded iteration."""
+        is_recorded, started = self.reporter.recorder.plan(), time.perf_counter()
+        if self.checkpointer.is_due(update_s):
+            self._save()
+        elif is_recorded:
+            self._save()
+            self.reporter.recorder.seconds += time.perf_counter() - started
 
     def _check_first_ratio(self, error: float) -> None:
         if error > self.config.ratio_tolerance:

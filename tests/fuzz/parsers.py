@@ -42,7 +42,9 @@ def _samples() -> st.SearchStrategy[bytes]:
     floats = st.lists(st.floats(), min_size=6, max_size=6).map(lambda x: np.array(x).reshape(2, 3))
     more = st.sampled_from(("column", "x", "\x1b[31m", "kl", "file", "score"))
     names = st.one_of(st.sampled_from(list(arrays)), more)
-    changed = st.dictionaries(names, st.one_of(values, odd, full, floats), max_size=3)
+    tables = json_objects({"0": "a", "row_len": 3}).map(lambda content: content.decode("utf-8", "replace"))
+    documents = st.one_of(tables, plain.map(json.dumps)).map(np.asarray)
+    changed = st.dictionaries(names, st.one_of(values, odd, full, floats, documents), max_size=3)
     few = st.sampled_from(("reward", "value", "ratio", "action", "x", "kl"))
     mild = st.dictionaries(few, st.one_of(floats, full), max_size=3)
     odd_ones = [new.map(lambda new: real_files.pack_arrays(arrays | new)) for new in (changed, mild)]

@@ -119,7 +119,15 @@ def sample_arrays() -> dict[str, Any]:
     single: dict[str, Any] = {"iteration": 3, "step": 90, "steps": 5}
     single |= {"gamma": 0.9, "lam": 0.8, "clip": 0.2, "clip_high": 0.2}
     single |= {"advantage_kind": "gae", "value_target": "lambda", "metrics": '{"a": 1.5}'}
-    return {**columns, **single}
+    new = np.stack([floats, floats]).astype(np.float32)
+    more: dict[str, Any] = {f"epochs.{name}": new for name in ("logprob", "value", "entropy")}
+    more |= {"epochs.minibatch": mask.astype(np.int32)[None] - np.array([[[1]], [[0]]])}
+    more |= {"alternatives.old.actions": np.zeros((2, 3, 2), np.int32)}
+    more |= {"alternatives.old.logprobs": new.transpose(1, 2, 0), "observations.obs": floats, "raw.actions": floats}
+    more |= {"strings.note": '["", "\\u001b[31m"]', "note": mask.astype(np.int32)}
+    more |= {"json.options": '{"kind": "toy", "ppo": {"clip": 0.2}}', "json.state": '{"row_len": 3, "kl_coef": null}'}
+    more |= {"json.record": '[{"row": 0}]', "json.vocabulary": '{"0": "\\u001b[31m"}'}
+    return {**columns, **single, **more}
 
 
 def pack_arrays(arrays: dict[str, Any]) -> bytes:

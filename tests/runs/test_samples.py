@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from ppo_unified.runs.samples import StoredIteration
+from ppo_unified.runs.samples import Alternatives, StoredIteration
 from tests.sequences import EVIL, sequences
 
 __all__ = ["sequences"]  # a fixture, requested by name
@@ -41,11 +42,126 @@ def test_sample_file_round_trips(tmp_path: Path) -> None:
     assert after.columns.keys() == before.columns.keys()
     for name, x in before.columns.items():
         assert np.array_equal(after.columns[name], x)
-        assert after.columns[name].dtype == x.dtype
+        assert after.columns[name].dtype == (object if name == "text" else x.dtype)
     assert samples.iterations(a_run) == [3]
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000003.npz"]
     values = [step["value"] for sample in after.samples() for step in after.sample_steps(sample)]
     assert values == numbers[mask].tolist()
+
+
+def make_complete() -> StoredIteration:
+    """Return an iteration of [2, 3] steps with every kind of content."""
+    mask = np.array([[True, True, False], [False, True, True]])
+    numbers = np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 2, 3)
+    columns = {"text": np.array([["a", "b", "\u6f22"], ["a", EVIL, ""]], dtype=object), "value": numbers[0]}
+    return replace(
+        make_samples(mask, mask, **columns),
+        options={"kind": "toy", "ppo": {"clip": 0.1}, EVIL: {EVIL: [EVIL]}},
+        state={"clip_scale": 0.5, "critic_only": False, "kl_coef": None, "row_len": 3},
+        epochs=dict.fromkeys(("logprob", "value", "entropy"), numbers)
+        | {"minibatch": np.array([[[0, 0, -1], [-1, 1, 1]], [[1, 1, -1], [-1, -1, -1]]])},
+        alternatives={"old": Alternatives(np.arange(12).reshape(2, 3, 2), numbers.reshape(2, 3, 2))},
+        observations={"obs": np.zeros((2, 3, 4, 4), np.uint8), "obs.mask": mask},
+        actions=numbers[0],
+        record={"episodes": [{"row": 0, "seed": 5, "name": EVIL}]},
+        vocabulary={0: EVIL, 11: "\U0001f40d"},
+    )
+
+
+def assert_equal_content(one: StoredIteration, other: StoredIteration) -> None:
+    for name in ("options", "state", "record", "vocabulary", "metrics"):
+        assert getattr(one, name) == getattr(other, name)
+    for name in ("columns", "epochs", "alternatives", "observations"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            pairs = zip(ours[key], theirs[key], strict=True)
+            assert all(np.array_equal(x, y) for x, y in pairs)
+    assert np.array_equal(np.array(one.actions), np.array(other.actions))
+
+
+def test_complete_sample_file_round_trips(tmp_path: Path) -> None:
+    before = make_complete()
+    samples.write(Run(tmp_path), before)
+    assert_equal_content(samples.read(Run(tmp_path), 3), before)
+
+
+@pytest.mark.parametrize("limit", ["MOST_BYTES", "LONGEST_TEXT"])
+def test_too_large_samples_keep_the_first_rows(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that exceeds the limits of `read` would be useless."""
+    rows, run = 64, Run(tmp_path)
+    words = np.array([[f"word {row} {column}" for column in range(50)] for row in range(rows)], dtype=object)
+    before = make_samples(np.ones((rows, 50), bool), np.ones((rows, 50), bool), text=words, x=np.ones((rows, 50)))
+    samples.write(run, before)
+    assert len(samples.read(run, 3).columns["mask"]) == rows
+    monkeypatch.setattr(samples, limit, {"MOST_BYTES": 50_000 + 30 * samples.HEADER, "LONGEST_TEXT": 6000}[limit])
+    samples.write(run, before)
+    kept = samples.read(run, 3).columns
+    assert 1 < len(kept["mask"]) < rows
+    assert np.array_equal(kept["text"], words[: len(kept["mask"])])
+    monkeypatch.setattr(samples, limit, 300)
+    with pytest.raises(OSError, match=r"one row of samples exceeds the limit [\d.]+ times"):
+        samples.write(run, before)
+
+
+def test_record_that_is_too_long_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "LONGEST_TEXT", 2000)
+    before = replace(make_complete(), record=["x"] * 1000)
+    samples.write(Run(tmp_path), before)
+    assert_equal_content(samples.read(Run(tmp_path), 3), replace(before, record=None))
+
+
+CHANGES: dict[str, tuple[str, Any]] = {  # what is wrong -> name of an array, its new value
+    "unknown group": ("other.x", np.zeros((2, 3))),
+    "options of another type": ("json.options", "[]"),
+    "options nested 100,000 deep": ("json.options", "[" * 100_000),
+    "section that is a list": ("json.options", '{"ppo": [1]}'),
+    "state of texts": ("json.state", '{"penalty_coef": "x"}'),
+    "state of tables": ("json.state", '{"row_len": {}}'),
+    "state of another type": ("json.state", "1"),
+    "vocabulary of another type": ("json.vocabulary", '["a"]'),
+    "vocabulary of words": ("json.vocabulary", '{"word": "a"}'),
+    "vocabulary with a number of 5,000 digits": ("json.vocabulary", '{"' + "9" * 5000 + '": "a"}'),
+    "record that is not JSON": ("json.record", "\x1b[31m"),
+    "record that is a number": ("json.record", np.zeros(3)),
+    "record that is too long": ("json.record", '"' + "x" * samples.LONGEST_TEXT + '"'),
+    "strings of another type": ("strings.text", "{}"),
+    "strings without indices": ("strings.other", "[]"),
+    "index that is too high": ("text", np.full((2, 3), 99)),
+    "index that is negative": ("text", np.full((2, 3), -1)),
+    "indices that are floats": ("text", np.zeros((2, 3))),
+    "epoch of another shape": ("epochs.value", np.zeros((2, 3, 2), np.float32)),
+    "epochs of another number": ("epochs.value", np.zeros((1, 2, 3), np.float32)),
+    "epochs of integers": ("epochs.entropy", np.zeros((2, 2, 3), int)),
+    "minibatch that is too high": ("epochs.minibatch", np.full((2, 2, 3), 6)),
+    "minibatch that is too low": ("epochs.minibatch", np.full((2, 2, 3), -2)),
+    "minibatch of floats": ("epochs.minibatch", np.zeros((2, 2, 3))),
+    "epochs without a minibatch": ("epochs.minibatch", None),
+    "alternatives of another policy": ("alternatives.x.actions", np.zeros((2, 3, 2), int)),
+    "alternatives without log-probs": ("alternatives.old.logprobs", None),
+    "alternatives of another shape": ("alternatives.old.actions", np.zeros((2, 3, 5), int)),
+    "alternatives of floats": ("alternatives.old.actions", np.zeros((2, 3, 2))),
+    "alternatives of texts": ("alternatives.old.actions", np.full((2, 3, 2), "x")),
+    "observations of another shape": ("observations.obs", np.zeros((3, 2))),
+    "observations of dates": ("observations.obs", np.zeros((2, 3), "M8[s]")),
+    "actions of texts": ("raw.actions", np.full((2, 3), "x")),
+}
+
+
+@pytest.mark.parametrize("wrong", CHANGES)
+def test_wrong_array_is_a_one_line_error(wrong: str, tmp_path: Path) -> None:
+    name, value = CHANGES[wrong]
+    run = Run(tmp_path)
+    samples.write(run, make_complete())
+    path = samples.sample_path(run, 3)
+    arrays = dict(np.load(path))
+    arrays |= {name: np.asarray(value)}
+    if value is None:
+        del arrays[name]
+    np.savez_compressed(path, **arrays)
+    with pytest.raises(UsageError, match=r"00000003\.npz: invalid sample file") as caught:
+        samples.read(run, 3)
+    assert str(caught.value).isprintable()
 
 
 def damage_arrays(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -126,6 +242,29 @@ def test_samples_are_the_episodes_of_each_row() -> None:
         assert all(continues.flat[n] for n in part[:-1])
     for before, after in pairwise(parts):
         assert before[-1] // 20 < after[0] // 20 or not continues.flat[before[-1]]
+
+
+def test_old_samples_are_thinned_out_first(tmp_path: Path) -> None:
+    a_run = Run(tmp_path)
+    (tmp_path / "samples").mkdir()
+    for number in range(0, 401, 20):
+        samples.sample_path(a_run, number).write_bytes(bytes(100))
+        samples.thin_out(a_run, 800)
+    kept = samples.iterations(a_run)
+    assert len(kept) == 8
+    assert (kept[0], kept[-1]) == (0, 400)
+    distances = np.diff(kept)[1:]
+    assert (np.diff(distances) <= 0).all()  # the distance grows with the age
+    assert distances[-1] == 20
+    samples.thin_out(a_run, 1)
+    assert samples.iterations(a_run) == [0, 400]
+
+
+def test_row_size_limits_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MOST_BYTES", 1000)
+    mask = np.ones((8, 2), bool)
+    for row_bytes, rows in {100: 8, 113: 7, 450: 2, 901: 1, 10**9: 1}.items():
+        assert samples.rows_to_keep(mask, row_bytes) == rows
 
 
 def test_sample_file_holds_whole_rows_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

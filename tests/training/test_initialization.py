@@ -18,7 +18,7 @@ from envs.gym.options import GymConfig
 from envs.llm.options import LLMConfig
 from ppo_unified import load_preset, run
 from ppo_unified.config import presets, registry
-from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.schema import Checkpoint, RunConfig
 from ppo_unified.errors import StartError, UsageError
 from ppo_unified.runs import durable, preparation
 from ppo_unified.runs.folder import Run
@@ -319,7 +319,8 @@ def test_spaces_of_equal_size_but_other_structure_are_rejected(
 
 @pytest.mark.parametrize("spaces", [{}, {"observations": "5 by 1 numbers"}, {"observations": "5 bits"}])
 def test_spaces_of_equal_structure_are_accepted(spaces: dict[str, str], panels: Path, tmp_path: Path) -> None:
-    path = run(panel(**spaces), tmp_path, "new", init=panels / "numbers").path
+    config = panel(**spaces).model_copy(update={"checkpoint": Checkpoint(keep=9)})
+    path = run(config, tmp_path, "new", init=panels / "numbers").path
     assert same(load_step(path, 0).policy, best(panels / "numbers").policy)
 
 

@@ -52,7 +52,7 @@ def test_step_table_matches_every_training_step(row_len: int, normalize: str, co
         "advantage_used": standardize(advantages, mask) if normalize == "batch" else advantages,
         "return": advantages + rollout.values,
         "continues": rollout.continues,
-        "weight": torch.ones_like(advantages),
+        "weight": torch.ones(mask.shape),
     }
     assert ("advantage_used" in own) == (normalize != "minibatch")
     for name in set(own) - {"mask"}:
