@@ -49,14 +49,10 @@ class Scaling:
         scaled: np.ndarray = ((obs - self.mean) * self.factor).clip(-self.clip, self.clip).astype(np.float32)
         return scaled
 
-    def undo(self, obs: np.ndarray, step: int) -> np.ndarray:
-        """Return the observation [size] before normalization. Raises ReplayError if it is unknown."""
-        if (np.abs(obs) >= self.clip).any():
-            raise ReplayError(
-                f"the observation at step {step} was clipped by gym.normalize_obs, so its state is unknown"
-            )
+    def undo(self, obs: np.ndarray) -> np.ndarray | None:
+        """Return the observation [size] before normalization, or None if it was clipped."""
         raw: np.ndarray = obs / self.factor + self.mean
-        return raw
+        return None if (np.abs(obs) >= self.clip).any() else raw
 
 
 def replay(
@@ -86,12 +82,16 @@ def _find_start(record: Any, episode: StoredEpisode) -> dict[str, Any] | None:
         return None
     if "rows" not in record:
         raise ReplayError(f"the episode cannot be replayed: {record.get('obstacle', 'its start is not stored')}")
-    known: dict[str, Any] = record["rows"][episode.row]
-    start: dict[str, Any] | None = next((x for x in known["starts"] if x["column"] == episode.column), None)
+    try:
+        known = record["rows"][episode.row]
+        start: dict[str, Any] | None = next((x for x in known["starts"] if x["column"] == episode.column), None)
+        obstacle = known["obstacle"] if start is not None and "seed" not in start and not start["random"] else ""
+    except (KeyError, IndexError, TypeError) as error:
+        raise ReplayError(f"the stored starts of the episodes are damaged ({type(error).__name__}: {error})") from None
     if start is None:
         raise ReplayError("the episode began before this iteration's rollout, so its start is not stored")
-    if "seed" not in start and not start["random"]:
-        raise ReplayError(f"the episode cannot be replayed: {known['obstacle']}")
+    if obstacle:
+        raise ReplayError(f"the episode cannot be replayed: {obstacle}")
     return start
 
 
@@ -108,26 +108,32 @@ def _replay(
     env_id, layout = config.gym.env_id, read_observations(env, config.gym)
     actions = read_actions(env, config.gym)
     scale = Scaling(scaling, layout.dtype)
-    stored = episode.observations["obs" if "obs" in episode.observations else "obs.obs"]
+    stored = episode.observations.get("obs", episode.observations.get("obs.obs", np.empty(0)))
+    components = len(actions.low if actions.continuous else actions.sizes)
+    if stored.shape[1:] != (layout.size,) or episode.actions.shape[1:] != (components,):
+        raise ReplayError(f"the observations or actions of {env_id} have changed since these samples were stored")
     place = _find_place(env) if start is None else None
     with guard(env_id, "reset()"):
         raw = _reset(env, start)
     total, ended, text = 0.0, False, ""
     for step, obs in enumerate(stored):
+        name = f"step {episode.column + step}"  # as `inspect` numbers the steps
         if step:
             if ended:
-                raise ReplayError(f"the replayed episode ended before step {step}")
+                raise ReplayError(f"the replayed episode ended before {name}", step)
             action = to_env_actions(episode.actions[step - 1 : step], actions)[0]
-            with guard(env_id, f"step() after step {step - 1} of the replayed episode"):
+            with guard(env_id, f"step() before {name} of the replayed episode"):
                 raw, reward, terminated, truncated, _ = env.step(to_step_argument(action, actions))
                 total, ended, text = total + read_reward(reward), bool(terminated or truncated), to_text(action)
         if step or place is None:
             found = scale.apply(encode(np.asarray(raw, env.observation_space.dtype)[None], layout, env_id)[0])
             same = np.array_equal(found, obs) if place is None else np.allclose(found, obs, TOLERANCE, TOLERANCE)
             if not same:
-                raise ReplayError(f"the replayed observation differs from the stored one at step {step}")
+                raise ReplayError(f"the replayed observation differs from the stored one at {name}", step)
         if place is not None:
-            raw = scale.undo(obs, step)
+            raw = scale.undo(obs)
+            if raw is None:
+                raise ReplayError(f"gym.normalize_obs clipped the observation at {name}, so the state is unknown", step)
             place(env.unwrapped, raw)
         if step >= first:
             yield Frame(draw(env, env_id, raw, describe), seconds, 1, step, total, text, ended)

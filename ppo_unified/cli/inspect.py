@@ -29,12 +29,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of the sample to print, counted from 0, or 'all' (default: 0)",
     )
     add_json(parser)
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="read requests from stdin and write the states of replayed episodes to stdout, as described in "
+        "ppo_unified/runs/play_messages.py",
+    )
     add_runs_folder(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print one sample or all samples of a stored iteration."""
     run = find(options.run, options.folder)
+    if options.serve:
+        return _serve(run, options)
     stored = samples.read(run, _choose_iteration(run, options.iteration))
     found = stored.samples()
     chosen = _choose_samples(options.sample, len(found), stored.iteration)
@@ -48,6 +56,15 @@ def run(options: argparse.Namespace) -> int:
         meanings, tables = format_samples(each, len(found), stored.quantities(), width, can_color(sys.stdout))
         print_out("\n".join([*wrap_text(stored.summary(run.name), width), "", *meanings, *tables]))
     return 0
+
+
+def _serve(run: Run, options: argparse.Namespace) -> int:
+    given = {"--iteration": options.iteration is not None, "--sample": options.sample != "0", "--json": options.json}
+    for flag in (flag for flag, is_given in given.items() if is_given):
+        raise UsageError(f"{flag} has no effect with --serve; omit it")
+    from ppo_unified.cli.replay_server import serve  # imports code that draws pictures
+
+    return serve(run)
 
 
 def _choose_iteration(run: Run, wanted: int | None) -> int:

@@ -6,18 +6,14 @@ or crash the UI. `ppo_unified.runs.play_messages` describes the messages.
 
 from __future__ import annotations
 
-import os
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing
-from queue import SimpleQueue
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import BinaryIO
 
 from ppo_unified.cli.common import foreign_code
+from ppo_unified.cli.message_streams import decode_request, fit_frame, read_requests, send
 from ppo_unified.cli.policy import (
     LoadedPolicy,
     describe_checkpoint,
@@ -37,23 +33,16 @@ from ppo_unified.runs.play_messages import (
     PromptReply,
     PromptRequest,
     Ready,
-    Reply,
-    Request,
-    decode,
-    encode,
 )
-from ppo_unified.terminal.frames import fit
 from ppo_unified.text import format_number, replace_surrogates
 
-GRACE_S = 2.0  # if an environment hangs when stdin is closed, the process ends after this time
 MANY = 1000  # episodes, or held-out prompts, that are requested from an adapter at once
-MAX_TEXT = 100_000  # characters of a frame that is text
 DEFAULT_S = 1 / 30  # display time of a frame if the environment specifies an impossible one
 
 
 def serve(options: Namespace) -> int:
     """Answer the requests on stdin until it is closed."""
-    requests = _read_requests()
+    requests = read_requests()
     with foreign_code() as stdout:
         loaded = load_policy(options)
         with closing(loaded.adapter):
@@ -62,52 +51,16 @@ def serve(options: Namespace) -> int:
     return 0
 
 
-def _read_requests() -> Iterator[bytes]:
-    """Yield lines that a thread reads from stdin, until stdin is closed.
-
-    Environment code sees an empty stdin instead. When stdin is closed, the process exits after a short time, even if it
-    hangs.
-    """
-    own = os.dup(0)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    lines: SimpleQueue[bytes] = SimpleQueue()
-
-    def read() -> None:
-        with open(own, "rb") as stdin:
-            for line in stdin:
-                lines.put(line)
-        lines.put(b"")
-        time.sleep(GRACE_S)
-        os._exit(1)
-
-    threading.Thread(target=read, name="requests", daemon=True).start()
-    return iter(lines.get, b"")
-
-
-def _decode_request(line: bytes, kind: type[Request]) -> Any:
-    try:
-        return decode(line, kind.__name__)
-    except ValueError as error:
-        raise UsageError(f"stdin: {error}; see ppo_unified/runs/play_messages.py") from None
-
-
-def _send(stream: BinaryIO, reply: Reply, pixels: bytes = b"") -> None:
-    stream.write(encode(reply) + pixels)
-    stream.flush()
-
-
 # frames of an environment
 
 
 def _serve_frames(loaded: LoadedPolicy, options: Namespace, requests: Iterator[bytes], stream: BinaryIO) -> None:
     with closing(Episodes(loaded, options)) as episodes:
-        _send(stream, Ready(False, describe_checkpoint(loaded)))
+        send(stream, Ready(False, describe_checkpoint(loaded)))
         for line in requests:
-            request: FrameRequest = _decode_request(line, FrameRequest)
+            request: FrameRequest = decode_request(line, FrameRequest)
             episodes.advance(request)
-            _send(stream, *episodes.reply(request))
+            send(stream, *episodes.reply(request))
 
 
 class Episodes:
@@ -163,16 +116,11 @@ class Episodes:
         """Return the current frame and its pixels, in the requested size."""
         frame = self._frame
         assert frame is not None
-        columns, lines, text, pixels = 0, 0, "", b""
-        if isinstance(frame.picture, str):
-            text = frame.picture[:MAX_TEXT]
-        else:
-            picture = fit(frame.picture, request.columns, request.lines, request.blocks)
-            lines, columns, pixels = len(picture), picture.shape[1], np.ascontiguousarray(picture).tobytes()
+        drawn = fit_frame(frame.picture, request)
         reply = FrameReply(
-            columns=columns,
-            lines=lines,
-            text=text,
+            columns=drawn.columns,
+            lines=drawn.lines,
+            text=drawn.text,
             seconds=frame.seconds if 0 <= frame.seconds < 60 else DEFAULT_S,
             episode=self._episode,
             step=frame.step,
@@ -184,7 +132,7 @@ class Episodes:
             greedy=self._greedy,
             checkpoint=describe_checkpoint(self._loaded),
         )
-        return reply, pixels
+        return reply, drawn.pixels
 
     def close(self) -> None:
         """Close the environment."""
@@ -201,9 +149,9 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
     for greedy in (True, False):
         chat: Chat = make_chat(loaded.adapter, options.seed, greedy)
         chats[greedy], examples[greedy] = chat, _example_exchanges(chat)
-    _send(stream, Ready(True, describe_checkpoint(loaded)))
+    send(stream, Ready(True, describe_checkpoint(loaded)))
     for line in requests:
-        request: PromptRequest = _decode_request(line, PromptRequest)
+        request: PromptRequest = decode_request(line, PromptRequest)
         try:
             if request.prompt is None:
                 exchange = next(examples[request.greedy])
@@ -211,11 +159,11 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
                 exchange = chats[request.greedy].answer(replace_surrogates(request.prompt))
         except UsageError as error:
             examples[request.greedy] = _example_exchanges(chats[request.greedy])  # an error ends the old iterator
-            _send(stream, ErrorReply(str(error)))
+            send(stream, ErrorReply(str(error)))
         else:
             policy, reference = exchange_blocks(exchange, describe_decoding(request.greedy))
             texts = (policy.text, policy.facts, reference.text, reference.facts)
-            _send(stream, PromptReply(exchange.prompt, *texts, exchange.remark))
+            send(stream, PromptReply(exchange.prompt, *texts, exchange.remark))
 
 
 def _example_exchanges(chat: Chat) -> Iterator[Exchange]:

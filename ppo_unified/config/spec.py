@@ -103,7 +103,11 @@ class StoredEpisode:
 
 
 class ReplayError(Exception):
-    """The reason why a step of an episode cannot be drawn. The steps before it have been drawn correctly."""
+    """The reason why an episode cannot be drawn from `step` on. The states before it can be drawn."""
+
+    def __init__(self, reason: str, step: int = 0) -> None:
+        super().__init__(reason)
+        self.step = step
 
 
 @dataclass(frozen=True)

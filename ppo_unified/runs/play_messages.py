@@ -1,11 +1,15 @@
-"""The messages between `ppo-unified play RUN --serve` and the program that shows the policy, such as the terminal UI.
+"""The messages between `ppo-unified play RUN --serve` or `inspect RUN --serve` and a program that shows what they send.
 
-The program writes requests to the stdin of `play` and reads replies from its stdout. A message is one line of JSON. A
-FrameReply with a picture is followed by `lines * columns * 3` bytes: the RGB values of the picture's pixels.
+The program, such as the terminal UI, writes requests to the stdin of `play` or `inspect` and reads replies from stdout.
+A message is one line of JSON. A FrameReply with a picture is followed by `lines * columns * 3` bytes: the RGB values of
+the picture's pixels.
 
-`play` first sends a Ready message. Afterwards, it sends one reply for each request, so a program that sends its next
-request only when it needs a frame never receives frames faster than it can show them. `play` ends when its stdin is
-closed. If it cannot load or play the policy, it writes the error to stderr and exits.
+The command first sends a Ready message. Afterwards, it sends one reply for each request, so a program that sends its
+next request only when it needs a frame never receives frames faster than it can show them. The command ends when its
+stdin is closed. If it cannot load or play the policy, it writes the error to stderr and exits.
+
+`play` answers FrameRequests with FrameReplies, or PromptRequests with PromptReplies and ErrorReplies. `inspect` answers
+each ReplayRequest with a FrameReply, or with an ErrorReply if the step cannot be shown.
 """
 
 from __future__ import annotations
@@ -38,6 +42,18 @@ class FrameRequest:
 
 
 @dataclass(frozen=True)
+class ReplayRequest:
+    """Requests the state before a step of a stored sample, which is replayed in the environment."""
+
+    iteration: int
+    sample: int  # counted from 0
+    step: int  # counted from 0; the number of steps in the sample requests the state after the last step
+    columns: int  # size of the largest picture in cells
+    lines: int
+    blocks: bool  # a cell shows two pixels, one above the other, instead of one
+
+
+@dataclass(frozen=True)
 class PromptRequest:
     """Requests the responses to a prompt. If `prompt` is None, `play` chooses a held-out prompt."""
 
@@ -50,7 +66,7 @@ class Ready:
     """The policy has been loaded."""
 
     chat: bool  # True if `play` accepts only PromptRequests, False if it accepts only FrameRequests
-    checkpoint: str  # such as 'best checkpoint, step 2,048'
+    checkpoint: str  # such as 'best checkpoint, step 2,048'; "" for `inspect`
 
 
 @dataclass(frozen=True)
@@ -69,7 +85,7 @@ class FrameReply:
     ended: bool
     cut: bool  # True if the episode ended only because of this program's own limit on its length
     greedy: bool
-    checkpoint: str
+    checkpoint: str  # "" for `inspect`
 
 
 @dataclass(frozen=True)
@@ -86,15 +102,16 @@ class PromptReply:
 
 @dataclass(frozen=True)
 class ErrorReply:
-    """The reason why a prompt cannot be answered."""
+    """The reason why a prompt cannot be answered, or why a step cannot be shown."""
 
     text: str
 
 
-Request: TypeAlias = FrameRequest | PromptRequest
+Request: TypeAlias = FrameRequest | ReplayRequest | PromptRequest
 Reply: TypeAlias = Ready | FrameReply | PromptReply | ErrorReply
 _TYPES: dict[str, Any] = {
-    kind.__name__: kind for kind in (FrameRequest, PromptRequest, Ready, FrameReply, PromptReply, ErrorReply)
+    kind.__name__: kind
+    for kind in (FrameRequest, ReplayRequest, PromptRequest, Ready, FrameReply, PromptReply, ErrorReply)
 }
 
 

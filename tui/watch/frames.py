@@ -8,8 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 
-import numpy as np
-from rich.segment import Segment
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.timer import Timer
@@ -17,7 +15,7 @@ from textual.widgets import Static
 
 from ppo_unified.runs.play_messages import FrameReply, FrameRequest
 from ppo_unified.text import clean, pad
-from tui.watch.picture import Picture, character_lines, half_block_lines, text_lines
+from tui.watch.picture import Picture, frame_lines
 from tui.watch.speed import SHORTEST_S, SPEEDS, format_speed, frame_interval_s, steps_due
 
 LATE_S = 2.0  # the status shows the waiting time if a frame takes longer than this
@@ -37,7 +35,6 @@ class FramesView(Vertical):
         self.paused, self.speed, self.greedy = False, 1.0, True
         self.frame: FrameReply | None = None
         self._send, self._color = send, color
-        self._pixels = b""
         self._requested = 0.0  # time of the last request
         self._clock = 0.0  # time at which the current step was due
         self._waiting = False  # the reply has not arrived yet
@@ -75,8 +72,9 @@ class FramesView(Vertical):
 
     def show(self, frame: FrameReply, pixels: bytes) -> None:
         """Show a frame that has arrived."""
-        self._waiting, self.frame, self._pixels = False, frame, pixels
-        self.query_one(Picture).show(self._draw(frame))
+        self._waiting, self.frame = False, frame
+        picture = self.query_one(Picture)
+        picture.show(frame_lines(frame, pixels, self._color, *picture.size))
         self.update_status()
         if self._pending is not None:
             steps, new_episode = self._pending
@@ -92,12 +90,6 @@ class FramesView(Vertical):
         if self._timer is not None:
             self._timer.stop()
         self.update_status()
-
-    def _draw(self, frame: FrameReply) -> list[list[Segment]]:
-        if not self._pixels:
-            return text_lines(frame.text, *self.query_one(Picture).size)
-        pixels = np.frombuffer(self._pixels, np.uint8).reshape(frame.lines, frame.columns, 3)
-        return half_block_lines(pixels) if self._color else character_lines(pixels)
 
     def _schedule(self) -> None:
         """Request the next frame when it is due, after the terminal has received the current one."""

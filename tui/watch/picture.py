@@ -12,6 +12,7 @@ from textual.geometry import Region
 from textual.strip import Strip
 from textual.widget import Widget
 
+from ppo_unified.runs.play_messages import FrameReply
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.terminal.frames import UPPER_HALF, to_characters
 from ppo_unified.text import clean_lines, display_width, pad
@@ -48,6 +49,14 @@ class Picture(Widget):
         own = self.rich_style
         strip = Strip([Segment(" " * left, own), *(Segment(text, style or own) for text, style, _ in segments)])
         return strip.crop(0, width).extend_cell_length(width, own)
+
+
+def frame_lines(frame: FrameReply, pixels: bytes, color: bool, columns: int, lines: int) -> list[list[Segment]]:
+    """Convert a frame that was requested for a size in cells to lines. Without `color`, they consist of characters."""
+    if not pixels:
+        return text_lines(frame.text, columns, lines)
+    picture = np.frombuffer(pixels, np.uint8).reshape(frame.lines, frame.columns, 3)
+    return half_block_lines(picture) if color else character_lines(picture)
 
 
 def half_block_lines(pixels: np.ndarray) -> list[list[Segment]]:

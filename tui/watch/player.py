@@ -1,4 +1,4 @@
-"""The child process that loads a policy and plays it, so that environment code never runs in the UI."""
+"""The child process that plays a policy or replays samples, so that environment code never runs in the UI."""
 
 from __future__ import annotations
 
@@ -36,8 +36,17 @@ Receive: TypeAlias = Callable[[Reply | Ended, bytes], object]
 
 def play_command(run: Run) -> list[str]:
     """Return the command that plays the policy of a run."""
+    return _serve_command("play", run)
+
+
+def replay_command(run: Run) -> list[str]:
+    """Return the command that replays the stored samples of a run."""
+    return _serve_command("inspect", run)
+
+
+def _serve_command(command: str, run: Run) -> list[str]:
     # -P ignores modules in the current folder
-    return [sys.executable, "-P", "-m", "ppo_unified", "play", run.name, "--serve", "--runs", str(run.path.parent)]
+    return [sys.executable, "-P", "-m", "ppo_unified", command, run.name, "--serve", "--runs", str(run.path.parent)]
 
 
 class Player:

@@ -6,12 +6,11 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 
 from envs.gym.explain import alternatives, record
-from envs.gym.replay import Scaling, replay
+from envs.gym.replay import replay
 from envs.gym.vector import GymAdapter
 from ppo_unified import run as train
 from ppo_unified.config.spec import Frame, ReplayError, StoredEpisode
@@ -100,8 +99,8 @@ def test_states_of_cartpole_need_no_start() -> None:
     frames, reason = found.replay(0)
     assert len(frames) == 3
     assert reason == "the replayed observation differs from the stored one at step 3"
-    with pytest.raises(ReplayError, match=r"step 7 was clipped by gym\.normalize_obs"):
-        Scaling({"mean": [0.0], "factor": [0.5], "clip": 10}, "float32").undo(np.array([-10.0]), 7)
+    found.record["scaling"]["clip"] = 0.001
+    assert found.replay(0)[1] == "gym.normalize_obs clipped the observation at step 0, so the state is unknown"
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
@@ -157,10 +156,18 @@ def test_unknown_starts_are_explained(env_id: str, reason: str) -> None:
     assert reason in explained
 
 
-@pytest.mark.parametrize("stored", [None, [], {}])
+@pytest.mark.parametrize(
+    "stored", [None, [], {}, {"rows": []}, {"rows": [1]}, {"rows": [{"starts": [{"column": 0}]}]}, {"rows": {"0": 1}}]
+)
 def test_other_records_are_explained(stored: Any) -> None:
     found = collect(make_adapter("tests.gym_envs:Counter-v0"))
     assert found._replace(record=stored).replay(0)[1]
+
+
+def test_changed_spaces_are_explained() -> None:
+    found = collect(make_adapter("CartPole-v1"))
+    found.adapter.config.gym.env_id = "Acrobot-v1"
+    assert "of Acrobot-v1 have changed since these samples were stored" in found.replay(0)[1]
 
 
 def test_starts_take_bounded_memory() -> None:
