@@ -218,6 +218,12 @@ def _has_source(env_id: str) -> bool:
     return ":" in env_id or env_id.endswith(".py")
 
 
+def named_code(config: GymConfig) -> str:
+    """Return the modules and files that the options name, such as 'my_env.py:Env', or "" if there are none."""
+    names = [config.gym.env_id, *(text.partition("(")[0] for text in config.gym.wrappers)]
+    return ", ".join(filter(_has_source, names))
+
+
 def resolve(env_id: str) -> Any:
     """Return the specification of an environment.
 

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read requests from stdin and write the states of replayed episodes to stdout, as described in "
         "ppo_unified/runs/play_messages.py",
     )
+    parser.add_argument(
+        "--trust", action="store_true", help="with --serve: import the code that the run's config.toml names"
+    )
     add_runs_folder(parser)
 
 
@@ -43,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
     run = find(options.run, options.folder)
     if options.serve:
         return _serve(run, options)
+    if options.trust:
+        raise UsageError("--trust has no effect without --serve; omit it")
     stored = samples.read(run, _choose_iteration(run, options.iteration))
     found = stored.samples()
     chosen = _choose_samples(options.sample, len(found), stored.iteration)
@@ -64,7 +69,7 @@ def _serve(run: Run, options: argparse.Namespace) -> int:
         raise UsageError(f"{flag} has no effect with --serve; omit it")
     from ppo_unified.cli.replay_server import serve  # imports code that draws pictures
 
-    return serve(run)
+    return serve(run, options.trust)
 
 
 def _choose_iteration(run: Run, wanted: int | None) -> int:

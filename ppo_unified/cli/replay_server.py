@@ -28,16 +28,25 @@ BACK = 16  # a replay that restarts also draws this many states before the reque
 MAX_BYTES = 1 << 26  # of frames in memory
 
 
-def serve(run: Run) -> int:
-    """Answer the requests on stdin until it is closed. Raises UsageError if the run's episodes cannot be replayed."""
+def serve(run: Run, trust: bool) -> int:
+    """Answer the requests on stdin until it is closed. Raises UsageError if the run's episodes cannot be replayed.
+
+    Code that the run's configuration names is imported only if `trust` is true, because anyone may have written it.
+    """
     requests = read_requests()
     config = presets.from_file(run.config)
-    if not find_adapter(config.kind).replay:
+    spec = find_adapter(config.kind)
+    if not spec.replay:
         raise UsageError(f"{run.name}: samples of kind {config.kind!r} cannot be replayed")
+    code = load(spec.code)(config) if spec.code and not trust else ""
     with foreign_code() as stdout, closing(Replays(run, config)) as replays:
-        send(stdout.buffer, Ready(False, ""))
+        send(stdout.buffer, Ready(False, "", code))
         for line in requests:
-            send(stdout.buffer, *replays.answer(decode_request(line, ReplayRequest)))
+            request = decode_request(line, ReplayRequest)
+            if code:
+                send(stdout.buffer, ErrorReply(f"the frames need the code {code}, which is imported only with --trust"))
+            else:
+                send(stdout.buffer, *replays.answer(request))
     return 0
 
 

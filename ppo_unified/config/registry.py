@@ -34,6 +34,7 @@ BUILT_IN = {
         alternatives="envs.gym.explain:alternatives",
         record="envs.gym.explain:record",
         replay="envs.gym.replay:replay",
+        code="envs.gym.options:named_code",
         explain_mismatch="envs.gym.explain:explain_mismatch",
         play="envs.gym.play:play",
         score_tag="eval/return",

@@ -52,6 +52,9 @@ class AdapterSpec:
         ""  # (config, record, StoredEpisode, shows: as for `play`, first: int) -> iterator of Frame: the frames
     )
     # of an episode from step `first` on; raises ReplayError at the first step that cannot be drawn
+    code: str = (
+        ""  # (config) -> the code that the configuration names and `replay` imports, such as 'env.py:Env', or ""
+    )
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
     episodes: str = "episodes"  # the word for episodes in printed text, such as "responses"

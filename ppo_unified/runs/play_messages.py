@@ -67,6 +67,7 @@ class Ready:
 
     chat: bool  # True if `play` accepts only PromptRequests, False if it accepts only FrameRequests
     checkpoint: str  # such as 'best checkpoint, step 2,048'; "" for `inspect`
+    code: str = ""  # code named in config.toml that `inspect` does not import without --trust; it then shows no frame
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,14 @@ def serve(
     cwd: Path,
     answered: int = 99,
     env: Mapping[str, str] = os.environ,
+    command: Sequence[str] = ("play", "--serve"),
 ) -> tuple[list[Any], str]:
-    """Send requests to `play --serve`. Return the replies, without their pixels, and the output to stderr.
+    """Send requests to `play --serve` or another command. Return the replies without their pixels, and the output to
+    stderr.
 
     Only the first `answered` requests get a reply, unless the process ends earlier.
     """
-    words = [sys.executable, "-m", "ppo_unified", "play", str(run.path), "--serve"]
+    words = [sys.executable, "-m", "ppo_unified", *command, str(run.path)]
     pipe, replies = subprocess.PIPE, list[Any]()
     with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | env) as process:
         assert process.stdin

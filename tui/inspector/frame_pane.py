@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 from textual.app import ComposeResult
@@ -54,16 +55,29 @@ class FramePane(Vertical):
             super().__init__()
             self.player, self.reply, self.pixels = player, reply, pixels
 
-    def __init__(self, color: bool, id: str | None = None) -> None:
-        """Create an empty pane. Without `color`, pictures consist of characters."""
+    def __init__(
+        self,
+        color: bool,
+        id: str | None = None,
+        key: str = "f",
+        command: Callable[[Run, bool], list[str]] = replay_command,
+    ) -> None:
+        """Create an empty pane. Without `color`, pictures consist of characters.
+
+        `key` is the key that calls `allow_code`, for a notice. `command` returns the command of the child process, with
+        or without permission to import the run's code.
+        """
         super().__init__(id=id)
-        self._color = color
+        self._color, self._key, self._command = color, key, command
+        self._allowed = False  # the child process may import the code that the run's configuration names
+        self._code = ""  # the code that needs permission
         self._run: Run | None = None
         self._player: Player | None = None
         self._players = 0  # number of players that were started
         self._is_ready = False  # the player has sent its first message
         self._wanted: Place | None = None
         self._sent: tuple[Place, ReplayRequest] | None = None  # the request that has not been answered
+        self._failed: tuple[int, int] | None = None  # the sample at which the player has ended; it is not tried again
         self._since = 0.0  # when the wanted place was not visible for the first time
         self._ticker: Timer | None = None
 
@@ -90,7 +104,7 @@ class FramePane(Vertical):
         place = Place(iteration, sample, step)
         if self._run is None or run.path != self._run.path:
             self._close_player()
-            self._run = run
+            self._run, self._allowed, self._code, self._failed = run, False, "", None
         elif place == self._wanted:
             return
         self._wanted = place
@@ -98,16 +112,29 @@ class FramePane(Vertical):
             self._since = time.monotonic()
         self._request()
 
+    @property
+    def needs_permission(self) -> bool:
+        """True if frames need code that the run's configuration names, and `allow_code` has not been called."""
+        return bool(self._code)
+
+    def allow_code(self) -> None:
+        """Let the child process import the code that the run's configuration names, and show frames."""
+        self._close_player()
+        self._allowed, self._code, self._since = True, "", time.monotonic()
+        self._request()
+
     def _request(self) -> None:
         """Request the wanted place, unless a reply is awaited; then it is requested afterwards."""
         columns, lines = self.size
-        if self._wanted is None or self._run is None or self._sent is not None or not columns * lines:
+        if self._code or self._wanted is None or self._run is None or self._sent is not None or not columns * lines:
             return
         if self._player is None:
+            if self._wanted[:2] == self._failed:
+                return
             self._players, self._is_ready = self._players + 1, False
             number = self._players
             self._player = Player(
-                replay_command(self._run),
+                self._command(self._run, self._allowed),
                 lambda reply, pixels: self.post_message(self.Received(number, reply, pixels)),
             )
         request = ReplayRequest(*self._wanted, columns, lines, self._color)
@@ -128,9 +155,16 @@ class FramePane(Vertical):
         if message.player != self._players or self._player is None:
             return
         if isinstance(reply, Ready):
-            self._is_ready = True
+            self._is_ready, self._code = True, clean(reply.code)
+            if self._code:
+                self._close_player()
+                self._notify(
+                    f"Frames need code that the run's config.toml names: {self._code}. If you trust it, "
+                    f"press {self._key} to show them."
+                )
         elif isinstance(reply, Ended):
-            self._close_player()  # the next call of `show` starts another one
+            self._failed = self._sent[0][:2] if self._sent else None
+            self._close_player()
             self._notify("\n".join([f"No frames: {reply.reason}.", *reply.lines]))
         elif self._sent is not None:
             place, request = self._sent

@@ -39,9 +39,9 @@ def play_command(run: Run) -> list[str]:
     return _serve_command("play", run)
 
 
-def replay_command(run: Run) -> list[str]:
-    """Return the command that replays the stored samples of a run."""
-    return _serve_command("inspect", run)
+def replay_command(run: Run, trust: bool) -> list[str]:
+    """Return the command that replays the stored samples of a run. With `trust`, it imports the code of the run."""
+    return [*_serve_command("inspect", run), *(["--trust"] if trust else [])]
 
 
 def _serve_command(command: str, run: Run) -> list[str]:
