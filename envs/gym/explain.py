@@ -1,4 +1,4 @@
-"""Describes stored rollouts: actions and their alternatives, and how the episodes can be replayed.
+"""Describes stored rollouts: the actions, and how the episodes can be replayed.
 
 It also explains why a checkpoint does not fit.
 """
@@ -6,20 +6,16 @@ It also explains why a checkpoint does not fit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from envs.gym.errors import guard
 from envs.gym.policy import CLIP
 from envs.gym.spaces import to_env_units
-from envs.gym.vector import CHUNK, GymAdapter
-from ppo_unified.engine.rollout import Rollout, map_obs
-
-ALTERNATIVES = 5  # maximum number of actions per step
+from envs.gym.vector import GymAdapter
+from ppo_unified.engine.rollout import Rollout
 
 
 def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
@@ -33,23 +29,6 @@ def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
         return {"action": actions[..., 0]}
     texts = [" ".join(f"{x:.4g}" for x in action) for action in actions.reshape(-1, actions.shape[-1])]
     return {"action": np.array(texts).reshape(actions.shape[:2])}
-
-
-@torch.no_grad()
-def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor] | None:
-    """Return the likeliest actions at each step under the current policy, [N, T, K], and their log-probs.
-
-    The actions are numbered as in the environment. Return None for the reference model, which does not exist, and if
-    the actions are continuous or have several components.
-    """
-    flat = map_obs(lambda x: x.flatten(0, 1), rollout.obs)
-    starts = [] if reference else range(0, rollout.mask.numel(), CHUNK)
-    chunks = (map_obs(itemgetter(slice(start, start + CHUNK)), flat) for start in starts)
-    parts = [found for chunk in chunks if (found := adapter.policy.likeliest(chunk, ALTERNATIVES)) is not None]
-    if not parts:
-        return None
-    actions, logprobs = (torch.cat(part).unflatten(0, rollout.mask.shape) for part in zip(*parts, strict=True))
-    return actions + adapter.actions.start[0], logprobs
 
 
 def record(adapter: GymAdapter, rollout: Rollout) -> dict[str, Any]:

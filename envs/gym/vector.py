@@ -32,6 +32,7 @@ from ppo_unified.text import print_err
 
 REWARD_CLIP = 10.0  # scaled rewards are clipped to +-REWARD_CLIP
 CHUNK = 1 << 16  # number of observations per forward pass when the old log-probs and values are computed
+ALTERNATIVES = 5  # maximum number of stored likeliest actions per step
 
 
 class GymAdapter:
@@ -285,6 +286,23 @@ class GymAdapter:
 def build(config: GymConfig, device: torch.device) -> GymAdapter:
     """Create the adapter. The registered adapter specification refers to this function."""
     return GymAdapter(config, device)
+
+
+@torch.no_grad()
+def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor] | None:
+    """Return the likeliest actions at each step under the current policy, [N, T, K], and their log-probs.
+
+    The actions are numbered as in the environment. Return None for the reference model, which does not exist, and if
+    the actions are continuous or have several components.
+    """
+    flat = map_obs(lambda x: x.flatten(0, 1), rollout.obs)
+    starts = [] if reference else range(0, rollout.mask.numel(), CHUNK)
+    chunks = (map_obs(itemgetter(slice(start, start + CHUNK)), flat) for start in starts)
+    parts = [found for chunk in chunks if (found := adapter.policy.likeliest(chunk, ALTERNATIVES)) is not None]
+    if not parts:
+        return None
+    actions, logprobs = (torch.cat(part).unflatten(0, rollout.mask.shape) for part in zip(*parts, strict=True))
+    return actions + adapter.actions.start[0], logprobs
 
 
 def _stack(seen: list[Observations]) -> Observations:

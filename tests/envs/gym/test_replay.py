@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from envs.gym.explain import alternatives, record
+from envs.gym.explain import record
 from envs.gym.replay import replay
-from envs.gym.vector import GymAdapter
+from envs.gym.vector import GymAdapter, alternatives
 from ppo_unified import run as train
 from ppo_unified.config.spec import Frame, ReplayError, StoredEpisode
 from ppo_unified.runs import samples
