@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         return _serve(run, options)
     if options.trust:
         raise UsageError("--trust has no effect without --serve; omit it")
-    stored = samples.read(run, _choose_iteration(run, options.iteration))
+    stored = samples.read(run, choose_iteration(run, options.iteration))
     found = stored.samples()
     chosen = _choose_samples(options.sample, len(found), stored.iteration)
     each = [stored.document(number, found[number]) for number in chosen]
@@ -72,7 +72,7 @@ def _serve(run: Run, options: argparse.Namespace) -> int:
     return serve(run, options.trust)
 
 
-def _choose_iteration(run: Run, wanted: int | None) -> int:
+def choose_iteration(run: Run, wanted: int | None) -> int:
     """Return `wanted`, or the newest iteration if it is None. Raises UsageError if the iteration has no samples."""
     stored = samples.iterations(run)
     if not stored:

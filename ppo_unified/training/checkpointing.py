@@ -136,6 +136,22 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
         status.score = status.best_score = status.best_step = status.solved_step = None
         _record_outcome(status, {"checkpoint": None})
         return False
+    status.elapsed_s, restarted = restore_state(run, config, state, found)
+    _record_outcome(status, {"restored": restarted or "exact", "checkpoint": found.meta.step})
+    if restarted:
+        print_err(f"resumed at step {found.meta.step}, but results may differ from an uninterrupted run: {restarted}")
+    return True
+
+
+def restore_state(
+    run: Run, config: RunConfig, state: TrainingState, found: checkpoint.LoadedCheckpoint
+) -> tuple[float, str | None]:
+    """Restore `state` from a loaded checkpoint. Return the elapsed seconds, and the adapter's message about parts of
+    its state that it could not restore, or None.
+
+    Raises DamagedCheckpointError if the content has an unknown structure, and UsageError if the checkpoint does not
+    match the configuration.
+    """
     folder = checkpoint.checkpoint_folder(run, found.meta.step)
     restore_policy(state.adapter, run, config, found.meta.step, found.policy)
     try:
@@ -154,11 +170,7 @@ def restore(run: Run, config: RunConfig, status: Status, state: TrainingState, d
     learner.progress = _apply_options(progress, config)
     state.health.load_state_dict(contents.health)
     state.evaluations = evaluations
-    status.elapsed_s = contents.elapsed_s
-    _record_outcome(status, {"restored": restarted or "exact", "checkpoint": found.meta.step})
-    if restarted:
-        print_err(f"resumed at step {found.meta.step}, but results may differ from an uninterrupted run: {restarted}")
-    return True
+    return contents.elapsed_s, restarted
 
 
 def _record_outcome(status: Status, outcome: dict[str, Any]) -> None:

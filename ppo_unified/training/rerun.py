@@ -1,0 +1,196 @@
+"""Repeat the update of a stored iteration: from its rollout and the checkpoint before it, without new samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo_unified.config import presets
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.engine.batch import minibatches
+from ppo_unified.engine.ppo import ExtraLoss, Learner, backward, make_batch, make_learner, train
+from ppo_unified.engine.rollout import ActorCritic, Adapter, Rollout
+from ppo_unified.errors import UsageError
+from ppo_unified.runs import samples
+from ppo_unified.runs.folder import Run
+from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.training import checkpoint
+from ppo_unified.training.checkpointing import restore_state
+from ppo_unified.training.health import Health
+from ppo_unified.training.initialization import initialize
+from ppo_unified.training.session import build_adapter, resolve_device
+from ppo_unified.training.state import Evaluations, TrainingState
+from ppo_unified.training.step_table import make_step_table
+
+
+@dataclass(frozen=True)
+class Update:
+    """The result of an update."""
+
+    metrics: dict[str, float]  # as logged, including those after the update
+    logprobs: np.ndarray  # [N, T], after the update; 0 at masked steps
+    gradient: Tensor  # [P], of the policy's own parameters in the first minibatch, before clipping
+    change: Tensor  # [P], of the policy's own parameters in the whole update
+    has_critic: bool
+
+
+@dataclass(frozen=True)
+class StoredRollout:
+    """A source for the engine that returns a stored rollout."""
+
+    rollout: Rollout
+    extra_loss: ExtraLoss
+
+    def collect(self) -> Rollout:
+        return self.rollout
+
+
+def rerun_update(learner: Learner, rollout: Rollout, extra_loss: ExtraLoss) -> Update:
+    """Perform one iteration of the engine on a stored rollout, and return the update. Changes only the learner."""
+    gradient = _first_gradient(learner, rollout)
+    before = _flatten(learner.policy)
+    iteration = next(train(StoredRollout(rollout, extra_loss), learner))
+    table = make_step_table(learner, iteration)
+    return Update(
+        metrics=iteration.metrics | table.metrics,
+        logprobs=table.columns["logprob_new"].float().cpu().numpy(),
+        gradient=gradient,
+        change=_flatten(learner.policy) - before,
+        has_critic=any(True for _ in learner.policy.critic_parameters()),
+    )
+
+
+def _first_gradient(learner: Learner, rollout: Rollout) -> Tensor:
+    """Return the gradient of the first minibatch [P]. The learner's random state and weights remain unchanged."""
+    ppo, random_state = learner.ppo, learner.generator.get_state()
+    per_minibatch = ppo.normalize_advantages == "minibatch"
+    first = next(minibatches(make_batch(rollout, ppo), ppo.minibatches, per_minibatch, learner.generator))
+    backward(learner, first, learner.trains_critic_only)
+    learner.generator.set_state(random_state)
+    return _flatten(learner.policy, gradients=True)
+
+
+def _flatten(policy: ActorCritic, gradients: bool = False) -> Tensor:
+    """Return the weights, or the gradients, of all trained parameters except the critic's own, as a vector [P]."""
+    critic = {id(parameter) for parameter in policy.critic_parameters()}
+    own = [p for p in policy.parameters() if p.requires_grad and id(p) not in critic]
+    parts = [(torch.zeros_like(p) if p.grad is None else p.grad) if gradients else p.detach() for p in own]
+    return torch.cat([part.flatten().float().cpu() for part in parts])
+
+
+def cosine(one: Tensor, other: Tensor) -> float | None:
+    """Return the cosine of the angle between two vectors, or None if one of them is zero."""
+    one, other = one.double(), other.double()
+    norms = float(one.norm() * other.norm())
+    return min(1.0, max(-1.0, float(one @ other) / norms)) if norms else None
+
+
+def restore_rollout(stored: StoredIteration, where: str, device: torch.device) -> Rollout:
+    """Return the rollout of a stored iteration. Raises UsageError if the file does not contain all of it."""
+    columns, row_len = stored.columns, stored.state.get("row_len")
+    if stored.actions is None or not stored.observations or row_len is None:
+        raise UsageError(f"{where}: the file is from an older version and contains no observations and actions")
+    held = int(columns["mask"].sum())
+    if held != stored.steps:
+        raise UsageError(
+            f"{where}: the file contains only {held:,} of the iteration's {stored.steps:,} steps, and the update needs "
+            "all of them"
+        )
+    named = {name.removeprefix("obs."): torch.from_numpy(x).to(device) for name, x in stored.observations.items()}
+    names = ("reward", "value", "next_value", "continues", "mask", "logprob_old")
+    try:
+        rewards, values, next_values, continues, mask, logprobs = (
+            torch.from_numpy(columns[name]).to(device) for name in names
+        )
+        return Rollout(
+            obs=named["obs"] if list(stored.observations) == ["obs"] else named,
+            actions=torch.from_numpy(stored.actions).to(device),
+            logprobs=logprobs,
+            values=values,
+            rewards=rewards,
+            next_values=next_values,
+            continues=continues,
+            mask=mask,
+            row_len=int(row_len),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{where}: the file contains no valid rollout ({error})") from None
+
+
+def options_of(run: Run, stored: StoredIteration) -> RunConfig:
+    """Return the run's options in a stored iteration. Since then, a resume may have changed some of them.
+
+    Options that cannot change are read from config.toml, so that a sample file never names code to be imported.
+    """
+    names = ("ppo", "optim", "total_steps", "total_iterations", "threads")
+    changes = {name: stored.options[name] for name in names if name in stored.options}
+    where = f"{samples.sample_path(run, stored.iteration)}: options"
+    return presets.apply_changes(presets.from_file(run.config), changes, where)
+
+
+def find_start(run: Run, stored: StoredIteration) -> Path | None:
+    """Return the checkpoint before a stored iteration. Return None for iteration 1 without one: it starts with the
+    run's initial policy. Raises UsageError if there is no checkpoint, with the iterations that have one."""
+    found: dict[int, Path] = {}  # iteration after the checkpoint -> folder
+    for _, _, folder in run.checkpoint_folders():
+        try:
+            found[checkpoint.read_meta(folder).iteration + 1] = folder
+        except checkpoint.DamagedCheckpointError:
+            continue
+    if stored.iteration in found or stored.iteration == 1:
+        return found.get(stored.iteration)
+    usable = [number for number in samples.iterations(run) if number in found or number == 1]
+    raise UsageError(
+        f"{run.name} has no checkpoint from before iteration {stored.iteration}; stored iterations with one: "
+        f"{', '.join(map(str, usable)) or 'none'}"
+    )
+
+
+@contextmanager
+def _restore_learner(run: Run, config: RunConfig, start: Path | None) -> Iterator[tuple[Learner, Adapter]]:
+    """Create the learner and the adapter as they were at a checkpoint or, without one, at the start of the run."""
+    device = resolve_device(config)
+    adapter = build_adapter(config.beside_training(), device)
+    with closing(adapter):
+        totals = config.total_steps, config.total_iterations
+        learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
+        state = TrainingState(adapter, learner, Health(True), Evaluations())
+        if start is not None:
+            restore_state(run, config, state, checkpoint.load(start, device))
+        elif record := run.read_status().init:
+            initialize(adapter, record, device)
+        yield learner, adapter
+
+
+def repeat_iteration(run: Run, config: RunConfig, stored: StoredIteration) -> Update:
+    """Repeat a stored iteration's update with the options `config`, from the checkpoint before it.
+
+    Raises UsageError if the file does not contain the whole rollout, if there is no checkpoint, or if the update fails,
+    for example because a gradient is not finite.
+    """
+    start = find_start(run, stored)
+    with _restore_learner(run, config, start) as (learner, adapter):
+        device = next(adapter.policy.parameters()).device
+        rollout = restore_rollout(stored, str(samples.sample_path(run, stored.iteration)), device)
+        try:
+            return rerun_update(learner, rollout, adapter.extra_loss)
+        except (RuntimeError, IndexError, FloatingPointError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UsageError(f"{run.name}: the update of iteration {stored.iteration} fails: {why}") from error
+
+
+def find_errors(stored: StoredIteration, update: Update, names: Sequence[str]) -> dict[str, float]:
+    """Return how far a repeated update differs from the logged one: the error of each metric in `names`, and the
+    largest error of a log-prob after the update, as "logprob". Errors of metrics above 1 are relative."""
+    mask, errors = stored.columns["mask"], dict[str, float]()
+    for name in names:
+        logged = stored.metrics.get(name)
+        if logged is not None and name in update.metrics:
+            errors[name] = abs(update.metrics[name] - logged) / max(1.0, abs(logged))
+    return errors | {"logprob": float(np.abs(update.logprobs - stored.columns["logprob_new"])[mask].max())}
