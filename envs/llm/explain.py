@@ -26,8 +26,8 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the LLM columns of a rollout, each [N, T].
 
     The columns `token` and `text` cover the prompt and the response. All other columns are 0 in the prompt. The column
-    `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The column `score` contains
-    the raw score at the response's last step, and 0 at all other steps.
+    `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The columns of scores are 0
+    except at the response's last step: `score` is the raw score, and `score_used` the one in the reward.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask

@@ -178,7 +178,7 @@ class TokenPolicy(ActorCritic):
 
 def _chunk_size(network: Network) -> int:
     """Return the number of steps whose logits are in memory at a time."""
-    vocabulary = network.model.config.get_text_config().vocab_size
+    vocabulary: int = network.model.config.get_text_config().vocab_size
     return max(1, CHUNK.get(network.device.type, 1 << 23) // vocabulary)
 
 

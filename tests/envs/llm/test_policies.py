@@ -656,6 +656,9 @@ def test_run_stores_token_columns_in_samples(folder: Path) -> None:
     stored = samples.read(run, samples.iterations(run)[-1])
     steps = stored.sample_steps(stored.samples()[0])
     assert steps[0].keys() >= {"token", "text", "logprob_ref", "kl", "kl_full", "score", "score_used", "advantage"}
+    texts = [step["text"] for sample in stored.samples() for step in stored.sample_steps(sample)]
+    assert any("\\x" in text for text in texts)  # some tokens are parts of characters
+    assert "".join(texts).encode()  # no bytes remain as surrogates
     mask = stored.columns["mask"]
     assert float(stored.columns["kl"][mask].sum() / len(mask)) == pytest.approx(stored.metrics["ref/kl"], rel=1e-4)
     means = stored.columns["score"][mask].sum() / len(mask)
