@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 import numpy as np
 
+from ppo_unified.errors import UsageError
 from ppo_unified.inspection.formulas import Array, Objective
 from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.text import clean
 
 Moment: TypeAlias = int | Literal["after"]  # an epoch of the update, from 1, or after the update
 
@@ -37,12 +40,13 @@ class Settings:
 
     @classmethod
     def of(cls, stored: StoredIteration) -> Settings:
-        """Return the settings with which the run performed the iteration."""
-        ppo, llm, state = stored.options.get("ppo", {}), stored.options.get("llm", {}), stored.state
-        known = {name: value for name, value in (ppo | llm).items() if name in _NAMES}
-        if not ppo:
+        """Return the settings with which the run performed the iteration. Raises UsageError if the file contains an
+        invalid value."""
+        options, state = _section(stored, "ppo") | _section(stored, "llm"), stored.state
+        known = {name: value for name, value in options.items() if name in _NAMES}
+        if "normalize_advantages" not in known:
             known["normalize_advantages"] = _guess_normalization(stored)
-        return cls(**known | {
+        known |= {
             "gamma": stored.gamma,
             "lam": stored.lam,
             "clip": stored.clip,
@@ -50,7 +54,10 @@ class Settings:
             "advantage": stored.advantage_kind,
             "value_target": stored.value_target,
             **{name: state[name] for name in ("penalty_coef", "kl_coef") if state.get(name) is not None},
-        })  # fmt: skip
+        }
+        for name, value in known.items():
+            _check_value(stored, name, value)
+        return cls(**known)
 
     def with_value(self, name: str, value: Any) -> Settings:
         """Return the settings with another value. A group baseline also sets the values that it requires."""
@@ -65,6 +72,9 @@ class Settings:
 
 _NAMES = {f.name for f in fields(Settings)}
 LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
+COLUMNS = ("logprob_old", "logprob_new", "ratio", "reward", "value", "next_value")  # all that `recompute` needs
+EPOCHS = ("logprob", "value", "entropy", "minibatch")
+MOST_MINIBATCHES = 1 << 15
 # the values that rloo and grpo require
 GROUP_BASELINE: dict[str, Any] = {"gamma": 1.0, "lam": 1.0, "normalize_advantages": "none", "advantage": "gae"}
 CHOICES: dict[str, tuple[Any, ...]] = {  # the values of each setting that is not a number
@@ -72,6 +82,35 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # the values of each setting that is no
     for name, kind in get_type_hints(Settings).items()
     if kind is not float
 }
+
+
+def _section(stored: StoredIteration, name: str) -> dict[str, Any]:
+    """Return the run's options in a section; {} if the iteration was stored by an older version."""
+    section = stored.options.get(name, {})
+    return section if isinstance(section, dict) else {}
+
+
+def _check_value(stored: StoredIteration, name: str, value: Any) -> None:
+    known = CHOICES.get(name)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if value not in known if known else not is_number:
+        expected = f"one of {', '.join(map(str, known))}" if known else "a number"
+        raise UsageError(
+            f"samples of iteration {stored.iteration}: {option_name(name)}: expected {expected}, got "
+            f"{clean(repr(value))[:50]}; delete the file"
+        )
+
+
+def check_arrays(stored: StoredIteration) -> None:
+    """Raise UsageError if arrays are missing or have the wrong type."""
+    columns, epochs = stored.columns, stored.epochs
+    wrong = [name for name in COLUMNS if name not in columns or columns[name].dtype.kind not in "biuf"]
+    wrong += [f"epochs.{name}" for name in EPOCHS if epochs and (name not in epochs or epochs[name].ndim != 3)]
+    numbers = epochs.get("minibatch", np.zeros(1, int))
+    if numbers.dtype.kind != "i" or numbers.max(initial=0) >= MOST_MINIBATCHES or numbers.min(initial=0) < -1:
+        wrong.append("epochs.minibatch")
+    if wrong:
+        raise UsageError(f"samples of iteration {stored.iteration}: no valid {', '.join(wrong)}; delete the file")
 
 
 def option_name(setting: str) -> str:
@@ -113,7 +152,8 @@ def count_epochs(stored: StoredIteration) -> int:
 
 def group_size(stored: StoredIteration) -> int:
     """Return the number of responses to each prompt."""
-    return int(stored.options.get("llm", {}).get("group_size", 1))
+    size = _section(stored, "llm").get("group_size", 1)
+    return size if isinstance(size, int) and size > 0 else 1
 
 
 def sequence_weights(stored: StoredIteration, own: Settings) -> Array | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ppo_unified.inspection import formulas
 from ppo_unified.inspection.formulas import Array, Steps
-from ppo_unified.inspection.settings import LLM_SETTINGS, count_epochs, group_size, sequence_weights
+from ppo_unified.inspection.settings import LLM_SETTINGS, check_arrays, count_epochs, group_size, sequence_weights
 from ppo_unified.inspection.settings import Moment as Moment
 from ppo_unified.inspection.settings import Settings as Settings
 from ppo_unified.inspection.settings import choices as choices
@@ -45,8 +45,9 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
 
     An epoch shows each step as its minibatch saw it, just before the optimizer step. If advantages are normalized per
     minibatch, "after" uses the minibatches of the last epoch that reached the step. Raises ValueError for a moment that
-    is not stored.
+    is not stored, and UsageError if the file is damaged.
     """
+    check_arrays(stored)
     own = Settings.of(stored)
     if moment not in moments(stored):
         raise ValueError(f"moment: expected one of {moments(stored)}, got {moment!r}")

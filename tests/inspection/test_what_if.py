@@ -17,6 +17,7 @@ from ppo_unified.engine.batch import standardize
 from ppo_unified.engine.diagnostics import Totals, loss_metrics
 from ppo_unified.engine.ppo import make_batch, ppo_loss
 from ppo_unified.engine.rollout import Evaluation
+from ppo_unified.errors import UsageError
 from ppo_unified.inspection import what_if
 from ppo_unified.inspection.formulas import Array
 from ppo_unified.inspection.what_if import Recomputed, Settings, recompute
@@ -238,3 +239,27 @@ def test_extreme_ratios_give_no_warning() -> None:
         columns["ratio"] = np.exp(columns["logprob_new"] - columns["logprob_old"])
     found = recompute(replace(stored, columns=columns), Settings.of(stored))
     assert (found.columns["outside"][stored.columns["mask"]] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"ppo": {"objective": "clap"}}, "ppo.objective: expected one of clip, penalty, .*, got 'clap'"),
+     ({"ppo": {"value_clip": "0.1"}}, "ppo.value_clip: expected a number, got '0.1'"),
+     ({"ppo": {"dual_clip": [2]}}, r"ppo.dual_clip: expected a number, got \[2\]")],
+)  # fmt: skip
+def test_damaged_options_are_an_error(options: dict[str, Any], message: str) -> None:
+    stored, _ = record(BanditAdapter(), PPO(epochs=1))
+    with pytest.raises(UsageError, match=f"samples of iteration 1: {message}; delete the file"):
+        Settings.of(replace(stored, options=options))
+    assert Settings.of(replace(stored, options={"ppo": [], "llm": 3})).objective == "clip"
+
+
+def test_damaged_arrays_are_an_error() -> None:
+    stored, _ = record(BanditAdapter(), PPO(epochs=1))
+    own = Settings.of(stored)
+    without_ratio = replace(stored, columns={name: x for name, x in stored.columns.items() if name != "ratio"})
+    huge = replace(stored, epochs=stored.epochs | {"minibatch": stored.epochs["minibatch"].astype(np.int64) + 10**12})
+    without_entropy = replace(stored, epochs={name: x for name, x in stored.epochs.items() if name != "entropy"})
+    for damaged, name in ((without_ratio, "ratio"), (huge, "epochs.minibatch"), (without_entropy, "epochs.entropy")):
+        with pytest.raises(UsageError, match=f"samples of iteration 1: no valid {name}; delete the file"):
+            recompute(damaged, own)
