@@ -164,7 +164,6 @@ MUTANTS = [
     Mutant("inspector: dual clip cuts nothing", FORMULAS, "np.where(advantages < 0, passed * kept, passed)", "passed"),
     Mutant("inspector: dual clip before the clip", FORMULAS, "_fraction_kept(np.minimum(gain, clipped), objective", "_fraction_kept(clipped, objective"),
     Mutant("inspector: ties pass no gradient", FORMULAS, "0.5 * np.sign(difference, out=difference) + 0.5", "(difference > 0) * 1.0"),
-    Mutant("inspector: A = 0 is a cut", FORMULAS, " & (advantages != 0))", ")"),
     Mutant("inspector: derivative sign", FORMULAS, "derivative = -ratio * advantages", "derivative = ratio * advantages"),
     Mutant("inspector: derivative without ratio", FORMULAS, "derivative = -ratio * advantages", "derivative = -advantages"),
     Mutant("inspector: penalty without gradient", FORMULAS, "objective.penalty_coef * (ratio - 1) + derivative", "derivative"),

@@ -238,7 +238,9 @@ def _fraction_kept(larger: Array, smaller: Array) -> Array:
 
 def is_cut(ratio: Array, advantages: Array, objective: Objective) -> Array:
     """Return True at steps whose policy gradient is exactly zero because a clipped term was selected, bool [N, T]."""
-    return np.asarray((passed_gradient(ratio, advantages, objective) == 0) & (advantages != 0))
+    return np.asarray(
+        passed_gradient(ratio, advantages, objective) == 0
+    )  # at A = 0, the terms are equal: not 0 but 1/2
 
 
 def policy_derivative(ratio: Array, advantages: Array, objective: Objective) -> Array:
