@@ -133,8 +133,7 @@ def _reward(step: Step) -> list[Line]:
         return [Line("r", "reward from the environment", show(r), r)]
     if "token_reward" not in step:
         return [Line("r", "score - kl_coef*kl", "", r)]
-    before, penalty = step["token_reward"], settings.kl_coef * step["kl"]
-    score = before + penalty if step.is_last else 0.0
+    before, score = step["token_reward"], _used_score(step) if step.is_last else 0.0
     lines = _score(step, score) if step.is_last else []
     numbers = f"{show(score)} - {settings.kl_coef:g}*{show(step['kl'])}"
     if settings.baseline != "critic":
@@ -148,6 +147,13 @@ def _reward(step: Step) -> list[Line]:
     whitened = f"({show(before)} {subtract(mean)}) / {show(std)} {add(mean)}"
     lines.append(Line("r token", "score - kl_coef*kl", numbers, before))
     return [*lines, Line("r", "(r token - mean) / std + mean", whitened, r)]
+
+
+def _used_score(step: Step) -> float:
+    """Return the response's score in the reward. The penalty for a missing end token is that of the run."""
+    normalized = np.array(step["score_normalized"])
+    own, now = (formulas.clip_scores(normalized, x.score_clip) for x in (Settings.of(step.stored), step.settings))
+    return float(now - own) + step["score_used"]
 
 
 def _score(step: Step, score: float) -> list[Line]:
@@ -259,7 +265,8 @@ def _loss(step: Step) -> Line:
             numbers = f"{terms.penalty_coef:g}*({show(ratio)} - 1 {subtract(log_ratio)}) - {gain}"
         case _:
             clipped = min(max(ratio, 1 - terms.below), 1 + terms.above)
-            symbols, numbers = "min(ratio*A_used, clip*A_used)", f"min({gain}, {clipped:.6g}*{show(used)})"
+            limited = show(ratio) if clipped == ratio else f"{clipped:.6g}"
+            symbols, numbers = "min(ratio*A_used, clip*A_used)", f"min({gain}, {limited}*{show(used)})"
             if terms.dual_clip and used < 0:
                 symbols = f"max({symbols}, dual_clip*A_used)"
                 numbers = f"max({numbers}, {terms.dual_clip:g}*{show(used)})"
@@ -272,7 +279,7 @@ def _derivative(step: Step) -> Line:
     terms, used, ratio, derivative = step.settings.terms, step["advantage_used"], step["ratio"], step["derivative"]
     name, gain = "d loss", f"{show(ratio)}*{show(used)}"
     if step["cut"]:
-        return Line(name, "0; the selected term does not depend on log new", "0", derivative)
+        return Line(name, "0; the clipped term is a constant", "0", derivative)
     if terms.kind == "policy-gradient":
         return Line(name, "-A_used", show(-used), derivative)
     if terms.kind == "penalty":

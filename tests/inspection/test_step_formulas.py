@@ -123,6 +123,8 @@ def example(used: float = -2.117, ratio: float | None = None, actions: Any = Non
 def test_lines_of_the_example() -> None:
     lines = {line.name: (line.symbols, line.numbers, line.result) for line in explain(example())}
     assert lines["kl"] == ("log old - log ref", "-2.208 + 2.485", "0.277")
+    assert lines["d loss"] == ("0; the clipped term is a constant", "0", "0")
+    assert lines["loss"] == ("-min(ratio*A_used, clip*A_used)", "-min(0.308*-2.117, 0.8*-2.117)", lines["loss"][2])
     assert lines["r"] == ("score - kl_coef*kl", "0 - 0.02*0.277", "-0.0055")
     assert lines["delta"] == ("r + gamma*V' - V", "-0.0055 + 1*0.687 - 0.735", "-0.0535")
     assert lines["A"] == ("delta + gamma*lam*A'", "-0.0535 + 1*0.95*-0.687", "-0.706")
@@ -203,3 +205,13 @@ def test_sentence_names_the_source_of_the_advantage() -> None:
 )  # fmt: skip
 def test_numbers_are_short(x: float, text: str) -> None:
     assert show(x) == text
+
+
+def test_last_token_shows_an_exact_score() -> None:
+    """The score is not the difference of two rounded numbers."""
+    step = example()
+    last = {line.name: line for line in explain(Step(step.stored, step.recomputed, 0, 3))}
+    assert last["r"].numbers == "0 - 0.02*0"
+    inside = {line.name: line for line in explain(example(ratio=0.9))}
+    assert inside["loss"].numbers == "-min(0.900*-2.117, 0.900*-2.117)"
+    assert inside["d loss"].symbols == "-ratio*A_used"
