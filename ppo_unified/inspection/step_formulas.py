@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.inspection import formulas
-from ppo_unified.inspection.settings import Settings, count_epochs, group_size
+from ppo_unified.inspection.formulas import Array
+from ppo_unified.inspection.settings import Settings, group_size
 from ppo_unified.inspection.what_if import Recomputed, last_epochs
 from ppo_unified.runs.stored_iteration import StoredIteration
 
@@ -79,15 +80,16 @@ class Step:
         return "token" in self.stored.columns
 
     @cached_property
-    def epoch(self) -> tuple[int, np.ndarray] | None:
-        """The epoch that normalized this step's advantage, with all steps for which this is so, bool [N, T]."""
-        epochs = last_epochs(self.stored, self.recomputed.moment)
-        return next(((epoch, reached) for epoch, reached in epochs if reached[self.row, self.column]), None)
+    def epoch(self) -> int | None:
+        """The epoch whose loss is shown for this step, or None if the update did not reach the step."""
+        moment, numbers = self.recomputed.moment, self.stored.epochs.get("minibatch", ())
+        epochs = [moment] if isinstance(moment, int) else range(len(numbers), 0, -1)
+        return next((epoch for epoch in epochs if numbers[epoch - 1][self.row, self.column] >= 0), None)
 
     @property
     def is_trained(self) -> bool:
         """False if the update stopped before this step."""
-        normalized = self.settings.normalize_advantages == "minibatch" and count_epochs(self.stored)
+        normalized = self.settings.normalize_advantages == "minibatch" and "minibatch" in self.stored.epochs
         return self["share"] > 0 and not (normalized and self.epoch is None)
 
 
@@ -236,14 +238,24 @@ def _normalization(step: Step) -> tuple[float, float]:
     """Return the mean and standard deviation that normalize the advantage of a step, or (0, 0) if it is unchanged.
 
     They follow from the smallest and the largest advantage before and after normalization, which also works if some
-    rows are not stored.
+    rows are not stored. Each minibatch is computed only once, because a page may show thousands of its steps.
     """
-    chosen = step.stored.columns["mask"]
-    if step.settings.normalize_advantages == "minibatch" and step.epoch is not None:
-        epoch, reached = step.epoch
-        numbers = step.stored.epochs["minibatch"][epoch - 1]
-        chosen = reached & (numbers == numbers[step.row, step.column])
-    raw, used = (step.recomputed.columns[name][chosen].astype(float) for name in ("advantage", "advantage_used"))
+    known, epoch = step.recomputed.normalizations, step.epoch
+    if step.settings.normalize_advantages != "minibatch" or epoch is None:
+        if None not in known:
+            known[None] = _compute_normalization(step.recomputed, step.stored.columns["mask"])
+        return known[None]
+    numbers = step.stored.epochs["minibatch"][epoch - 1]
+    minibatch = int(numbers[step.row, step.column])
+    if (epoch, minibatch) not in known:
+        reached = dict(last_epochs(step.stored, step.recomputed.moment))[epoch]
+        known[epoch, minibatch] = _compute_normalization(step.recomputed, reached & (numbers == minibatch))
+    return known[epoch, minibatch]
+
+
+def _compute_normalization(recomputed: Recomputed, chosen: Array) -> tuple[float, float]:
+    """Return the mean and standard deviation that normalize the advantages of the chosen steps, bool [N, T]."""
+    raw, used = (recomputed.columns[name][chosen].astype(float) for name in ("advantage", "advantage_used"))
     low, high = raw.argmin(), raw.argmax()
     if used[high] == used[low] or np.array_equal(raw, used):
         return 0.0, 0.0

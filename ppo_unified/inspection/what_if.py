@@ -7,7 +7,7 @@ float32, as in the engine, so that rounding does not move a ratio across the end
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,6 +31,8 @@ class Recomputed:
     columns: dict[str, Array]  # [N, T] each, see `recompute`; entries are undefined at masked steps
     means: dict[str, float]  # means over the iteration, named like the logged metrics
     exact: bool  # False if rows that were not stored affect the results, for example in a mean
+    normalizations: dict[tuple[int, int] | None, tuple[float, float]] = field(default_factory=dict, repr=False)
+    # mean and standard deviation of the advantages by (epoch, minibatch), or None for the batch; see step_formulas
 
 
 def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "after") -> Recomputed:
