@@ -49,7 +49,7 @@ BANNED = {
     "ppo_unified.engine.ppo, ppo_unified.engine.batch, ppo_unified.engine.rollout, ppo_unified.testing": WORLDS,
     "ppo_unified.training.session": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes": {"torch", *WORLDS},
-    "ppo_unified.inspection.what_if": {"torch", *WORLDS},
+    "ppo_unified.inspection.what_if, ppo_unified.inspection.html_page": {"torch", *WORLDS},
     "ppo_unified.inspection.pieces": HEAVY,
     "ppo_unified.terminal.chat, ppo_unified.terminal.sample_table": HEAVY,
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ppo_unified", "envs", "tui")
-DATA = (".py", ".toml", ".tcss", "py.typed")
+DATA = (".py", ".toml", ".tcss", ".css", ".js", ".html", "py.typed")
 
 # Runs in the new environment. The audit hook sees each file that Python opens.
 USE = """
@@ -34,7 +34,9 @@ modules = [name for package in packages for name in (package, *(
 opened |= {importlib.import_module(name).__file__ for name in modules}
 from ppo_unified.cli.main import main
 with redirect_stdout(io.StringIO()):
-    for command in ("envs", "recipes", "train cartpole --total-steps 2000 --name a", "show a --once"):
+    training = "train cartpole --total-steps 2000 --name a"
+    commands = "envs", "recipes", training, "show a --once", "inspect a --html a.html"
+    for command in commands:
         assert main(command.split()) == 0, command
 print(len(modules), "modules imported")
 stray = sorted(path for path in opened if path.startswith(checkout) and not path.startswith(dependencies))

@@ -1,4 +1,4 @@
-"""`inspect`: print every quantity of PPO at every step of a stored sample, as a table or as JSON."""
+"""`inspect`: show every quantity of PPO at every step of stored samples, as a table, as JSON or as an HTML page."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder, integer
 from ppo_unified.errors import UsageError
+from ppo_unified.inspection.html_page import make_page, write_page
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run, find, to_json
 from ppo_unified.terminal.chat import wrap_text
@@ -19,16 +21,19 @@ from ppo_unified.text import can_color, clean, print_out
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
-    parser.add_argument(
-        "--iteration", type=integer, metavar="N", help="stored iteration to print (default: the newest)"
-    )
+    parser.add_argument("--iteration", type=integer, metavar="N", help="stored iteration to show (default: the newest)")
     parser.add_argument(
         "--sample",
-        default="0",
         metavar="N",
-        help="number of the sample to print, counted from 0, or 'all' (default: 0)",
+        help="number of the sample to show, counted from 0, or 'all' (default: 0; with --html, a selection)",
     )
     add_json(parser)
+    parser.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write a page for a web browser that shows samples with all formulas; the file needs no other file",
+    )
     parser.add_argument(
         "--serve",
         action="store_true",
@@ -42,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print one sample or all samples of a stored iteration."""
+    """Show one sample or several samples of a stored iteration."""
+    if options.html and options.json:
+        raise UsageError("inspect: expected --json or --html, got both; remove one of them")
     run = find(options.run, options.folder)
     if options.serve:
         return _serve(run, options)
@@ -50,7 +57,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--trust has no effect without --serve; omit it")
     stored = samples.read(run, choose_iteration(run, options.iteration))
     found = stored.samples()
-    chosen = _choose_samples(options.sample, len(found), stored.iteration)
+    if options.html:
+        numbers = options.sample and _choose_samples(options.sample, len(found), stored.iteration)
+        write_page(options.html, make_page(stored, run.name, numbers))
+        print_out(clean(options.html))
+        return 0
+    chosen = _choose_samples(options.sample or "0", len(found), stored.iteration)
     each = [stored.document(number, found[number]) for number in chosen]
     if options.json:
         about: dict[str, Any] = {"run": run.name, "iterations": samples.iterations(run), "samples": len(found)}
@@ -64,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _serve(run: Run, options: argparse.Namespace) -> int:
-    given = {"--iteration": options.iteration is not None, "--sample": options.sample != "0", "--json": options.json}
-    for flag in (flag for flag, is_given in given.items() if is_given):
+    given = {"--iteration": options.iteration, "--sample": options.sample, "--json": options.json or None}
+    given["--html"] = options.html
+    for flag in (flag for flag, value in given.items() if value is not None):
         raise UsageError(f"{flag} has no effect with --serve; omit it")
     from ppo_unified.cli.replay_server import serve  # imports code that draws pictures
 

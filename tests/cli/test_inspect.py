@@ -301,6 +301,15 @@ MISTAKES = {
     ): r"--sample: expected 'all' or a sample of iteration 2 \(0 to \d+\), got '99'$",
     ("pole", "--sample", "-1"): r"--sample: expected 'all' or a sample of iteration 2 .*, got '-1'$",
     ("pole", "--sample", "x"): r"--sample: expected 'all' or a sample of iteration 2 .*, got 'x'$",
+    ("pole", "--json", "--html", "x.html"): r"inspect: expected --json or --html, got both; remove one of them$",
+    ("pole", "--html", "missing/x.html"): r"--html missing/x.html: cannot write the page \(.*\); choose another path$",
+    (
+        "pole",
+        "--html",
+        "x.html",
+        "--sample",
+        "99",
+    ): r"--sample: expected 'all' or a sample of iteration 2 .*, got '99'$",
     ("pole", "--iteration", "x"): r"inspect: --iteration: expected an integer, got 'x'; see ppo-unified inspect --help",
     ("poel",): r"no run 'poel'.*did you mean 'pole'",
 }
@@ -360,3 +369,54 @@ def test_eval_labels_mean_with_the_adapters_score_name(
         shown = json.loads(out)
         assert (code, shown[key]) == (0, shown["score"])
         assert {"mean_score", "mean_return"} & set(shown) == {key}
+
+
+def page_document(path: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"))
+    assert found is not None
+    loaded: dict[str, Any] = json.loads(found[1])
+    return loaded
+
+
+@pytest.mark.usefixtures("sequences")
+def test_html_shows_the_same_steps_as_json(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_config(), tmp_path, "toy")
+    monkeypatch.chdir(tmp_path)
+    for folder, name, iteration in ((runs, "pole", "1"), (runs, "timed", "2"), (tmp_path, "toy", "1")):
+        arguments = ("--iteration", iteration)
+        assert command(folder, capsys, "inspect", name, "--html", "x.html", *arguments) == (0, "x.html\n", "")
+        shown = page_document(Path("x.html"))
+        every = document(folder, capsys, name, "--sample", "all", *arguments)["each"]
+        assert len(shown["samples"]) == len(every) <= 40
+        for sample, expected in zip(shown["samples"], every, strict=True):
+            assert sample["steps"] == [step["column"] for step in expected["steps"]]
+            for key in ("value", "ratio", "advantage", "return", "delta"):
+                numbers = [step[key] for step in expected["steps"]]
+                assert sample["columns"][key] == pytest.approx(numbers, rel=1e-5, abs=1e-5)
+        assert command(folder, capsys, "inspect", name, "--html", "x.html", "--sample", "1", *arguments)[0] == 0
+        (one,) = page_document(Path("x.html"))["samples"]
+        assert one["columns"] == shown["samples"][1]["columns"]
+
+
+def test_html_keeps_files_of_others(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "notes.html"
+    path.write_text("mine", encoding="utf-8")
+    code, out, err = command(runs, capsys, "inspect", "pole", "--html", str(path))
+    assert (code, out, path.read_text(encoding="utf-8")) == (2, "", "mine")
+    assert "the file exists and is not a page of `inspect`; choose another file name" in err
+
+
+def test_json_keeps_its_fields(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"column", "action", "reward", "value", "next_value", "delta", "advantage", "advantage_used", "return"}
+    step |= {"logprob_old", "logprob_new", "ratio", "clipped", "continues"}
+    about = {"run", "iterations", "samples", "iteration", "step", "iteration_steps", "gamma", "lam", "clip"}
+    about |= {"clip_high", "advantage_kind", "value_target", "metrics"}
+    for arguments in ((), ("--iteration", "1")):
+        shown = document(runs, capsys, "timed", *arguments)
+        assert about | {"sample", "row", "steps"} <= shown.keys()
+        assert step <= shown["steps"][0].keys()
+        every = document(runs, capsys, "timed", "--sample", "all", *arguments)
+        assert about | {"each"} <= every.keys()
+        assert {"sample", "row", "steps"} <= every["each"][0].keys()

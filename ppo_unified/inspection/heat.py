@@ -1,0 +1,74 @@
+"""The quantities that can color the tokens or steps of a sample, and their scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ppo_unified.inspection.formulas import Array
+from ppo_unified.inspection.what_if import Recomputed
+from ppo_unified.runs.stored_iteration import StoredIteration
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A quantity that can color steps."""
+
+    name: str  # of a column
+    label: str
+    meaning: str  # completes the sentence "Blue: ..."
+    scale: Literal["signed", "ratio", "range"] = "signed"  # the middle is 0, 1 or the median
+
+
+HEATS: tuple[Heat, ...] = (
+    Heat("advantage", "A", "better than the critic expected; orange: worse"),
+    Heat("ratio", "ratio", "the update made it more likely; orange: less likely", "ratio"),
+    Heat("kl", "KL", "more likely than under the reference model; orange: less likely"),
+    Heat("value", "V", "the critic expects more than usual; orange: less", "range"),
+    Heat("reward", "r", "positive reward; orange: negative"),
+    Heat("delta", "delta", "the outlook improved at this step; orange: it got worse"),
+    Heat("entropy", "entropy", "the policy was less certain than usual; orange: more certain", "range"),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The ends and the middle of a scale. Between them, the color follows the quantity, or its logarithm."""
+
+    low: float
+    middle: float
+    high: float
+    is_log: bool = False
+
+
+def make_scale(heat: Heat, x: Array) -> Scale:
+    """Return the scale for the valid numbers of an iteration. Its ends ignore the most extreme 2 %."""
+    finite = x[np.isfinite(x)].astype(np.float64)
+    if not finite.size:
+        return Scale(-1, 0, 1)
+    if heat.scale == "range":
+        low, middle, high = np.percentile(finite, (2, 50, 98))
+        return Scale(float(low), float(middle), float(high))
+    if heat.scale == "ratio":
+        largest = float(np.exp(max(np.percentile(np.abs(np.log(np.maximum(finite, 1e-9))), 98), 1e-3)))
+        return Scale(1 / largest, 1.0, largest, True)
+    limit = max(float(np.percentile(np.abs(finite), 98)), float(np.abs(finite).max()) / 10, 1e-9)
+    return Scale(-limit, 0.0, limit)
+
+
+def quantity(stored: StoredIteration, recomputed: Recomputed, name: str) -> Array | None:
+    """Return a quantity [N, T], recomputed if possible, or None if it is unknown.
+
+    The entropy after the update is not stored; the one of the last epoch is returned instead.
+    """
+    if name in recomputed.columns:
+        return recomputed.columns[name]
+    if name == "entropy":
+        entropies = stored.epochs.get(name)
+        if entropies is None or not len(entropies):
+            return None
+        epoch = recomputed.moment if isinstance(recomputed.moment, int) else len(entropies)
+        return np.asarray(entropies[epoch - 1])
+    return stored.columns.get(name)
