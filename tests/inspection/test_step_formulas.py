@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,14 @@ def test_last_token_shows_an_exact_score() -> None:
     inside = {line.name: line for line in explain(example(ratio=0.9))}
     assert inside["loss"].numbers == "-min(0.900*-2.117, 0.900*-2.117)"
     assert inside["d loss"].symbols == "-ratio*A_used"
+
+
+def test_rounding_errors_are_not_shown(folder: Path) -> None:
+    stored, _ = record_llm(folder, *LLM_OPTIONS["default"])
+    found = recompute(stored, Settings.of(stored))
+    wrong = np.argwhere(stored.columns["mask"] & (stored.columns["score"] == 0))
+    for row, column in wrong:
+        lines = {line.name: line.numbers for line in explain(Step(stored, found, int(row), int(column)))}
+        assert lines["r"].startswith("0 - ")
+        ratio, clipped = re.findall(r"([\d.]+)\*", lines["loss"])
+        assert clipped in (ratio, "0.8", "1.2")
