@@ -17,12 +17,15 @@ from tui.charts.plots import Plots
 from tui.dialogs import ConfirmDialog, PromptDialog
 from tui.runs.entries import Entry
 from tui.services import Services
+from tui.store import Store
 
 INTERRUPTED = ("stopped", "crashed", "failed")  # states of runs that the user probably wants to resume
 
 
 class RunActions(Screen[None]):
     """A screen whose actions apply to one run, `entry`. Subclasses add the bindings of the place "control"."""
+
+    store: Store
 
     def __init__(self, services: Services) -> None:
         super().__init__()
@@ -201,7 +204,9 @@ class RunActions(Screen[None]):
 
     def action_inspect(self) -> None:
         if entry := self._own_run("inspect"):
-            self.services.run_external("inspect", Run(entry.path))
+            from tui.inspector.screen import InspectorScreen  # imported late to show the first screen sooner
+
+            self.app.push_screen(InspectorScreen(self.services, self.store, entry.key))
 
     def action_play(self) -> None:
         if entry := self._own_run("watch"):

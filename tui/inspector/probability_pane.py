@@ -1,0 +1,84 @@
+"""The pane with the probability of the chosen token or action, and the likeliest alternatives, under each policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.cells import cell_len
+
+from ppo_unified.runs.stored_iteration import Alternatives
+from ppo_unified.text import pad
+from tui.inspector.lines import Line, LinesPane, Span, rule
+from tui.inspector.numbers import percent
+from tui.inspector.pieces import pieces_of
+from tui.inspector.shown import Shown
+from tui.inspector.table_pane import step_labels
+
+POLICIES = {"ref": "reference", "old": "old (sampled from)", "new": "new"}  # key of the alternatives -> heading
+COLUMNS = {"ref": "logprob_ref", "old": "logprob_old", "new": "logprob_new"}
+BAR = 8  # columns
+
+
+class ProbabilityPane(LinesPane):
+    """Shows how likely the chosen token was under the reference, old and new policy, and the five likeliest tokens."""
+
+    def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
+        policies = [name for name in POLICIES if COLUMNS[name] in shown.stored.columns]
+        lines: list[Line] = [rule("probabilities", width, shown.unicode), chosen_line(shown)]
+        if height < 3 or not shown.stored.alternatives:
+            return lines[:height]
+        room = (width - 2 * (len(policies) - 1)) // max(1, len(policies))
+        blocks = [_alternatives(shown, name, room) for name in policies]
+        for number in range(max(map(len, blocks))):
+            spans: list[Span] = []
+            for block in blocks:
+                text, style = block[number] if number < len(block) else (" " * room, "")
+                spans += [("  ", "")] * bool(spans) + [(text, style)]
+            lines.append(spans)
+        return lines[:height]
+
+
+def chosen_line(shown: Shown) -> Line:
+    """Return the probability of the chosen token or action under each policy, oldest first."""
+    label = step_labels(shown, [shown.step])[0].rstrip()
+    spans: list[Span] = [(f"p({label})  " if shown.has_text else f"p(action {label})  ", "bold")]
+    arrow = " → " if shown.unicode else " -> "
+    is_density = not shown.has_text and any(name.startswith("action_") for name in shown.stored.columns)
+    parts = []
+    for name, column in COLUMNS.items():
+        if column in shown.stored.columns:
+            logprob = float(shown.values(column)[shown.step])
+            parts.append(
+                f"{POLICIES[name].split()[0]} {f'density {logprob:.3f} (log)' if is_density else percent(logprob)}"
+            )
+    return [*spans, (arrow.join(parts), "")]
+
+
+def _alternatives(shown: Shown, policy: str, width: int) -> list[Span]:
+    """Return the heading of a policy and its likeliest tokens, each padded to `width` columns."""
+    block: list[Span] = [(pad(POLICIES[policy], width), "muted")]
+    found: Alternatives | None = shown.stored.alternatives.get(policy)
+    if found is None:
+        return block
+    row, column = shown.sample.row, shown.column
+    chosen = _chosen_action(shown)
+    texts = [shown.stored.vocabulary.get(int(action), str(int(action))) for action in found.actions[row, column]]
+    for action, text, logprob in zip(
+        found.actions[row, column].tolist(),
+        pieces_of(texts, shown.unicode),
+        found.logprobs[row, column].tolist(),
+        strict=True,
+    ):
+        share = percent(logprob)
+        size = max(4, width - len(share) - 3)
+        label = text + " " * (size - cell_len(text)) if cell_len(text) <= size else pad(text, size)
+        mark = ">" if action == chosen else " "
+        block.append((pad(f"{mark}{label} {share}", width), "bold" if action == chosen else ""))
+    return block
+
+
+def _chosen_action(shown: Shown) -> int | None:
+    for name in ("token", "action"):
+        if name in shown.stored.columns:
+            return int(shown.stored.columns[name][shown.sample.row, shown.column])
+    return None

@@ -1,0 +1,66 @@
+"""The interface of the panes that show all steps of a sample: tokens as text, or environment steps as strips."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.message import Message
+
+from ppo_unified.text import display_width
+from tui.inspector.heat import LEVELS, heat_letter, heat_style
+from tui.inspector.lines import Line, LinesPane, Span
+from tui.inspector.shown import Shown
+
+
+class StepsPane(LinesPane):
+    """Shows all steps of a sample with a cursor."""
+
+    class Clicked(Message):
+        """A step was clicked."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def lines_wanted(self, shown: Shown, width: int) -> int:
+        """Return the number of lines that the sample needs in `width` columns."""
+        raise NotImplementedError
+
+    def step_by_lines(self, by: int) -> int:
+        """Return the step that is `by` lines below the cursor's."""
+        raise NotImplementedError
+
+    def step_at(self, x: int, y: int) -> int | None:
+        """Return the step that is painted at a cell of the pane, if any."""
+        raise NotImplementedError
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        step = self.step_at(event.x, event.y)
+        if step is not None:
+            self.post_message(self.Clicked(step))
+
+
+def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
+    """Return a line with the name, the colors and the range of the heat."""
+    heat, scale, letters = shown.heat, shown.scale, not shown.colors
+    spans: list[Span] = [(f"heat {heat.label} ", "bold"), (f" {scale.low:.3g} ", "muted")]
+    for level in range(-LEVELS, LEVELS + 1):
+        if level == 0:
+            spans.append((f" {scale.middle:.3g} ", ""))
+        else:
+            style = "" if letters else heat_style(level, shown.dark, shown.background)
+            spans.append((heat_letter(level) if letters else "  ", style))
+    spans.append((f" {scale.high:.3g}", "muted"))
+    meaning = heat.meaning if not letters else heat.meaning.replace("orange", "abcd")
+    spans.append((f"   {'ABCD' if letters else 'blue'}: {meaning}", "muted"))
+    used = sum(display_width(text) for text, _ in spans)
+    if note:
+        room = max(0, width - display_width(note) - 2)
+        spans[-1] = (_cut(spans[-1][0], room - (used - display_width(spans[-1][0]))), "muted")
+        gap = width - sum(display_width(text) for text, _ in spans) - display_width(note)
+        spans.append((" " * max(1, gap) + note, ""))
+    return spans
+
+
+def _cut(text: str, width: int) -> str:
+    """Return a text that is dropped if it does not fit."""
+    return text if display_width(text) <= width else ""

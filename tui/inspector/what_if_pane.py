@@ -1,0 +1,170 @@
+"""The pane that changes options and shows the recomputed numbers beside the run's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from ppo_unified.errors import UsageError
+from ppo_unified.inspection.what_if import Recomputed, Settings, choices, unavailable
+from ppo_unified.runs.samples import StoredIteration
+from tui.inspector.lines import Line, LinesPane, Span, rule
+from tui.inspector.numbers import cell
+from tui.inspector.shown import Shown
+
+FIRST = ("gamma", "lam", "clip", "clip_high", "kl_coef", "kl", "score_clip", "normalize_advantages", "advantage")
+ORDER = (*FIRST, *(f.name for f in fields(Settings) if f.name not in FIRST))
+LADDERS: dict[str, tuple[float, ...]] = {  # the values that the keys < and > offer
+    "gamma": (0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1),
+    "lam": (0, 0.25, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
+    "kl_coef": (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+    "score_clip": (0, 0.5, 1, 2, 5, 10),
+    "dual_clip": (0, 1.5, 2, 3, 5),
+    "penalty_coef": (0, 0.1, 0.3, 1, 3, 10),
+}
+CLIPS = (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1)
+LIMITS = {"gamma": (0.0, 1.0), "lam": (0.0, 1.0)}  # of the other numbers: >= 0
+RESULTS = {  # quantity of the step -> its name
+    "reward": "r",
+    "delta": "delta",
+    "advantage": "A",
+    "advantage_used": "A used",
+    "return": "return",
+    "ratio": "ratio",
+    "loss": "loss",
+    "derivative": "dL/dlogp",
+}
+MEANS = {  # mean of the iteration -> its name
+    "policy/clip_fraction": "outside",
+    "policy/clip_fraction_after": "outside",
+    "cut": "cut",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
+    "reward/total": "reward",
+    "value/explained_variance": "expl. var.",
+}
+NAME, VALUE = 13, 9  # columns
+
+
+class WhatIfPane(LinesPane):
+    """Lists the options with their values in the run and now, and the results for the step and the iteration."""
+
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.option = FIRST[0]
+
+    def move(self, by: int) -> None:
+        """Select the option `by` lines below."""
+        assert self.shown is not None
+        names = listed_options(self.shown.stored)
+        at = names.index(self.option) if self.option in names else 0
+        self.option = names[min(max(0, at + by), len(names) - 1)]
+        self.repaint()
+
+    def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
+        run, now = shown.run.settings, shown.now.settings
+        reasons = unavailable(shown.stored, now)
+        lines: list[Line] = [rule("what if", width, shown.unicode)]
+        lines.append([(f"{'':<{NAME}} {'run':>{VALUE}} {'now':>{VALUE + 2}}", "muted")])
+        results = _results(shown, width)
+        names = listed_options(shown.stored)
+        at = names.index(self.option) if self.option in names else 0
+        room = max(3, height - len(lines) - len(results) - 1)
+        top = max(0, min(at - room // 2, len(names) - room))
+        lines += [_option_line(name, run, now, name == self.option, reasons) for name in names[top : top + room]]
+        reason = reasons.get(self.option, "")
+        hint = f"{self.option}: {reason}" if reason else "< > change   Enter type   r reset"
+        lines.append([(hint[: max(0, width)], "muted")])
+        return [*lines, *results][:height]
+
+
+def _option_line(name: str, run: Settings, now: Settings, is_selected: bool, reasons: dict[str, str]) -> Line:
+    before, after = (format_value(getattr(settings, name)) for settings in (run, now))
+    value = f"< {after} >" if is_selected else f"{after}  "
+    label = {"normalize_advantages": "normalize"}.get(name, name)
+    style = "cursor" if is_selected else "muted" if name in reasons else "accent" if before != after else ""
+    return [(f"{label:<{NAME}} {before:>{VALUE}} {value:>{VALUE + 2}}", style)]
+
+
+def _results(shown: Shown, width: int) -> list[Line]:
+    """Return the lines with the numbers of the step and the means of the iteration, run and now."""
+    row, column = shown.sample.row, shown.column
+    unit = "token" if shown.has_text else "step"
+    lines: list[Line] = [rule(f"this {unit}", width, shown.unicode)]
+    for name, label in RESULTS.items():
+        before, after = (float(x.columns[name][row, column]) for x in (shown.run, shown.now))
+        lines.append(_result_line(label, before, after))
+    lines.append(rule("this iteration", width, shown.unicode))
+    run, now = (iteration_means(shown.stored, x) for x in (shown.run, shown.now))
+    lines += [_result_line(label, run[name], now[name]) for name, label in MEANS.items() if name in run]
+    return lines
+
+
+def iteration_means(stored: StoredIteration, recomputed: Recomputed) -> dict[str, float]:
+    """Return the means of an iteration, and the fraction of steps whose gradient is cut."""
+    mask = stored.columns["mask"]
+    return recomputed.means | {"cut": float(recomputed.columns["cut"][mask].mean())}
+
+
+def _result_line(label: str, before: float, after: float) -> Line:
+    changed = cell(before) != cell(after)
+    spans: list[Span] = [(f"{label:<{NAME}} {cell(before):>{VALUE}} ", "")]
+    spans.append((f"{cell(after):>{VALUE}}  ", "accent" if changed else ""))
+    return spans
+
+
+def format_value(value: Any) -> str:
+    """Format the value of an option."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, int | float) else str(value)[:VALUE]
+
+
+def listed_options(stored: StoredIteration) -> list[str]:
+    """Return the options that can be changed for this iteration, and those without effect in the current settings."""
+    missing = unavailable(stored)
+    own = Settings.of(stored)
+    return [name for name in ORDER if name not in missing or name in FIRST or _is_curable(missing[name], own)]
+
+
+def _is_curable(reason: str, own: Settings) -> bool:
+    return reason.startswith("no effect")
+
+
+def neighbor_value(stored: StoredIteration, settings: Settings, name: str, by: int) -> Any:
+    """Return the next larger (1) or smaller (-1) value of an option, or the next choice."""
+    value = getattr(settings, name)
+    options: Sequence[Any] = choices(stored, name)
+    if options:
+        return options[(options.index(value) + by) % len(options)]
+    own = getattr(Settings.of(stored), name)
+    ladder = sorted({*LADDERS.get(name, CLIPS), own, value})
+    return ladder[min(max(0, ladder.index(value) + by), len(ladder) - 1)]
+
+
+def change_option(stored: StoredIteration, settings: Settings, name: str, value: Any) -> Settings:
+    """Return the settings with one option changed. Raises UsageError if it cannot be changed."""
+    reasons = unavailable(stored, settings)
+    if name in reasons:
+        raise UsageError(f"{name}: {reasons[name]}")
+    return replace(settings, **{name: value})
+
+
+def parse_value(stored: StoredIteration, name: str, text: str) -> Any:
+    """Parse the typed value of an option. Raises UsageError."""
+    options = choices(stored, name)
+    if options:
+        named = {format_value(option) if isinstance(option, bool) else str(option): option for option in options}
+        if text not in named:
+            raise UsageError(f"{name}: expected {' or '.join(named)}, got '{text}'")
+        return named[text]
+    low, high = LIMITS.get(name, (0.0, float("inf")))
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high or value == float("inf"):
+        limit = f"from {low:g} to {high:g}" if name in LIMITS else ">= 0"
+        raise UsageError(f"{name}: expected a number {limit}, got '{text}'")
+    return value
