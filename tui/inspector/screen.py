@@ -278,9 +278,7 @@ class InspectorScreen(Screen[None]):
             return False
         if action in OPTIONS:
             return self._what_if
-        if self._what_if and action in ("sample_next", "sample_previous"):
-            return False
-        return True
+        return not (self._what_if and action in ("sample_next", "sample_previous"))
 
     def action_back(self) -> None:
         if self._what_if:

@@ -102,9 +102,14 @@ def step_labels(shown: Shown, steps: Sequence[int]) -> list[str]:
     return [_fit(action_label(shown, step)) for step in steps]
 
 
+def action_columns(shown: Shown) -> list[str]:
+    """Return the columns with the action: `action`, or one per component, such as `action_0`."""
+    return [name for name in shown.stored.columns if name.partition("_")[0] == "action"]
+
+
 def action_label(shown: Shown, step: int) -> str:
     """Return the action of a step as text."""
-    names = [name for name in shown.stored.columns if name == "action" or name.startswith("action")]
+    names = action_columns(shown)
     if not names:
         return ""
     numbers = [shown.stored.columns[name][shown.sample.row, shown.sample.columns[step]] for name in names]
