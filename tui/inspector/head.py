@@ -43,7 +43,7 @@ def format_head(
 
 def format_sample(inspection: Inspection, shown: Shown) -> Content:
     """Return the facts of the selected sample."""
-    rows, number = inspection.rows.numbers, shown.number
+    rows, number = inspection.list.columns, shown.number
     unit = "tokens" if shown.has_text else "steps"
     facts = [f"sample {number} of {shown.count}", f"score {format_number(float(rows['score'][number]))}"]
     facts += [f"KL {rows['kl'][number]:.3f}"] if "kl" in rows else []

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from ppo_unified.inspection.sample_list import SampleList
 from ppo_unified.inspection.what_if import Moment, Recomputed, Settings, moments, recompute
 from ppo_unified.runs.samples import StoredIteration
-from tui.inspector._interim import make_rows, order
 from tui.inspector.heat import HEATS, Scale, make_scale
 from tui.inspector.shown import Look, Shown, quantity
 
 SORTS = {  # key -> heading of the list
-    "clipped": "most clipped first",
-    "score": "lowest score first",
+    "cut": "most clipped first",
+    "score": "highest score first",
     "kl": "highest KL first",
     "advantage": "largest |A| first",
     "length": "longest first",
@@ -29,7 +29,7 @@ MOST_CACHED = 12  # recomputed iterations in memory
 class View:
     """The choices that stay the same when another iteration is shown."""
 
-    sort: str = "clipped"
+    sort: str = "cut"
     query: str = ""
     heat: str = "advantage"
     moment: Moment = "after"
@@ -53,7 +53,7 @@ class Inspection:
         if view.heat not in [heat.name for heat in self.heats]:
             view = replace(view, heat=self.heats[0].name)
         self.view = view
-        self.rows = make_rows(stored, self.samples, self.now)
+        self.list = SampleList.of(stored, self.now)
         self.order: list[int] = []
         self.number = self.step = 0
         self.arrange()
@@ -109,8 +109,17 @@ class Inspection:
 
     def arrange(self) -> None:
         """Sort and filter the samples. The selected sample stays selected, even if the filter hides it."""
-        self.rows = make_rows(self.stored, self.samples, self.now)
-        self.order = order(self.rows, self.view.sort, self.view.query)
+        self.list = SampleList.of(self.stored, self.now)
+        self.order = self._sorted()
+
+    def _sorted(self) -> list[int]:
+        """Return the listed samples. Samples with equally many cut steps are sorted by those outside the clip range."""
+        listed = self.list.filter(self.view.query) if self.view.query else None
+        order = self.list.sort(self.view.sort, listed)
+        if self.view.sort == "cut":
+            cut, outside = self.list.columns["cut"], self.list.columns["outside"]
+            order.sort(key=lambda number: (-cut[number], -outside[number], number))
+        return order
 
     def select(self, number: int) -> None:
         """Select a sample, and its first step whose gradient is cut, or that is outside the clip range, if any."""
@@ -126,7 +135,7 @@ class Inspection:
 
     def select_extreme(self, best: bool) -> None:
         """Select the listed sample with the highest or lowest score."""
-        scores = self.rows.numbers["score"]
+        scores = self.list.columns["score"]
         if self.order:
             self.select((max if best else min)(self.order, key=lambda number: scores[number]))
 
@@ -183,12 +192,13 @@ class Inspection:
 
     def next_sort(self) -> None:
         """Sort the list by the next key."""
-        names = [name for name in SORTS if name in self.rows.numbers or name == "clipped"]
+        names = [name for name in SORTS if name in self.list.columns]
         self.view = replace(self.view, sort=names[(names.index(self.view.sort) + 1) % len(names)])
         self.arrange()
 
     def set_query(self, query: str) -> None:
-        """List only the samples that match a query."""
+        """List only the samples that match a query. Raises UsageError if it is invalid."""
+        self.list.filter(query)
         self.view = replace(self.view, query=query)
         self.arrange()
 
@@ -196,4 +206,4 @@ class Inspection:
         """Recompute with other options. The order of the list does not change."""
         changes = {name: value for name, value in vars(settings).items() if value != getattr(self.own, name)}
         self.view = replace(self.view, changes=changes)
-        self.rows = make_rows(self.stored, self.samples, self.now)
+        self.list = SampleList.of(self.stored, self.now)

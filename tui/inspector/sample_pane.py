@@ -16,8 +16,8 @@ from tui.inspector.shown import Shown
 
 NUMBERS = {  # column -> header and width, in the order of the table
     "length": ("len", 5),
-    "score": ("score", 7),
-    "kl": ("KL", 7),
+    "score": ("score", 6),
+    "kl": ("KL", 6),
     "advantage": ("|A|", 6),
     "outside": ("out", 4),
     "cut": ("cut", 4),
@@ -69,24 +69,25 @@ class SamplePane(LinesPane):
 def _choose_columns(inspection: Inspection, width: int) -> list[str]:
     room, chosen = width - 5 - LEAST_TEXT, set[str]()
     for name in IMPORTANT:
-        if name in inspection.rows.numbers and NUMBERS[name][1] <= room:
+        if name in inspection.list.columns and NUMBERS[name][1] <= room:
             chosen.add(name)
             room -= NUMBERS[name][1]
     return [name for name in NUMBERS if name in chosen]
 
 
 def _sample_line(inspection: Inspection, number: int, text: int, names: Sequence[str], shown: Shown) -> Line:
-    rows, is_selected = inspection.rows, number == shown.number
+    found, is_selected = inspection.list, number == shown.number
     if shown.has_text:
-        arrow = " > " if rows.prompts[number] else ""
-        words = visible_text(rows.prompts[number][-text:], shown.unicode)
-        words += arrow + visible_text(rows.texts[number][: 2 * text], shown.unicode)
+        prompt, response = found.texts[number]
+        half = max(0, (text - 3) // 2)
+        before = prompt[-half:] if len(prompt) > half else prompt
+        words = visible_text(f"{before} > {response[: 2 * text]}" if before else response[: 2 * text], shown.unicode)
     else:
         sample = inspection.samples[number]
         words = f"env {sample.row}, from step {int(sample.columns[0])}"
     size = cell_len(words)
     label = words + " " * (text - size) if size <= text else pad(words, text)
-    cells = "".join(f"{_cell(name, rows.numbers[name][number]):>{NUMBERS[name][1]}}" for name in names)
+    cells = "".join(f"{_cell(name, found.columns[name][number]):>{NUMBERS[name][1]}}" for name in names)
     return [(f"{'>' if is_selected else ' '}{number:>4} {label}{cells}", "cursor" if is_selected else "")]
 
 

@@ -387,11 +387,15 @@ class InspectorScreen(Screen[None]):
             self.app.push_screen(ask)
 
     def _check_query(self, text: str) -> None:
-        return None
+        if self.inspection is not None:
+            self.inspection.list.filter(text)
 
     def _preview_query(self, text: str) -> None:
         if self.inspection is not None:
-            self.inspection.set_query(text)
+            try:
+                self.inspection.set_query(text)
+            except UsageError:
+                return
             if self.inspection.order and self.inspection.number not in self.inspection.order:
                 self.inspection.select(self.inspection.order[0])
             self.update_panes()

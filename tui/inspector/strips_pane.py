@@ -13,7 +13,7 @@ from tui.inspector.numbers import cell
 from tui.inspector.shown import Shown, quantity
 from tui.inspector.steps_pane import StepsPane, heat_legend
 from tui.inspector.summary_pane import BARS
-from tui.inspector.table_pane import action_columns, action_label
+from tui.inspector.table_pane import action_label, action_parts
 from tui.inspector.text_pane import clip_marks
 
 NAME, VALUE = 9, 9  # columns of a strip's name, and of its number at the cursor
@@ -33,7 +33,7 @@ class StripsPane(StepsPane):
 
     def lines_wanted(self, shown: Shown, width: int) -> int:
         bars = [name for name in BAR_STRIPS if quantity(shown.stored, shown.now, name) is not None]
-        return 4 + len(action_columns(shown)) + len(bars)
+        return 4 + len(action_parts(shown)) + len(bars)
 
     def step_by_lines(self, by: int) -> int:
         assert self.shown is not None
@@ -55,7 +55,8 @@ class StripsPane(StepsPane):
             self._left = shown.step - room // 2
         self._left = max(0, min(self._left, steps - room))
         seen = slice(self._left, min(steps, self._left + room))
-        lines: list[Line] = [heat_legend(shown, width), *(_action_strip(shown, x, seen) for x in action_columns(shown))]
+        lines: list[Line] = [heat_legend(shown, width)]
+        lines += [_action_strip(shown, name, x, seen) for name, x in action_parts(shown).items()]
         for name, label in BAR_STRIPS.items():
             if quantity(shown.stored, shown.now, name) is not None:
                 lines.append(_bar_strip(shown, name, label, seen))
@@ -89,14 +90,13 @@ def _bars(x: np.ndarray, unicode: bool) -> list[str]:
     return [bars[1 + round(float(part) * (len(bars) - 2))] for part in share]
 
 
-def _action_strip(shown: Shown, name: str, seen: slice) -> Line:
-    x = np.asarray(shown.stored.columns[name][shown.sample.row, shown.sample.columns])
-    label = action_label(shown, shown.step) if name == "action" else cell(float(x[shown.step]))
+def _action_strip(shown: Shown, name: str, x: np.ndarray, seen: slice) -> Line:
+    value = action_label(shown, shown.step) if name == "action" else cell(float(x[shown.step]))
     if x.dtype.kind in "biu":
         signs = [DIGITS[int(number)] if 0 <= int(number) < len(DIGITS) else "+" for number in x[seen]]
     else:
         signs = _bars(x.astype(np.float64), shown.unicode)[seen]
-    return _strip(shown, name, signs, seen, pad(label, VALUE - 1).rstrip())
+    return _strip(shown, name, signs, seen, pad(value, VALUE - 1).rstrip())
 
 
 def _heat_strip(shown: Shown, seen: slice) -> Line:

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.numbers import WIDTH, cell
-from tui.inspector.pieces import pieces_of
+from tui.inspector.pieces import pieces_of, visible_text
 from tui.inspector.shown import Shown, quantity
 from tui.inspector.steps_pane import StepsPane
 from tui.inspector.text_pane import clip_marks
@@ -102,21 +102,29 @@ def step_labels(shown: Shown, steps: Sequence[int]) -> list[str]:
     return [_fit(action_label(shown, step)) for step in steps]
 
 
-def action_columns(shown: Shown) -> list[str]:
-    """Return the columns with the action: `action`, or one per component, such as `action_0`."""
-    return [name for name in shown.stored.columns if name.partition("_")[0] == "action"]
+def action_parts(shown: Shown) -> dict[str, np.ndarray]:
+    """Return each component of the actions as numbers [steps], by its name."""
+    row, columns = shown.sample.row, shown.sample.columns
+    known = shown.stored.columns.get("action")
+    if known is not None and known.dtype.kind in "biuf":
+        return {"action": known[row, columns]}
+    if shown.stored.actions is None:
+        return {}
+    parts = shown.stored.actions[row, columns].reshape(len(columns), -1)
+    return {f"action {number}": part for number, part in enumerate(parts.T)}
 
 
 def action_label(shown: Shown, step: int) -> str:
     """Return the action of a step as text."""
-    names = action_columns(shown)
-    if not names:
+    column = shown.stored.columns.get("action")
+    if column is None:
         return ""
-    numbers = [shown.stored.columns[name][shown.sample.row, shown.sample.columns[step]] for name in names]
-    known = shown.stored.vocabulary
-    if len(numbers) == 1 and isinstance(numbers[0], np.integer):
-        return known.get(int(numbers[0]), str(int(numbers[0])))
-    return " ".join(f"{float(number):z.2f}" for number in numbers)
+    action = column[shown.sample.row, shown.sample.columns[step]]
+    if isinstance(action, str):
+        return visible_text(action, shown.unicode)
+    if isinstance(action, np.integer):
+        return visible_text(shown.stored.vocabulary.get(int(action), str(int(action))), shown.unicode)
+    return f"{float(action):z.3g}"
 
 
 def _fit(text: str) -> str:
