@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from textual.content import Content
-
 from ppo_unified.text import clean, display_width, format_number, pad
 from tui.inspector.inspection import Inspection
+from tui.inspector.lines import Line
 from tui.inspector.shown import Shown
 from tui.runs.entries import Entry
 
 
 def format_head(
     name: str, entry: Entry | None, inspection: Inspection | None, numbers: Sequence[int], width: int
-) -> Content:
+) -> Line:
     """Return the run, the iteration and the moment. If space is short, the last facts are dropped."""
     facts: list[str] = []
     if inspection is not None:
@@ -38,10 +37,10 @@ def format_head(
     for fact in facts:
         if display_width(head + text) + display_width(fact) + 3 <= width:
             text += f"   {fact}"
-    return Content.assemble((head, "bold"), text)
+    return [(head, "bold"), (text, "")]
 
 
-def format_sample(inspection: Inspection, shown: Shown) -> Content:
+def format_sample(inspection: Inspection, shown: Shown) -> Line:
     """Return the facts of the selected sample."""
     rows, number = inspection.list.columns, shown.number
     unit = "tokens" if shown.has_text else "steps"
@@ -50,4 +49,4 @@ def format_sample(inspection: Inspection, shown: Shown) -> Content:
     facts += [f"{int(rows['length'][number])} {unit}", f"{int(rows['cut'][number])} cut"]
     if number not in inspection.order:
         facts.append("not in the filtered list")
-    return Content("   ".join(facts))
+    return [("   ".join(facts), "bold")]

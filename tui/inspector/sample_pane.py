@@ -41,6 +41,11 @@ class SamplePane(LinesPane):
         self.inspection: Inspection | None = None
         self._top = 0
 
+    def signature(self, shown: Shown) -> object:
+        assert self.inspection is not None
+        found = self.inspection
+        return id(found), id(found.list), id(found.order), shown.number, found.view.query, found.view.sort, shown.look
+
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         inspection = self.inspection
         if inspection is None:

@@ -26,7 +26,7 @@ from tui.inspector.export import write_sample
 from tui.inspector.formula_pane import FormulaPane, copied_text
 from tui.inspector.head import format_head, format_sample
 from tui.inspector.inspection import Inspection, View
-from tui.inspector.lines import LinesPane
+from tui.inspector.lines import LinesPane, LineWidget
 from tui.inspector.probability_pane import ProbabilityPane
 from tui.inspector.sample_pane import SamplePane
 from tui.inspector.shown import Look, Shown
@@ -82,7 +82,7 @@ class InspectorScreen(Screen[None]):
         self._what_if = self._table = False
 
     def compose(self) -> ComposeResult:
-        yield Static(id="head", markup=False)
+        yield LineWidget("head")
         yield Static("Reading the samples ...", id="notice", markup=False)
         with Horizontal(id="body"):
             with Vertical(id="left"):
@@ -90,7 +90,7 @@ class InspectorScreen(Screen[None]):
                 yield SummaryPane(id="summary")
             yield WhatIfPane(id="what-if")
             with Vertical(id="right"):
-                yield Static(id="sample", markup=False)
+                yield LineWidget("sample")
                 yield TextPane(id="text")
                 yield StripsPane(id="strips")
                 yield TablePane(id="table")
@@ -208,11 +208,12 @@ class InspectorScreen(Screen[None]):
         left.styles.width = LARGE_LIST if self.size.width >= 170 else LIST if wide else "1fr"
         what_if.display = self._what_if and not list_alone
         what_if.styles.width = LIST
+        right.set_class(left.display or what_if.display, "-beside")
         right.display = not list_alone
         self.query_one("#summary").display = height >= 26
         self.query_one("#summary").styles.height = SUMMARY
         beside = LARGE_LIST if self.size.width >= 170 else LIST
-        width = self.size.width - (beside + 1) * left.display - (LIST + 1) * what_if.display - 2
+        width = self.size.width - (beside + 1) * left.display - (LIST + 1) * what_if.display - 1
         self._arrange_right(inspection, max(20, width), height - 1)
         self.update_panes()
 
@@ -252,13 +253,13 @@ class InspectorScreen(Screen[None]):
         for pane in self.query(LinesPane):
             if pane.display:
                 pane.update_shown(shown)
-        self.query_one("#sample", Static).update(format_sample(inspection, shown))
+        self.query_one("#sample", LineWidget).set_line(format_sample(inspection, shown))
         self._update_head()
 
     def _update_head(self) -> None:
         entry = self.store.entries.get(self.key)
-        head = format_head(self.run_folder.name, entry, self.inspection, self.numbers, max(20, self.size.width - 2))
-        self.query_one("#head", Static).update(head)
+        head = format_head(self.run_folder.name, entry, self.inspection, self.numbers, max(20, self.size.width))
+        self.query_one("#head", LineWidget).set_line(head)
 
     # help
 

@@ -17,6 +17,9 @@ BARS = (" ▁▂▃▄▅▆▇█", " .:-=+*#@")  # with and without Unicode
 class SummaryPane(LinesPane):
     """Shows how many steps of the iteration are outside the clip range and cut, and a histogram of the ratios."""
 
+    def signature(self, shown: Shown) -> object:
+        return id(shown.stored), shown.now.settings, shown.moment, shown.look
+
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         now, mask = shown.now, shown.stored.columns["mask"]
         unit = "tokens" if shown.has_text else "steps"
