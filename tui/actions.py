@@ -392,8 +392,8 @@ ACTIONS: tuple[Action, ...] = (
     Action(
         "table",
         "t",
-        "Table",
-        "Show the table of all steps in place of the formulas, or the formulas again",
+        "Table/text",
+        "Give the space of the formulas to the table of all steps, then to the text, then to the formulas again",
         "inspector",
         rank=5,
         needs="sample",

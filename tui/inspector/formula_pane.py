@@ -2,50 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
+from ppo_unified.inspection.clip_sentence import describe_clip
+from ppo_unified.inspection.step_formulas import Line as Formula
+from ppo_unified.inspection.step_formulas import Step, explain
+from ppo_unified.inspection.what_if import Recomputed
 from ppo_unified.terminal.chat import wrap_text
-from tui.inspector.lines import Line, LinesPane, rule
+from tui.inspector.lines import Line, LinesPane, Span, rule
+from tui.inspector.numbers import percent
 from tui.inspector.shown import Shown
 from tui.inspector.table_pane import step_labels
 
-MOST_SENTENCE = 3  # lines of the sentence
+NAME, RESULT = 8, 9  # columns of a formula's name, and of a result
+GAP = "  "
+PROBABILITIES = {"reference": "logprob_ref", "old": "logprob_old", "new": "logprob_new"}
+NARROW = 64  # columns; a narrower pane shows only symbols and results
+MOST_SENTENCE = 215  # columns of most sentences about the clip
+CHANGED = "run"  # heading of the results with the run's own options
 
 
 class FormulaPane(LinesPane):
     """Shows the formulas of the step under the cursor. If an option was changed, both results are shown."""
 
     def lines_wanted(self, shown: Shown, width: int) -> int:
-        """Return the number of lines for all formulas of the step."""
-        return len(self.make_lines(shown, width, 99))
+        """Return the number of lines that the pane needs for this sample, whose last step has most formulas."""
+        last = Step(shown.stored, shown.now, shown.sample.row, int(shown.sample.columns[-1]))
+        before = {"": ""} if shown.is_changed else {}
+        return 1 + len(formula_lines(explain(last), before, width)) + max(2, math.ceil(MOST_SENTENCE / width))
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
+        now = _step(shown, shown.now)
+        before = {line.name: line.result for line in explain(_step(shown, shown.run))} if shown.is_changed else {}
         lines: list[Line] = [rule(title(shown), width, shown.unicode)]
-        text, sentence = formula_lines(shown, width)
-        lines += text
-        words = wrap_text(sentence, max(20, width))
-        lines += [[(line, "accent")] for line in words[:MOST_SENTENCE]]
-        return lines[:height]
+        lines[0] = with_end(lines[0], chances(shown), width) if not before else lines[0]
+        if before:
+            lines[0] = [*lines[0][:-1], (_headings(lines[0][-1][0]), "muted")]
+        lines += formula_lines(explain(now), before, width)
+        words = wrap_text(describe_clip(now), max(20, width))
+        room = max(1, height - len(words))
+        return [*lines[:room], *[[(line, "accent")] for line in words]][:height]
+
+
+def _step(shown: Shown, recomputed: Recomputed) -> Step:
+    return Step(shown.stored, recomputed, shown.sample.row, shown.column)
+
+
+def _headings(rule_text: str) -> str:
+    """Put the headings of the two results at the end of a rule."""
+    end = f" {CHANGED:>{RESULT - 1}}{'now':>{RESULT}}"
+    return rule_text[: max(0, len(rule_text) - len(end))] + end
 
 
 def title(shown: Shown) -> str:
-    """Return the title: the step and the moment whose numbers are shown."""
+    """Return the title: the step, and the moment whose numbers are shown."""
     label = step_labels(shown, [shown.step])[0].rstrip()
     what = f"token {shown.column} '{label}'" if shown.has_text else f"step {shown.column}, action {label}"
-    return f"{what}: formulas with its numbers, {moment_name(shown)}"
+    return f"{what}, {moment_name(shown)}"
+
+
+def chances(shown: Shown) -> str:
+    """Return the probability of the chosen token or action under each policy, oldest first."""
+    actions = shown.stored.actions
+    is_density = not shown.has_text and actions is not None and actions.dtype.kind == "f"
+    parts = []
+    for name, column in PROBABILITIES.items():
+        if column in shown.stored.columns:
+            logprob = float(shown.values(column)[shown.step])
+            parts.append(f"{name} {f'{math.exp(min(logprob, 700)):.3g}' if is_density else percent(logprob)}")
+    arrow = " → " if shown.unicode else " -> "
+    return ("density: " if is_density else "p: ") + arrow.join(parts)
+
+
+def with_end(line: Line, text: str, width: int) -> Line:
+    """Put a text at the end of a rule, if it fits."""
+    start, style = line[-1]
+    used = len(start.rstrip("─-"))
+    if used + len(text) + 3 > width:
+        return line
+    return [(start[: width - len(text) - 2], style), (f" {text} ", "bold")]
 
 
 def moment_name(shown: Shown) -> str:
-    """Return the moment as words."""
-    return "after the update" if shown.moment == "after" else f"in epoch {shown.moment}"
+    """Return the moment in words."""
+    return "after the update" if shown.moment == "after" else f"in epoch {shown.moment} of the update"
 
 
-def formula_lines(shown: Shown, width: int) -> tuple[list[Line], str]:
-    return [], ""
+def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width: int) -> list[Line]:
+    """Return the formulas: name, symbols, numbers and result, in aligned columns if they fit.
+
+    `before` contains the results with the run's own options, by name, if they are shown, too.
+    """
+    room = width - NAME - 2 - RESULT * (2 if before else 1)
+    if width < NARROW:
+        return [
+            [(f"{f.name:<{NAME}}= ", "bold"), (f"{f.symbols[:room]:<{room}}", ""), *_results(f, before)] for f in formulas
+        ]
+    symbols = max(len(formula.symbols) for formula in formulas)
+    if symbols + len(GAP) + max(len(formula.numbers) for formula in formulas) > room:
+        symbols = max([len(f.symbols) for f in formulas if len(f.symbols) + len(f.numbers) + 2 <= room], default=0)
+        symbols = min(symbols, room // 2)
+    lines: list[Line] = []
+    for formula in formulas:
+        name = f"{formula.name:<{NAME}}= "
+        head = f"{formula.symbols:<{symbols}}{GAP}"
+        results = _results(formula, before)
+        if len(head) + len(formula.numbers) > room:
+            head = formula.symbols + GAP
+        if len(head) + len(formula.numbers) > room:  # two lines
+            lines.append([(name, "bold"), (formula.symbols, "")])
+            name, head = " " * NAME + "= ", ""
+        numbers = formula.numbers[:room]
+        lines.append([(name, "bold"), (head, ""), (f"{numbers:<{room - len(head)}}", "muted"), *results])
+    return lines
+
+
+def _results(formula: Formula, before: Mapping[str, str]) -> list[Span]:
+    old = before.get(formula.name, "-")
+    first: list[Span] = [(f"{old:>{RESULT}}", "")] if before else []
+    return [*first, (f"{formula.result:>{RESULT}}", "accent" if before and old != formula.result else "bold")]
 
 
 def copied_text(shown: Shown) -> str:
     """Return the formulas and the sentence as plain text."""
-    lines, sentence = formula_lines(shown, 200)
-    texts = ["".join(text for text, _ in line).rstrip() for line in lines]
-    return "\n".join([title(shown), *texts, sentence])
+    now = _step(shown, shown.now)
+    lines = [f"{f.name} = {' = '.join(filter(None, (f.symbols, f.numbers, f.result)))}" for f in explain(now)]
+    return "\n".join([title(shown), *lines, describe_clip(now)])

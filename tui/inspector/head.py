@@ -12,41 +12,46 @@ from tui.runs.entries import Entry
 
 
 def format_head(
-    name: str, entry: Entry | None, inspection: Inspection | None, numbers: Sequence[int], width: int
+    name: str, entry: Entry | None, inspection: Inspection | None, numbers: Sequence[int], sample: Sequence[str], width: int
 ) -> Line:
-    """Return the run, the iteration and the moment. If space is short, the last facts are dropped."""
-    facts: list[str] = []
-    if inspection is not None:
-        stored, moment = inspection.stored, inspection.view.moment
-        at = stored.iteration
-        newer = sum(number > at for number in numbers)
-        of = len(numbers)
-        facts.append(f"iteration {at} ({of - newer} of {of} stored)")
-        epochs = len(inspection.moments) - 1
-        facts.append("after the update" if moment == "after" else f"epoch {moment} of {epochs}")
-        facts += [f"{newer} newer: }}"] if newer else []
-        facts.append(f"step {stored.step:,}")
-        for label, metric in (("score", "reward/score"), ("clip_fraction", "policy/clip_fraction")):
-            if (value := stored.metrics.get(metric)) is not None:
-                facts.append(f"{label} {format_number(value)}")
-    if entry is not None:
-        facts.append(clean(entry.state))
-    head = f"{clean(name)} > inspect"
-    head = pad(head, min(display_width(head), max(16, width // 2)))
-    text = ""
+    """Return the run, the iteration, the moment, and the given facts of the sample.
+
+    Facts that do not fit are dropped.
+    """
+    facts = _facts(inspection, numbers, short=bool(sample)) if inspection is not None else []
+    facts[1:1] = sample
+    facts += [clean(entry.state)] if entry is not None else []
+    head = clean(name)
+    head = " " + pad(head, min(display_width(head), max(12, width // 3)))
+    text = " > inspect" if not sample else ""
     for fact in facts:
-        if display_width(head + text) + display_width(fact) + 3 <= width:
+        if display_width(head + text + fact) + 3 <= width:
             text += f"   {fact}"
     return [(head, "bold"), (text, "")]
 
 
-def format_sample(inspection: Inspection, shown: Shown) -> Line:
-    """Return the facts of the selected sample."""
-    rows, number = inspection.list.columns, shown.number
-    unit = "tokens" if shown.has_text else "steps"
-    facts = [f"sample {number} of {shown.count}", f"score {format_number(float(rows['score'][number]))}"]
-    facts += [f"KL {rows['kl'][number]:.3f}"] if "kl" in rows else []
-    facts += [f"{int(rows['length'][number])} {unit}", f"{int(rows['cut'][number])} cut"]
-    if number not in inspection.order:
-        facts.append("not in the filtered list")
-    return [("   ".join(facts), "bold")]
+def _facts(inspection: Inspection, numbers: Sequence[int], short: bool) -> list[str]:
+    """Return the iteration and facts about it, most important first."""
+    stored, moment = inspection.stored, inspection.view.moment
+    at, of = stored.iteration, len(numbers)
+    newer = sum(number > at for number in numbers)
+    stands = f"{of - newer}/{of}" if short else f"{of - newer} of {of} stored"
+    facts = [f"iteration {at} ({stands})"]
+    facts += [f"{newer} newer: }}"] if newer else []
+    facts.append("after the update" if moment == "after" else f"epoch {moment} of {len(inspection.moments) - 1}")
+    if inspection.view.changes:
+        facts.append("what if: " + ", ".join(inspection.view.changes))
+    for label, metric in (("score", "reward/score"), ("clip_fraction", "policy/clip_fraction")):
+        if (value := stored.metrics.get(metric)) is not None:
+            facts.append(f"{label} {format_number(value)}")
+    return [*facts, f"step {stored.step:,}"]
+
+
+def format_sample(inspection: Inspection, shown: Shown) -> list[str]:
+    """Return the facts of the selected sample, most important first."""
+    unit, number = "tokens" if shown.has_text else "steps", shown.number
+    score = "score" if "score" in shown.stored.columns else "reward"
+    facts = [f"sample {number} of {shown.count}", f"score {format_number(float(shown.values(score).sum()))}"]
+    facts += [f"KL {shown.values('kl').sum():.3f}"] if "kl" in shown.now.columns else []
+    facts += ["not in the filtered list"] if number not in inspection.order else []
+    return [*facts, f"{int(shown.values('cut').sum())} of {len(shown.sample.columns)} {unit} cut"]

@@ -30,13 +30,13 @@ class Heat:
 
 
 HEATS: tuple[Heat, ...] = (
-    Heat("advantage", "A", "better than the critic expected; orange: worse"),
-    Heat("ratio", "ratio", "the update made it more likely; orange: less likely", "ratio"),
-    Heat("kl", "KL", "more likely than under the reference model; orange: less likely"),
-    Heat("value", "V", "the critic expects more than usual; orange: less", "range"),
+    Heat("advantage", "A", "better than expected; orange: worse"),
+    Heat("ratio", "ratio", "more likely than before; orange: less", "ratio"),
+    Heat("kl", "KL", "more likely than in the reference; orange: less"),
+    Heat("value", "V", "the critic expects more; orange: less", "range"),
     Heat("reward", "r", "positive reward; orange: negative"),
-    Heat("delta", "delta", "the outlook improved at this step; orange: it got worse"),
-    Heat("entropy", "entropy", "the policy was less certain than usual; orange: more certain", "range"),
+    Heat("delta", "delta", "the outlook improved; orange: got worse"),
+    Heat("entropy", "entropy", "less certain; orange: more certain", "range"),
 )
 
 

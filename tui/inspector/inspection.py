@@ -43,6 +43,7 @@ class Inspection:
         """Prepare an iteration with the choices of `view`, as far as they are possible for it."""
         self.stored, self.samples, self.own = stored, stored.samples(), Settings.of(stored)
         self._cache: dict[tuple[Settings, Moment], Recomputed] = {}
+        self._lists: dict[tuple[Settings, Moment], SampleList] = {}
         self._scales: dict[tuple[str, Settings, Moment], Scale] = {}
         self.moments: list[Moment] = moments(stored)
         self.heats = [
@@ -53,7 +54,6 @@ class Inspection:
         if view.heat not in [heat.name for heat in self.heats]:
             view = replace(view, heat=self.heats[0].name)
         self.view = view
-        self.list = SampleList.of(stored, self.now)
         self.order: list[int] = []
         self.number = self.step = 0
         self.arrange()
@@ -75,10 +75,23 @@ class Inspection:
         """Recompute the iteration, or return the result of an earlier call."""
         key = (settings, moment)
         if key not in self._cache:
-            while len(self._cache) >= MOST_CACHED:
-                del self._cache[next(iter(self._cache))]
+            _make_room(self._cache)
             self._cache[key] = recompute(self.stored, settings, moment)
         return self._cache[key]
+
+    @property
+    def list(self) -> SampleList:
+        """The samples with their numbers at the shown moment, with the options of the what-if pane."""
+        key = (self.settings, self.view.moment)
+        if key not in self._lists:
+            _make_room(self._lists)
+            self._lists[key] = SampleList.of(self.stored, self.now)
+        return self._lists[key]
+
+    def prepare(self) -> None:
+        """Recompute all epochs with the run's options in advance. Another thread may use this object meanwhile."""
+        for moment in reversed(self.moments):
+            self.recomputed(self.own, moment)
 
     def _scale(self) -> Scale:
         key = (self.view.heat, self.settings, self.view.moment)
@@ -109,7 +122,6 @@ class Inspection:
 
     def arrange(self) -> None:
         """Sort and filter the samples. The selected sample stays selected, even if the filter hides it."""
-        self.list = SampleList.of(self.stored, self.now)
         self.order = self._sorted()
 
     def _sorted(self) -> list[int]:
@@ -206,4 +218,9 @@ class Inspection:
         """Recompute with other options. The order of the list does not change."""
         changes = {name: value for name, value in vars(settings).items() if value != getattr(self.own, name)}
         self.view = replace(self.view, changes=changes)
-        self.list = SampleList.of(self.stored, self.now)
+
+
+def _make_room(cache: dict[tuple[Settings, Moment], Any]) -> None:
+    """Remove the oldest entry of a full cache."""
+    if len(cache) >= MOST_CACHED:
+        cache.pop(next(iter(cache)), None)

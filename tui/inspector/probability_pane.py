@@ -12,46 +12,26 @@ from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import percent
 from tui.inspector.pieces import pieces_of
 from tui.inspector.shown import Shown
-from tui.inspector.table_pane import step_labels
 
 POLICIES = {"ref": "reference", "old": "old (sampled from)", "new": "new"}  # key of the alternatives -> heading
-COLUMNS = {"ref": "logprob_ref", "old": "logprob_old", "new": "logprob_new"}
-BAR = 8  # columns
 
 
 class ProbabilityPane(LinesPane):
-    """Shows how likely the chosen token was under the reference, old and new policy, and the five likeliest tokens."""
+    """Shows the likeliest tokens or actions under the reference, old and new policy, side by side."""
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
-        policies = [name for name in POLICIES if COLUMNS[name] in shown.stored.columns]
-        lines: list[Line] = [rule("probabilities", width, shown.unicode), chosen_line(shown)]
-        if height < 3 or not shown.stored.alternatives:
-            return lines[:height]
+        policies = [name for name in POLICIES if name in shown.stored.alternatives]
+        unit = "tokens" if shown.has_text else "actions"
+        lines: list[Line] = [rule(f"likeliest {unit} at this step; > the one that was sampled", width, shown.unicode)]
         room = (width - 2 * (len(policies) - 1)) // max(1, len(policies))
         blocks = [_alternatives(shown, name, room) for name in policies]
-        for number in range(max(map(len, blocks))):
+        for number in range(max(map(len, blocks), default=0)):
             spans: list[Span] = []
             for block in blocks:
                 text, style = block[number] if number < len(block) else (" " * room, "")
-                spans += [("  ", "")] * bool(spans) + [(text, style)]
+                spans += [*([("  ", "")] * bool(spans)), (text, style)]
             lines.append(spans)
         return lines[:height]
-
-
-def chosen_line(shown: Shown) -> Line:
-    """Return the probability of the chosen token or action under each policy, oldest first."""
-    label = step_labels(shown, [shown.step])[0].rstrip()
-    spans: list[Span] = [(f"p({label})  " if shown.has_text else f"p(action {label})  ", "bold")]
-    arrow = " → " if shown.unicode else " -> "
-    is_density = not shown.has_text and any(name.startswith("action_") for name in shown.stored.columns)
-    parts = []
-    for name, column in COLUMNS.items():
-        if column in shown.stored.columns:
-            logprob = float(shown.values(column)[shown.step])
-            parts.append(
-                f"{POLICIES[name].split()[0]} {f'density {logprob:.3f} (log)' if is_density else percent(logprob)}"
-            )
-    return [*spans, (arrow.join(parts), "")]
 
 
 def _alternatives(shown: Shown, policy: str, width: int) -> list[Span]:

@@ -23,7 +23,7 @@ NUMBERS = {  # column -> header and width, in the order of the table
     "cut": ("cut", 4),
 }
 IMPORTANT = ("cut", "score", "kl", "outside", "length", "advantage")  # those that fit are shown
-LEAST_TEXT = 10  # columns
+LEAST_TEXT = 14  # columns
 
 
 class SamplePane(LinesPane):

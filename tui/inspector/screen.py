@@ -8,7 +8,7 @@ from typing import ClassVar
 from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Container, Horizontal, Vertical
 from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Input, Static
@@ -48,7 +48,11 @@ from tui.status_row import StatusRow
 from tui.store import Changes, Store
 
 LOOK_S = 0.5  # interval between checks for new iterations
-WIDE, LIST, LARGE_LIST = 110, 35, 50  # columns: of a screen with a list at its side, and of the list
+WIDE, HUGE = 110, 170  # columns of a screen with one pane at its left, and with two
+LIST, LARGE_LIST = 35, 50  # columns of a pane at the left
+BESIDE, CHANCES = 140, 50  # columns: of a right side with the probabilities beside the formulas, and of the former
+LOW = 30  # lines; a lower screen has a single line of facts
+LAYOUTS = ("formulas", "table", "text")  # what gets most of the space
 OPTIONS = frozenset(action.name for action in actions_of("what_if"))
 
 
@@ -79,23 +83,25 @@ class InspectorScreen(Screen[None]):
         self._loading: int | None = None
         self._awaits_sample = 0  # the newest iteration when "sample now" was pressed, plus 1
         self._list_hidden = self._list_full = False  # by the user: beside the sample, in a narrow screen
-        self._what_if = self._table = False
+        self._what_if = False
+        self._layout = LAYOUTS[0]
 
     def compose(self) -> ComposeResult:
         yield LineWidget("head")
         yield Static("Reading the samples ...", id="notice", markup=False)
         with Horizontal(id="body"):
             with Vertical(id="left"):
-                yield SamplePane(id="samples")
-                yield SummaryPane(id="summary")
-            yield WhatIfPane(id="what-if")
+                yield SamplePane("samples")
+                yield SummaryPane("summary")
+            yield WhatIfPane("what-if")
             with Vertical(id="right"):
                 yield LineWidget("sample")
-                yield TextPane(id="text")
-                yield StripsPane(id="strips")
-                yield TablePane(id="table")
-                yield FormulaPane(id="formulas")
-                yield ProbabilityPane(id="probabilities")
+                yield TextPane("text")
+                yield StripsPane("strips")
+                yield TablePane("table")
+                with Container(id="bottom"):
+                    yield FormulaPane("formulas")
+                    yield ProbabilityPane("probabilities")
         yield StatusRow()
 
     def on_mount(self) -> None:
@@ -140,6 +146,8 @@ class InspectorScreen(Screen[None]):
         except (UsageError, OSError) as error:
             found = clean(error)
         self.post_message(self.Loaded(iteration, found))
+        if isinstance(found, Inspection):
+            found.prepare()
 
     def on_inspector_screen_loaded(self, message: Loaded) -> None:
         if message.iteration != self._loading:
@@ -196,25 +204,24 @@ class InspectorScreen(Screen[None]):
         self.arrange_panes()
 
     def arrange_panes(self) -> None:
-        """Show the panes that fit, with their heights, and update them."""
+        """Show the panes that fit, with their sizes, and update them."""
         inspection = self.inspection
         if inspection is None:
             self._update_head()
             return
-        wide, height = self.is_wide, max(6, self.size.height - 2)
-        list_alone = self._list_full and not wide
+        wide, huge, low = self.is_wide, self.size.width >= HUGE, self.size.height < LOW
+        list_alone = self._list_full and not wide and not self._what_if
+        has_list = list_alone or (wide and not self._list_hidden and (huge or not self._what_if))
+        beside = LARGE_LIST if huge else LIST
         left, right, what_if = (self.query_one(f"#{name}") for name in ("left", "right", "what-if"))
-        left.display = list_alone or (wide and not self._list_hidden)
-        left.styles.width = LARGE_LIST if self.size.width >= 170 else LIST if wide else "1fr"
-        what_if.display = self._what_if and not list_alone
-        what_if.styles.width = LIST
-        right.set_class(left.display or what_if.display, "-beside")
-        right.display = not list_alone
-        self.query_one("#summary").display = height >= 26
-        self.query_one("#summary").styles.height = SUMMARY
-        beside = LARGE_LIST if self.size.width >= 170 else LIST
-        width = self.size.width - (beside + 1) * left.display - (LIST + 1) * what_if.display - 1
-        self._arrange_right(inspection, max(20, width), height - 1)
+        left.display, right.display, what_if.display = has_list, not list_alone, self._what_if
+        left.styles.width, what_if.styles.width = "1fr" if list_alone else beside, LIST
+        self.query_one("#summary").display = not low
+        self.query_one("#sample").display = not low
+        is_beside = has_list or self._what_if
+        right.set_class(is_beside, "-beside")
+        width = self.size.width - beside * has_list - LIST * self._what_if - (2 if is_beside else 0)
+        self._arrange_right(inspection, max(20, width), self.size.height - (2 if low else 3))
         self.update_panes()
 
     def _arrange_right(self, inspection: Inspection, width: int, height: int) -> None:
@@ -223,17 +230,22 @@ class InspectorScreen(Screen[None]):
         for pane in (self.query_one(TextPane), self.query_one(StripsPane)):
             pane.display = pane is steps
         formulas, chances = self.query_one(FormulaPane), self.query_one(ProbabilityPane)
-        formulas.display = chances.display = not self._table
-        formula_lines = formulas.lines_wanted(shown, width) if not self._table else 0
-        alternatives = 8 if shown.stored.alternatives else 2
-        chance_lines = 0 if self._table else alternatives if height - formula_lines >= 22 else 2
-        formulas.styles.height, chances.styles.height = formula_lines, chance_lines
-        room = height - formula_lines - chance_lines
-        longest = max(len(sample.columns) for sample in inspection.samples)
-        table = min(longest + 1, max(4, room // 2))
+        bottom, table = self.query_one("#bottom"), self.query_one(TablePane)
+        bottom.display, table.display = self._layout == "formulas", self._layout != "text"
+        beside = width >= BESIDE and bool(shown.stored.alternatives)
+        bottom.set_class(beside, "-beside")
+        formula_lines = formulas.lines_wanted(shown, width - CHANCES - 2 if beside else width)
+        below = 7 if shown.stored.alternatives and not beside and height - formula_lines >= 18 else 0
+        chances.display = beside or bool(below)
+        chances.styles.height = formula_lines if beside else below
+        formulas.styles.height, bottom.styles.height = formula_lines, formula_lines + below
+        room = height - (formula_lines + below if bottom.display else 0)
+        longest = 1 + max(len(sample.columns) for sample in inspection.samples)
         wanted = steps.lines_wanted(shown, width) + 1
-        steps.styles.height = max(3, min(max(wanted, 4), room - table))
-        self.query_one(TablePane).styles.height = "1fr"
+        rows = min(longest, max(4, room // 2)) if table.display else 0
+        lines = max(3, min(wanted, room - rows)) if table.display else room
+        steps.styles.height = lines
+        table.styles.height = max(2, min(longest, room - lines))
 
     def _look(self) -> Look:
         theme = self.app.current_theme
@@ -253,12 +265,15 @@ class InspectorScreen(Screen[None]):
         for pane in self.query(LinesPane):
             if pane.display:
                 pane.update_shown(shown)
-        self.query_one("#sample", LineWidget).set_line(format_sample(inspection, shown))
+        self.query_one("#sample", LineWidget).set_line([("   ".join(format_sample(inspection, shown)), "bold")])
         self._update_head()
 
     def _update_head(self) -> None:
         entry = self.store.entries.get(self.key)
-        head = format_head(self.run_folder.name, entry, self.inspection, self.numbers, max(20, self.size.width))
+        inspection, shown = self.inspection, self.shown()
+        low = self.size.height < LOW and inspection is not None and shown is not None
+        sample = format_sample(inspection, shown) if low and inspection and shown else []
+        head = format_head(self.run_folder.name, entry, inspection, self.numbers, sample, max(20, self.size.width))
         self.query_one("#head", LineWidget).set_line(head)
 
     # help
@@ -409,7 +424,7 @@ class InspectorScreen(Screen[None]):
         self.arrange_panes()
 
     def action_table(self) -> None:
-        self._table = not self._table
+        self._layout = LAYOUTS[(LAYOUTS.index(self._layout) + 1) % len(LAYOUTS)]
         self.arrange_panes()
 
     def action_what_if(self) -> None:
@@ -479,8 +494,12 @@ class InspectorScreen(Screen[None]):
 
     def _set_settings(self, settings: Settings) -> None:
         if self.inspection is not None:
+            was_changed = bool(self.inspection.view.changes)
             self.inspection.change(settings)
-            self.update_panes()
+            if was_changed != bool(self.inspection.view.changes):
+                self.arrange_panes()
+            else:
+                self.update_panes()
 
     def action_reset(self) -> None:
         if self.inspection is not None:

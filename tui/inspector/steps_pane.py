@@ -42,25 +42,20 @@ class StepsPane(LinesPane):
 def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
     """Return a line with the name, the colors and the range of the heat."""
     heat, scale, letters = shown.heat, shown.scale, not shown.colors
-    spans: list[Span] = [(f"heat {heat.label} ", "bold"), (f" {scale.low:.3g} ", "muted")]
+    spans: list[Span] = [(f"heat {heat.label} ", "bold"), (f" {scale.low:.2g} ", "muted")]
     for level in range(-LEVELS, LEVELS + 1):
         if level == 0:
-            spans.append((f" {scale.middle:.3g} ", ""))
+            spans.append((f" {scale.middle:.2g} ", ""))
         else:
             style = "" if letters else heat_style(level, shown.dark, shown.background)
-            spans.append((heat_letter(level) if letters else "  ", style))
-    spans.append((f" {scale.high:.3g}", "muted"))
+            spans.append((heat_letter(level) if letters else " ", style))
+    spans.append((f" {scale.high:.2g}", "muted"))
     meaning = heat.meaning if not letters else heat.meaning.replace("orange", "abcd")
     spans.append((f"   {'ABCD' if letters else 'blue'}: {meaning}", "muted"))
-    used = sum(display_width(text) for text, _ in spans)
-    if note:
-        room = max(0, width - display_width(note) - 2)
-        spans[-1] = (_cut(spans[-1][0], room - (used - display_width(spans[-1][0]))), "muted")
-        gap = width - sum(display_width(text) for text, _ in spans) - display_width(note)
-        spans.append((" " * max(1, gap) + note, ""))
-    return spans
-
-
-def _cut(text: str, width: int) -> str:
-    """Return a text that is dropped if it does not fit."""
-    return text if display_width(text) <= width else ""
+    end = f"  {note}" if note else ""
+    used = sum(display_width(text) for text, _ in spans[:-1])
+    if used + display_width(spans[-1][0] + end) > width:
+        spans.pop()
+    else:
+        used += display_width(spans[-1][0])
+    return [*spans, (f"{end:>{max(0, width - used)}}", "")] if end else spans
