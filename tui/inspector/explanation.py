@@ -3,6 +3,48 @@
 from __future__ import annotations
 
 EXPLANATION = """\
-This screen shows one iteration of the run, step by step. ...
-"""
-LEGEND: list[tuple[str, dict[str, str]]] = []
+This screen shows how PPO changed the policy in one iteration, step by step. For a language model, a step is one token \
+of a response. In an environment, a step is one action.
+
+1. The policy acts: it samples a response, or plays an episode. The probability of each sampled token at that time is \
+stored: this is the old policy.
+2. A response gets one score, at its last token. Each token pays a small penalty (kl_coef*KL) for leaving the \
+reference model. Together they are the reward r.
+3. The critic predicts, before each step, the sum of rewards that is still to come: V. The advantage A says how much \
+better the rest went than predicted. A > 0: the token gets more likely. A < 0: it gets less likely.
+4. The update repeats this for several epochs. The ratio says how far it has moved a token: 1.2 means 20 % more likely \
+than when it was sampled, 0.8 means 20 % less likely.
+5. The clip limits this: once A has pushed a ratio past the clip range (by default 0.8 to 1.2), the gradient of this \
+token is zero (mark x, "cut"). A ratio can also be outside because other tokens moved it; then the gradient is not cut \
+if it pulls the ratio back (mark ▲ or ▼).
+
+Below the text or the strips, a table shows the steps around the cursor. Every formula is filled with the numbers of \
+the step under the cursor. Press [ to see the same step in each epoch of the update, and w to try other options."""
+LEGEND: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "Quantities",
+        {
+            "log old": "log-probability of the step when it was sampled; log new: at the shown epoch or after the "
+            "update; log ref: under the reference model",
+            "ratio": "exp(log new - log old): how much more (> 1) or less (< 1) likely the step is than when sampled",
+            "KL": "distance to the reference model at this step; the reward is reduced by kl_coef times this",
+            "r": "reward of the step",
+            "V, V'": "the critic's prediction before and after the step: the sum of rewards still to come",
+            "delta": "r + gamma*V' - V: how much this one step changed the outlook",
+            "A": "advantage: delta plus the discounted deltas of the later steps",
+            "A used": "the advantage after normalization, as used in the loss",
+            "return": "what the critic should have predicted; its training target",
+            "loss": "the quantity that the update minimizes; d loss is its derivative with respect to log new",
+            "share": "this step's part of the minibatch's loss (after the update: of the iteration's)",
+        },
+    ),
+    (
+        "Signs",
+        {
+            "x": "cut: the clip makes the gradient of this step zero",
+            "▲ ▼ (^ v)": "the ratio is above or below the clip range, but the gradient is not cut",
+            "A..D, a..d": "without colors: the heat above and below the middle; D and d are the strongest",
+            "⏎ ␍ ⇥ ␛": "line break, carriage return, tab and escape character in a token",
+        },
+    ),
+)

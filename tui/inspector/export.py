@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ppo_unified.text import clean
 from tui.charts.export import new_files
-from tui.inspector.shown import Shown
-from tui.inspector.table_pane import COLUMNS, quantity
+from tui.inspector.shown import Shown, quantity
+from tui.inspector.table_pane import COLUMNS
 
 
 def write_sample(folder: Path, run: str, shown: Shown) -> Path:

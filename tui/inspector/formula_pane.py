@@ -26,11 +26,18 @@ CHANGED = "run"  # heading of the results with the run's own options
 class FormulaPane(LinesPane):
     """Shows the formulas of the step under the cursor. If an option was changed, both results are shown."""
 
+    def __init__(self, id: str) -> None:
+        super().__init__(id)
+        self.is_compact = False  # omit the share of the loss
+
+    def _formulas(self, step: Step) -> list[Formula]:
+        return [formula for formula in explain(step) if formula.name != "share" or not self.is_compact]
+
     def lines_wanted(self, shown: Shown, width: int) -> int:
         """Return the number of lines that the pane needs for this sample, whose last step has most formulas."""
         last = Step(shown.stored, shown.now, shown.sample.row, int(shown.sample.columns[-1]))
         before = {"": ""} if shown.is_changed else {}
-        return 1 + len(formula_lines(explain(last), before, width)) + max(2, math.ceil(MOST_SENTENCE / width))
+        return 1 + len(formula_lines(self._formulas(last), before, width)) + max(2, math.ceil(MOST_SENTENCE / width))
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         now = _step(shown, shown.now)
@@ -39,7 +46,7 @@ class FormulaPane(LinesPane):
         lines[0] = with_end(lines[0], chances(shown), width) if not before else lines[0]
         if before:
             lines[0] = [*lines[0][:-1], (_headings(lines[0][-1][0]), "muted")]
-        lines += formula_lines(explain(now), before, width)
+        lines += formula_lines(self._formulas(now), before, width)
         words = wrap_text(describe_clip(now), max(20, width))
         room = max(1, height - len(words))
         return [*lines[:room], *[[(line, "accent")] for line in words]][:height]
@@ -97,7 +104,8 @@ def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width:
     room = width - NAME - 2 - RESULT * (2 if before else 1)
     if width < NARROW:
         return [
-            [(f"{f.name:<{NAME}}= ", "bold"), (f"{f.symbols[:room]:<{room}}", ""), *_results(f, before)] for f in formulas
+            [(f"{f.name:<{NAME}}= ", "bold"), (f"{f.symbols[:room]:<{room}}", ""), *_results(f, before)]
+            for f in formulas
         ]
     symbols = max(len(formula.symbols) for formula in formulas)
     if symbols + len(GAP) + max(len(formula.numbers) for formula in formulas) > room:

@@ -12,7 +12,12 @@ from tui.runs.entries import Entry
 
 
 def format_head(
-    name: str, entry: Entry | None, inspection: Inspection | None, numbers: Sequence[int], sample: Sequence[str], width: int
+    name: str,
+    entry: Entry | None,
+    inspection: Inspection | None,
+    numbers: Sequence[int],
+    sample: Sequence[str],
+    width: int,
 ) -> Line:
     """Return the run, the iteration, the moment, and the given facts of the sample.
 

@@ -15,7 +15,7 @@ from rich.style import Style
 from textual.color import BLACK, WHITE, Color
 
 LEVELS = 4  # levels on each side of the middle
-ABOVE, BELOW = ("#56B4E9", "#E69F00"), ("#0072B2", "#B35F00")  # dark and light theme: blue and orange
+ABOVE, BELOW = ("#56B4E9", "#0072B2"), ("#E69F00", "#B35F00")  # blue and orange, each for a dark and a light theme
 LETTERS = " ABCD"  # level -> letter above the middle; below it, the letter is lowercase
 
 
@@ -51,16 +51,12 @@ class Scale:
 
     def levels(self, x: np.ndarray) -> np.ndarray:
         """Return the level of each number, int8 of the same shape. Numbers that are not finite have level 0."""
+        ends = np.array([self.low, self.middle, self.high])
         with np.errstate(divide="ignore", invalid="ignore"):
-            place, low, middle, high = (np.log(part) if self.is_log else part for part in (x, *self[:]))
-            up = (place - middle) / max(high - middle, 1e-12)
-            down = (place - middle) / max(middle - low, 1e-12)
-            share = np.where(place >= middle, up, down)
+            place, (low, middle, high) = (np.log(x), np.log(ends)) if self.is_log else (x, ends)
+            share = (place - middle) / np.where(place >= middle, max(high - middle, 1e-12), max(middle - low, 1e-12))
         share = np.clip(np.where(np.isfinite(share), share, 0), -1, 1)
         return np.asarray(np.round(share * LEVELS), np.int8)
-
-    def __getitem__(self, part: slice) -> tuple[float, ...]:
-        return (self.low, self.middle, self.high)[part]
 
 
 def make_scale(heat: Heat, x: np.ndarray) -> Scale:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppo_unified.inspection.sample_list import SampleList
 from ppo_unified.inspection.what_if import Moment, Recomputed, Settings, moments, recompute
-from ppo_unified.runs.samples import StoredIteration
+from ppo_unified.runs.stored_iteration import StoredIteration
 from tui.inspector.heat import HEATS, Scale, make_scale
 from tui.inspector.shown import Look, Shown, quantity
 
@@ -80,7 +80,7 @@ class Inspection:
         return self._cache[key]
 
     @property
-    def list(self) -> SampleList:
+    def listing(self) -> SampleList:
         """The samples with their numbers at the shown moment, with the options of the what-if pane."""
         key = (self.settings, self.view.moment)
         if key not in self._lists:
@@ -126,10 +126,10 @@ class Inspection:
 
     def _sorted(self) -> list[int]:
         """Return the listed samples. Samples with equally many cut steps are sorted by those outside the clip range."""
-        listed = self.list.filter(self.view.query) if self.view.query else None
-        order = self.list.sort(self.view.sort, listed)
+        listed = self.listing.filter(self.view.query) if self.view.query else None
+        order = self.listing.sort(self.view.sort, listed)
         if self.view.sort == "cut":
-            cut, outside = self.list.columns["cut"], self.list.columns["outside"]
+            cut, outside = self.listing.columns["cut"], self.listing.columns["outside"]
             order.sort(key=lambda number: (-cut[number], -outside[number], number))
         return order
 
@@ -147,7 +147,7 @@ class Inspection:
 
     def select_extreme(self, best: bool) -> None:
         """Select the listed sample with the highest or lowest score."""
-        scores = self.list.columns["score"]
+        scores = self.listing.columns["score"]
         if self.order:
             self.select((max if best else min)(self.order, key=lambda number: scores[number]))
 
@@ -204,13 +204,13 @@ class Inspection:
 
     def next_sort(self) -> None:
         """Sort the list by the next key."""
-        names = [name for name in SORTS if name in self.list.columns]
+        names = [name for name in SORTS if name in self.listing.columns]
         self.view = replace(self.view, sort=names[(names.index(self.view.sort) + 1) % len(names)])
         self.arrange()
 
     def set_query(self, query: str) -> None:
         """List only the samples that match a query. Raises UsageError if it is invalid."""
-        self.list.filter(query)
+        self.listing.filter(query)
         self.view = replace(self.view, query=query)
         self.arrange()
 

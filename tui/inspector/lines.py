@@ -53,7 +53,7 @@ class StripWidget(Widget):
         super().notify_style_update()
 
     def render_lines(self, crop: Region) -> list[Strip]:
-        """Return the lines directly, because the widget has no border or padding and its styles are already filtered."""
+        """Return the lines directly, because there is no border or padding and the styles are already filtered."""
         size = self.size
         if self._strips is None or self._painted_for != size:
             self._painted_for = size

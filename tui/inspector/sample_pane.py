@@ -42,9 +42,17 @@ class SamplePane(LinesPane):
         self._top = 0
 
     def signature(self, shown: Shown) -> object:
-        assert self.inspection is not None
         found = self.inspection
-        return id(found), id(found.list), id(found.order), shown.number, found.view.query, found.view.sort, shown.look
+        assert found is not None
+        return (
+            id(found),
+            id(found.listing),
+            id(found.order),
+            shown.number,
+            found.view.query,
+            found.view.sort,
+            shown.look,
+        )
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         inspection = self.inspection
@@ -74,14 +82,14 @@ class SamplePane(LinesPane):
 def _choose_columns(inspection: Inspection, width: int) -> list[str]:
     room, chosen = width - 5 - LEAST_TEXT, set[str]()
     for name in IMPORTANT:
-        if name in inspection.list.columns and NUMBERS[name][1] <= room:
+        if name in inspection.listing.columns and NUMBERS[name][1] <= room:
             chosen.add(name)
             room -= NUMBERS[name][1]
     return [name for name in NUMBERS if name in chosen]
 
 
 def _sample_line(inspection: Inspection, number: int, text: int, names: Sequence[str], shown: Shown) -> Line:
-    found, is_selected = inspection.list, number == shown.number
+    found, is_selected = inspection.listing, number == shown.number
     if shown.has_text:
         prompt, response = found.texts[number]
         half = max(0, (text - 3) // 2)

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppo_unified.inspection.what_if import Moment, Recomputed
-from ppo_unified.runs.samples import StoredIteration
-from ppo_unified.runs.stored_iteration import Sample
+from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 from tui.inspector.heat import Heat, Scale
 
 

@@ -55,17 +55,23 @@ class StripsPane(StepsPane):
             self._left = shown.step - room // 2
         self._left = max(0, min(self._left, steps - room))
         seen = slice(self._left, min(steps, self._left + room))
-        lines: list[Line] = [heat_legend(shown, width)]
-        lines += [_action_strip(shown, name, x, seen) for name, x in action_parts(shown).items()]
-        for name, label in BAR_STRIPS.items():
+        strips: dict[str, Line] = {"heat": _heat_strip(shown, seen)}  # most important first
+        strips |= {name: _action_strip(shown, name, x, seen) for name, x in action_parts(shown).items()}
+        strips["clip"] = _strip(shown, "clip", clip_marks(shown)[seen], seen, "", "cut")
+        for name in ("value", "reward", "entropy"):
             if quantity(shown.stored, shown.now, name) is not None:
-                lines.append(_bar_strip(shown, name, label, seen))
-        lines.insert(-1, _heat_strip(shown, seen))
-        lines.insert(-1, _strip(shown, "clip", clip_marks(shown)[seen], seen, "", "cut"))
-        place = f"step {int(shown.sample.columns[shown.step])}"
-        at = max(0, min(NAME + shown.step - self._left, width - len(place)))
-        lines.append([(" " * at + place, "bold")])
-        return lines[:height]
+                strips[name] = _bar_strip(shown, name, BAR_STRIPS[name], seen)
+        strips["place"] = _place(shown, self._left, width)
+        chosen = list(strips)[: max(1, height - 1)]
+        order = [*action_parts(shown), "reward", "value", "heat", "clip", "entropy", "place"]
+        return [heat_legend(shown, width), *(strips[name] for name in order if name in chosen)]
+
+
+def _place(shown: Shown, left: int, width: int) -> Line:
+    """Return a line with the number of the step below the cursor."""
+    place = f"step {int(shown.sample.columns[shown.step])}"
+    at = max(0, min(NAME + shown.step - left, width - len(place)))
+    return [(" " * at + place, "bold")]
 
 
 def _strip(shown: Shown, label: str, signs: Sequence[str], seen: slice, value: str, style: str = "") -> Line:
@@ -105,7 +111,7 @@ def _heat_strip(shown: Shown, seen: slice) -> Line:
     spans: list[Span] = [(pad(shown.heat.label, NAME), "muted")]
     for step, level in enumerate(levels, seen.start):
         if step == shown.step:
-            spans.append((heat_letter(level), "cursor"))
+            spans.append((" " if shown.colors else heat_letter(level), "cursor"))
         elif shown.colors:
             spans.append((" ", heat_style(level, shown.dark, shown.background) if level else ""))
         else:

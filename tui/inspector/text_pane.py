@@ -50,7 +50,7 @@ class TextPane(StepsPane):
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         layout = self._arranged(shown, width)
-        levels = shown.scale.levels(shown.values(shown.heat.name))
+        levels = shown.scale.levels(shown.values(shown.heat.name)).tolist()
         marks = clip_marks(shown)
         room, cursor = height - 1, layout.line_of[shown.step]
         marked = [any(i != PROMPT and marks[i] for i, _ in line) for line in layout.lines]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ppo_unified.errors import UsageError
 from ppo_unified.inspection.what_if import Recomputed, Settings, choices, unavailable
-from ppo_unified.runs.samples import StoredIteration
+from ppo_unified.runs.stored_iteration import StoredIteration
 from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import cell
 from tui.inspector.shown import Shown

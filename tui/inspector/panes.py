@@ -1,0 +1,172 @@
+"""The panes of the inspector: which are shown, where, and how large."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Container, Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Static
+
+from ppo_unified.runs.folder import Run
+from tui.inspector.formula_pane import FormulaPane
+from tui.inspector.head import format_head, format_sample
+from tui.inspector.inspection import Inspection, View
+from tui.inspector.lines import LinesPane, LineWidget
+from tui.inspector.probability_pane import ProbabilityPane
+from tui.inspector.sample_pane import SamplePane
+from tui.inspector.shown import Look, Shown
+from tui.inspector.steps_pane import StepsPane
+from tui.inspector.strips_pane import StripsPane
+from tui.inspector.summary_pane import SummaryPane
+from tui.inspector.table_pane import TablePane
+from tui.inspector.text_pane import TextPane
+from tui.inspector.what_if_pane import WhatIfPane
+from tui.services import Services
+from tui.status_row import StatusRow
+from tui.store import Store
+
+WIDE, HUGE = 110, 170  # columns of a screen with one pane at its left, and with two
+LIST, LARGE_LIST = 36, 50  # columns of a pane at the left
+BESIDE, CHANCES = 140, 50  # columns: of a right side with the probabilities beside the formulas, and of the former
+LOW = 30  # lines; a lower screen has a single line of facts
+LAYOUTS = ("formulas", "table", "text")  # what gets most of the space
+
+
+class PanesScreen(Screen[None]):
+    """A screen that shows an `Inspection` in panes. Subclasses load it and change it."""
+
+    def __init__(self, services: Services, store: Store, key: str) -> None:
+        super().__init__()
+        self.services, self.store, self.key = services, store, key
+        self.run_folder = Run(store.entries[key].path if key in store.entries else services.runs / key)
+        self.numbers: list[int] = []  # stored iterations, ascending
+        self.inspection: Inspection | None = None
+        self.view = View()
+        self.awaited = 0  # the iteration from which on a new one is shown when it is stored, or 0
+        self.what_if = False  # the what-if pane is open
+        self._list_hidden = self._list_full = False  # by the user: beside the sample, in a narrow screen
+        self._layout = LAYOUTS[0]
+
+    def compose(self) -> ComposeResult:
+        yield LineWidget("head")
+        yield Static("Reading the samples ...", id="notice", markup=False)
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                yield SamplePane("samples")
+                yield SummaryPane("summary")
+            yield WhatIfPane("what-if")
+            with Vertical(id="right"):
+                yield LineWidget("sample")
+                yield TextPane("text")
+                yield StripsPane("strips")
+                yield TablePane("table")
+                with Container(id="bottom"):
+                    yield FormulaPane("formulas")
+                    yield ProbabilityPane("probabilities")
+        yield StatusRow()
+
+    @property
+    def is_wide(self) -> bool:
+        """True if the list has room beside the sample."""
+        return self.size.width >= WIDE
+
+    @property
+    def is_list_alone(self) -> bool:
+        """True if the list covers a narrow screen."""
+        return self._list_full and not self.is_wide and not self.what_if
+
+    def steps_pane(self) -> StepsPane:
+        """Return the pane that shows all steps of the sample."""
+        inspection = self.inspection
+        has_text = inspection is not None and "text" in inspection.stored.columns
+        return self.query_one(TextPane) if has_text else self.query_one(StripsPane)
+
+    def on_resize(self) -> None:
+        self.arrange_panes()
+
+    def arrange_panes(self) -> None:
+        """Show the panes that fit, with their sizes, and update them."""
+        inspection = self.inspection
+        if inspection is None:
+            self.update_head()
+            return
+        wide, huge, low = self.is_wide, self.size.width >= HUGE, self.size.height < LOW
+        list_alone = self.is_list_alone
+        has_list = list_alone or (wide and not self._list_hidden and (huge or not self.what_if))
+        beside = LARGE_LIST if huge else LIST
+        left, right, what_if = (self.query_one(f"#{name}") for name in ("left", "right", "what-if"))
+        left.display, right.display, what_if.display = has_list, not list_alone, self.what_if
+        left.styles.width, what_if.styles.width = "1fr" if list_alone else beside, LIST
+        self.query_one("#summary").display = not low
+        self.query_one("#sample").display = not low
+        is_beside = has_list or self.what_if
+        right.set_class(is_beside, "-beside")
+        width = self.size.width - beside * has_list - LIST * self.what_if - (2 if is_beside else 0)
+        self._arrange_right(inspection, max(20, width), self.size.height - (2 if low else 3))
+        self.update_panes()
+
+    def _arrange_right(self, inspection: Inspection, width: int, height: int) -> None:
+        """Distribute the height of the right side over its panes."""
+        shown, steps, low = inspection.show(self._look()), self.steps_pane(), self.size.height < LOW
+        for pane in (self.query_one(TextPane), self.query_one(StripsPane)):
+            pane.display = pane is steps
+        formulas, chances = self.query_one(FormulaPane), self.query_one(ProbabilityPane)
+        bottom, table = self.query_one("#bottom"), self.query_one(TablePane)
+        bottom.display, table.display = self._layout == "formulas", self._layout != "text"
+        beside = width >= BESIDE and bool(shown.stored.alternatives)
+        bottom.set_class(beside, "-beside")
+        formulas.is_compact = low
+        formula_lines = formulas.lines_wanted(shown, width - CHANCES - 2 if beside else width)
+        below = 7 if shown.stored.alternatives and not beside and height - formula_lines >= 18 else 0
+        chances.display = beside or bool(below)
+        chances.styles.height = formula_lines if beside else below
+        formulas.styles.height, bottom.styles.height = formula_lines, formula_lines + below
+        room = height - (formula_lines + below if bottom.display else 0)
+        longest = 1 + max(len(sample.columns) for sample in inspection.samples)
+        wanted = steps.lines_wanted(shown, width) + 1
+        rows = min(longest, max(3 if low else 5, room // 2)) if table.display else 0
+        lines = max(3, min(wanted, room - rows)) if table.display else room
+        steps.styles.height = lines
+        table.styles.height = max(2, min(longest, room - lines))
+
+    def _look(self) -> Look:
+        theme = self.app.current_theme
+        colors = self.services.unicode and not self.app.no_color
+        return Look(theme.dark, colors, self.services.unicode, theme.background or "#000000")
+
+    def shown(self) -> Shown | None:
+        """Return the state that the panes show."""
+        return self.inspection.show(self._look()) if self.inspection is not None else None
+
+    def update_panes(self) -> None:
+        """Show the current state in all visible panes."""
+        shown, inspection = self.shown(), self.inspection
+        if shown is None or inspection is None:
+            self.update_head()
+            return
+        self.view = inspection.view
+        for pane in self.query(LinesPane):
+            if pane.display:
+                pane.update_shown(shown)
+        self.query_one("#sample", LineWidget).set_line([("   ".join(format_sample(inspection, shown)), "bold")])
+        self.update_head()
+
+    def update_head(self) -> None:
+        """Show the run, the iteration and, in a low screen, the sample."""
+        entry = self.store.entries.get(self.key)
+        inspection, shown = self.inspection, self.shown()
+        low = self.size.height < LOW and inspection is not None and shown is not None
+        sample = format_sample(inspection, shown) if low and inspection and shown else []
+        head = format_head(self.run_folder.name, entry, inspection, self.numbers, sample, max(20, self.size.width))
+        self.query_one("#head", LineWidget).set_line(head)
+
+    def action_list(self) -> None:
+        if self.is_wide:
+            self._list_hidden = not self._list_hidden
+        else:
+            self._list_full = not self._list_full
+        self.arrange_panes()
+
+    def action_table(self) -> None:
+        self._layout = LAYOUTS[(LAYOUTS.index(self._layout) + 1) % len(LAYOUTS)]
+        self.arrange_panes()
