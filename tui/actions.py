@@ -398,6 +398,14 @@ ACTIONS: tuple[Action, ...] = (
         rank=5,
         needs="sample",
     ),
+    Action(
+        "frames",
+        "f",
+        "Allow frames",
+        "Allow the code that the run's configuration names, if you trust it, so that it can draw the environment",
+        "inspector",
+        needs="sample",
+    ),
     Action("copy", "y", "Copy", "Copy the formulas of this step as text", "inspector", rank=7, needs="sample"),
     Action("export", "E", "Export", "Write the sample as a CSV file", "inspector", rank=7, needs="sample"),
     Action(

@@ -9,6 +9,7 @@ from ppo_unified.text import clean
 from tui.dialogs import PromptDialog
 from tui.inspector.export import write_sample
 from tui.inspector.formula_pane import copied_text
+from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection
 from tui.inspector.panes import PanesScreen
 from tui.inspector.sample_pane import SamplePane
@@ -129,6 +130,11 @@ class CursorActions(PanesScreen):
     def _export(self, shown: Shown) -> None:
         path = write_sample(Path("exports"), self.run_folder.name, shown)
         self.notify(f"Wrote {clean(path)}", markup=False)
+
+    def action_frames(self) -> None:
+        for pane in self.query(FramePane):
+            if pane.needs_permission:
+                pane.allow_code()
 
     # mouse
 

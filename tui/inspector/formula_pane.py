@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from ppo_unified.inspection.clip_sentence import describe_clip
 from ppo_unified.inspection.step_formulas import Line as Formula
 from ppo_unified.inspection.step_formulas import Step, explain
+from ppo_unified.inspection.step_path import ratio_path
 from ppo_unified.inspection.what_if import Recomputed
 from ppo_unified.terminal.chat import wrap_text
 from tui.inspector.lines import Line, LinesPane, Span, rule
-from tui.inspector.numbers import percent
+from tui.inspector.numbers import cell, percent
 from tui.inspector.shown import Shown
 from tui.inspector.table_pane import step_labels
 
@@ -37,7 +38,13 @@ class FormulaPane(LinesPane):
         """Return the number of lines that the pane needs for this sample, whose last step has most formulas."""
         last = Step(shown.stored, shown.now, shown.sample.row, int(shown.sample.columns[-1]))
         before = {"": ""} if shown.is_changed else {}
-        return 1 + len(formula_lines(self._formulas(last), before, width)) + max(2, math.ceil(MOST_SENTENCE / width))
+        path = len(path_line(shown, width)) if not self.is_compact and width >= NARROW else 0
+        return (
+            1
+            + path
+            + len(formula_lines(self._formulas(last), before, width))
+            + max(2, math.ceil(MOST_SENTENCE / width))
+        )
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         now = _step(shown, shown.now)
@@ -47,6 +54,8 @@ class FormulaPane(LinesPane):
         if before:
             lines[0] = [*lines[0][:-1], (_headings(lines[0][-1][0]), "muted")]
         lines += formula_lines(self._formulas(now), before, width)
+        if not self.is_compact and width >= NARROW:
+            lines += path_line(shown, width)
         words = wrap_text(describe_clip(now), max(20, width))
         room = max(1, height - len(words))
         return [*lines[:room], *[[(line, "accent")] for line in words]][:height]
@@ -124,6 +133,23 @@ def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width:
         numbers = formula.numbers[:room]
         lines.append([(name, "bold"), (head, ""), (f"{numbers:<{room - len(head)}}", "muted"), *results])
     return lines
+
+
+def path_line(shown: Shown, width: int) -> list[Line]:
+    """Return a line with the step's ratio in each epoch and after the update, or no line if only one is stored."""
+    path = ratio_path(shown.stored, shown.sample.row, shown.column)
+    if len(path) < 2:
+        return []
+    arrow = " → " if shown.unicode else " -> "
+    spans: list[Span] = [(f"{'ratio by epoch':<{NAME + 8}}", "muted")]
+    for moment, ratio in path.items():
+        label = "after " if moment == "after" else ""
+        mark = "bold" if moment == shown.moment else "muted"
+        spans += [(arrow, "muted")] if len(spans) > 1 else []
+        spans.append((f"{label}{cell(ratio)}", mark))
+    if sum(len(text) for text, _ in spans) > width:  # many epochs: the first and the last ones
+        spans = [*spans[:6], (" ...", "muted"), *spans[-3:]]
+    return [spans]
 
 
 def _results(formula: Formula, before: Mapping[str, str]) -> list[Span]:

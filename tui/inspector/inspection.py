@@ -22,7 +22,8 @@ SORTS = {  # key -> heading of the list
     "length": "longest first",
     "number": "in order",
 }
-MOST_CACHED = 12  # recomputed iterations in memory
+MOST_BYTES = 1 << 26  # memory of recomputed iterations
+COLUMNS_EACH = 20  # columns of one, about
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Inspection:
         """Recompute the iteration, or return the result of an earlier call."""
         key = (settings, moment)
         if key not in self._cache:
-            _make_room(self._cache)
+            self._make_room(self._cache)
             self._cache[key] = recompute(self.stored, settings, moment)
         return self._cache[key]
 
@@ -84,13 +85,19 @@ class Inspection:
         """The samples with their numbers at the shown moment, with the options of the what-if pane."""
         key = (self.settings, self.view.moment)
         if key not in self._lists:
-            _make_room(self._lists)
+            self._make_room(self._lists)
             self._lists[key] = SampleList.of(self.stored, self.now)
         return self._lists[key]
 
+    def _make_room(self, cache: dict[tuple[Settings, Moment], Any]) -> None:
+        """Remove the oldest entry of a full cache."""
+        most = MOST_BYTES // (4 * COLUMNS_EACH * self.stored.columns["mask"].size)
+        if len(cache) >= max(3, min(most, 30)):
+            cache.pop(next(iter(cache)), None)
+
     def prepare(self) -> None:
-        """Recompute all epochs with the run's options in advance. Another thread may use this object meanwhile."""
-        for moment in reversed(self.moments):
+        """Recompute the last epochs with the run's options in advance. Another thread may use this object meanwhile."""
+        for moment in self.moments[:-4:-1]:
             self.recomputed(self.own, moment)
 
     def _scale(self) -> Scale:
@@ -218,9 +225,3 @@ class Inspection:
         """Recompute with other options. The order of the list does not change."""
         changes = {name: value for name, value in vars(settings).items() if value != getattr(self.own, name)}
         self.view = replace(self.view, changes=changes)
-
-
-def _make_room(cache: dict[tuple[Settings, Moment], Any]) -> None:
-    """Remove the oldest entry of a full cache."""
-    if len(cache) >= MOST_CACHED:
-        cache.pop(next(iter(cache)), None)

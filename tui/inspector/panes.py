@@ -9,6 +9,7 @@ from textual.widgets import Static
 
 from ppo_unified.runs.folder import Run
 from tui.inspector.formula_pane import FormulaPane
+from tui.inspector.frame_pane import FramePane, has_frames
 from tui.inspector.head import format_head, format_sample
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.lines import LinesPane, LineWidget
@@ -53,12 +54,14 @@ class PanesScreen(Screen[None]):
         with Horizontal(id="body"):
             with Vertical(id="left"):
                 yield SamplePane("samples")
+                yield FramePane(self.has_colors, "frame-left")
                 yield SummaryPane("summary")
             yield WhatIfPane("what-if")
             with Vertical(id="right"):
                 yield LineWidget("sample")
                 yield TextPane("text")
                 yield StripsPane("strips")
+                yield FramePane(self.has_colors, "frame")
                 yield TablePane("table")
                 with Container(id="bottom"):
                     yield FormulaPane("formulas")
@@ -97,6 +100,7 @@ class PanesScreen(Screen[None]):
         left, right, what_if = (self.query_one(f"#{name}") for name in ("left", "right", "what-if"))
         left.display, right.display, what_if.display = has_list, not list_alone, self.what_if
         left.styles.width, what_if.styles.width = "1fr" if list_alone else beside, LIST
+        self._arrange_frames(inspection, has_list and not list_alone)
         self.query_one("#summary").display = not low
         self.query_one("#sample").display = not low
         is_beside = has_list or self.what_if
@@ -104,6 +108,13 @@ class PanesScreen(Screen[None]):
         width = self.size.width - beside * has_list - LIST * self.what_if - (2 if is_beside else 0)
         self._arrange_right(inspection, max(20, width), self.size.height - (2 if low else 3))
         self.update_panes()
+
+    def _arrange_frames(self, inspection: Inspection, has_list: bool) -> None:
+        """Show the environment below the list, or, if the strips have most of the space, below the strips."""
+        possible = has_frames(str(inspection.stored.options.get("kind", "")))
+        below = self._layout == "text"
+        self.query_one("#frame").display = possible and below
+        self.query_one("#frame-left").display = possible and has_list and not below and self.size.height >= LOW
 
     def _arrange_right(self, inspection: Inspection, width: int, height: int) -> None:
         """Distribute the height of the right side over its panes."""
@@ -125,14 +136,18 @@ class PanesScreen(Screen[None]):
         longest = 1 + max(len(sample.columns) for sample in inspection.samples)
         wanted = steps.lines_wanted(shown, width) + 1
         rows = min(longest, max(3 if low else 5, room // 2)) if table.display else 0
-        lines = max(3, min(wanted, room - rows)) if table.display else room
+        lines = max(3, min(wanted, room - rows)) if table.display or self.query_one("#frame").display else room
         steps.styles.height = lines
         table.styles.height = max(2, min(longest, room - lines))
 
+    @property
+    def has_colors(self) -> bool:
+        """True if colors can show the heat."""
+        return self.services.unicode and not self.app.no_color
+
     def _look(self) -> Look:
         theme = self.app.current_theme
-        colors = self.services.unicode and not self.app.no_color
-        return Look(theme.dark, colors, self.services.unicode, theme.background or "#000000")
+        return Look(theme.dark, self.has_colors, self.services.unicode, theme.background or "#000000")
 
     def shown(self) -> Shown | None:
         """Return the state that the panes show."""
@@ -148,6 +163,9 @@ class PanesScreen(Screen[None]):
         for pane in self.query(LinesPane):
             if pane.display:
                 pane.update_shown(shown)
+        for frame in self.query(FramePane):
+            if frame.display:
+                frame.show(self.run_folder, shown.stored.iteration, shown.number, shown.step)
         self.query_one("#sample", LineWidget).set_line([("   ".join(format_sample(inspection, shown)), "bold")])
         self.update_head()
 

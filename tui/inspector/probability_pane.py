@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
+from ppo_unified.inspection.pieces import pieces_of
 from ppo_unified.runs.stored_iteration import Alternatives
 from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import percent
-from tui.inspector.pieces import pieces_of
 from tui.inspector.shown import Shown
 
 POLICIES = {"ref": "reference", "old": "old (sampled from)", "new": "new"}  # key of the alternatives -> heading

@@ -8,10 +8,10 @@ from rich.cells import cell_len
 from textual import events
 from textual.message import Message
 
+from ppo_unified.inspection.pieces import visible_text
 from ppo_unified.text import format_number, pad
 from tui.inspector.inspection import SORTS, Inspection
 from tui.inspector.lines import Line, LinesPane
-from tui.inspector.pieces import visible_text
 from tui.inspector.shown import Shown
 
 NUMBERS = {  # column -> header and width, in the order of the table

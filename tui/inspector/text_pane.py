@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.style import Style
 
+from ppo_unified.inspection.pieces import pieces_of, visible_text
 from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, Span
-from tui.inspector.pieces import pieces_of, visible_text
 from tui.inspector.shown import Shown
 from tui.inspector.steps_pane import StepsPane, heat_legend
 from tui.inspector.token_layout import PROMPT, TokenLayout, arrange_tokens
