@@ -10,16 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import numpy as np
 from textual.pilot import Pilot
 
 from ppo_unified.config.presets import load_preset
-from ppo_unified.config.schema import PPO
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.inspection import formulas
 from ppo_unified.runs import samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import LOCK, Run, Status
 from ppo_unified.runs.samples import StoredIteration
+from tests.stored_tokens import CHINESE, ENGLISH, make_token_iteration
 from tui.app import Terminal
 from tui.charts.plot import Plot
 from tui.runs.run_list import RunList
@@ -32,6 +35,7 @@ NOW = 1_768_478_400.0  # 2026-01-15 12:00 UTC
 HOST = "workstation"
 VERSIONS = {"python": "3.12.8", "torch": "2.9.1", "gymnasium": "1.3.0", "numpy": "2.3.5"}
 LOG = "sb3/PPO_1"  # the log of another program
+WITH_FRAMES = "cartpole-s1"  # its samples are shown with frames
 POINTS = 80  # points per curve of a finished run
 _HOLD_LOCKS = (
     "import fcntl, sys; files = [open(name, 'a+') for name in sys.argv[1:]]; "
@@ -166,8 +170,10 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     if config.kind == "llm":
         for iteration in (POINTS // 2, POINTS):
             samples.append_responses(run, int(steps[iteration - 1]), iteration, RESPONSES)
+            responses = ENGLISH if iteration < POINTS else CHINESE
+            samples.write(run, make_token_iteration(responses, iteration, int(steps[iteration - 1])))
     else:
-        samples.write(run, _make_samples(scene, config.ppo, rng))
+        samples.write(run, _make_samples(scene, config, rng))
 
 
 def _make_log(folder: Path, rng: np.random.Generator) -> None:
@@ -230,30 +236,34 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
     }
 
 
-def _make_samples(scene: Scene, ppo: PPO, rng: np.random.Generator) -> StoredIteration:
+def _make_samples(scene: Scene, config: RunConfig, rng: np.random.Generator) -> StoredIteration:
     """Return two short episodes of the last iteration."""
-    shape = (2, 12)
+    shape, ppo = (2, 12), config.ppo
     value = rng.normal(20, 2, shape)
     reward, following = np.ones(shape), np.hstack([value[:, 1:], np.zeros((2, 1))])
-    delta = reward + ppo.gamma * following - value
-    advantage = delta.copy()
-    for t in reversed(range(shape[1] - 1)):
-        advantage[:, t] += ppo.gamma * ppo.lam * advantage[:, t + 1]
+    mask, continues = np.ones(shape, bool), np.hstack([np.ones((2, 11), bool), np.zeros((2, 1), bool)])
+    steps = formulas.Steps(reward, value, following, continues, mask)
+    advantage = formulas.gae(steps, ppo.gamma, ppo.lam)
     columns = {
-        "mask": np.ones(shape, bool),
-        "continues": np.hstack([np.ones((2, 11), bool), np.zeros((2, 1), bool)]),
+        "mask": mask,
+        "continues": continues,
         "action": rng.integers(0, 2, shape),
         "reward": reward,
         "value": value,
         "next_value": following,
-        "delta": delta,
+        "delta": formulas.td_errors(steps, ppo.gamma),
         "advantage": advantage,
         "return": value + advantage,
         "logprob_old": rng.normal(-0.6, 0.1, shape),
         "ratio": rng.normal(1, 0.05, shape),
     }
+    columns["logprob_new"] = columns["logprob_old"] + np.log(columns["ratio"])
+    if scene.name == WITH_FRAMES:
+        columns["ratio"][0, 7] = np.exp(0.3 * np.sign(advantage[0, 7]))
+        columns["logprob_new"][0, 7] = columns["logprob_old"][0, 7] + np.log(columns["ratio"][0, 7])
     about: dict[str, Any] = {"gamma": ppo.gamma, "lam": ppo.lam, "clip": ppo.clip, "clip_high": ppo.clip}
     about |= {"advantage_kind": ppo.advantage, "value_target": ppo.value_target, "metrics": {}}
+    about["options"] = {"kind": config.kind, "ppo": ppo.model_dump(mode="json") | {"normalize_advantages": "batch"}}
     return StoredIteration(iteration=POINTS, step=scene.step, steps=24, columns=columns, **about)
 
 
@@ -282,6 +292,7 @@ for request in requests:
     facts = (59.0, 2, 140, "140", "1", "1", False, False, request.greedy, "best checkpoint, step 24,576")
     send(FrameReply(pixels.shape[1], len(pixels), "", *facts), pixels.tobytes())
 """
+_REPLAY = _CARTPOLE.replace("request.greedy", "False")
 _SENTIMENT = """
 send(Ready(True, "best checkpoint, step 93,388"))
 for request in requests:
@@ -330,6 +341,7 @@ async def visit_screens(
         await look("delete", "Delete runs/acrobot-s7?")
         await pilot.press("escape")
         await _visit_watch_screens(pilot, app, look)
+        await _visit_inspector(pilot, app, list_, look)
         await pilot.press("q")
 
 
@@ -385,6 +397,32 @@ async def _visit_watch_screens(pilot: Pilot[None], app: Terminal, look: Look) ->
     await pilot.press(*"the film was", "enter")
     await look("chat", "KL 3.1")
     await pilot.press("escape")
+
+
+async def _visit_inspector(pilot: Pilot[None], app: Terminal, list_: RunList, look: Look) -> None:
+    """Inspect a Chinese and an English response, other options, and an episode with its frame."""
+    list_.move_to("sentiment-s1")
+    await pilot.press("i")
+    await look("inspector-chinese", "iteration 80", "A used")
+    await pilot.press("left_curly_bracket")
+    await look("inspector", "iteration 40", "A used")
+    await pilot.press("t")
+    await look("inspector-table", "iteration 40")
+    await pilot.press("t", "t", "w", "down", *["greater_than_sign"] * 2, "down", "less_than_sign")
+    await look("inspector-what-if", "< 0.15 >")
+    await pilot.press("escape", "question_mark")
+    await look("inspector-help", "This screen shows how PPO")
+    await pilot.press("escape", "escape")
+    list_.move_to(WITH_FRAMES)
+    with patch("tui.inspector.panes.replay_command", lambda run, allowed: player_command(_REPLAY)):
+        await pilot.press("i")
+        await look(
+            "inspector-episode",
+            "iteration 80",
+            "A used",
+            *(["▀"] if app.home.has_colors and app.size.height >= 40 else []),
+        )
+        await pilot.press("escape")
 
 
 PAGES = {  # run -> (key, name of the picture, text that it contains)

@@ -296,8 +296,8 @@ ACTIONS: tuple[Action, ...] = (
         rank=2,
         needs="options",
     ),
-    Action("step_right", "right", "Next token", "Move the cursor to the next token or step", "inspector", 1, "sample"),
-    Action("step_left", "left", "Previous token", "Move the cursor to the previous one", "inspector", 1, "sample"),
+    Action("step_right", "right", "Next step", "Move the cursor to the next token or step", "inspector", 1, "sample"),
+    Action("step_left", "left", "Previous step", "Move the cursor to the previous one", "inspector", 1, "sample"),
     Action("sample_next", "down", "Next sample", "Select the next sample of the list", "inspector", 1, "sample"),
     Action("sample_previous", "up", "Previous sample", "Select the previous sample", "inspector", 1, "sample"),
     Action(
@@ -312,8 +312,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("cut_previous", "N", "Previous cut", "Move to the previous step that was cut", "inspector", 9, "sample"),
     Action("line_down", "pagedown", "Lines down", "Move the cursor several lines down", "inspector", 9, "sample"),
     Action("line_up", "pageup", "Lines up", "Move the cursor several lines up", "inspector", 9, "sample"),
-    Action("step_first", "home", "First token", "Move the cursor to the first token or step", "inspector", 9, "sample"),
-    Action("step_last", "end", "Last token", "Move the cursor to the last token or step", "inspector", 9, "sample"),
+    Action("step_first", "home", "First step", "Move the cursor to the first token or step", "inspector", 9, "sample"),
+    Action("step_last", "end", "Last step", "Move the cursor to the last token or step", "inspector", 9, "sample"),
     Action(
         "heat",
         "h",

@@ -22,7 +22,7 @@ PAIRS: dict[tuple[str, str], str] = {  # two opposite actions -> label of the hi
     ("tab_previous", "tab_next"): "Tab",
     ("older", "newer"): "Sample",
     ("page_previous", "page_next"): "Page",
-    ("step_left", "step_right"): "Token",
+    ("step_left", "step_right"): "Step",
     ("sample_previous", "sample_next"): "Sample",
     ("moment_previous", "moment_next"): "Epoch",
     ("iteration_previous", "iteration_next"): "Iteration",

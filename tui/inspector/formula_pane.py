@@ -11,12 +11,13 @@ from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.step_path import ratio_path
 from ppo_unified.inspection.what_if import Recomputed
 from ppo_unified.terminal.chat import wrap_text
+from ppo_unified.text import display_width
 from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import cell, percent
 from tui.inspector.shown import Shown
 from tui.inspector.table_pane import step_labels
 
-NAME, RESULT = 8, 9  # columns of a formula's name, and of a result
+NAME, RESULT = 7, 9  # columns of a formula's name, and of a result
 GAP = "  "
 PROBABILITIES = {"reference": "logprob_ref", "old": "logprob_old", "new": "logprob_new"}
 NARROW = 64  # columns; a narrower pane shows only symbols and results
@@ -30,6 +31,7 @@ class FormulaPane(LinesPane):
     def __init__(self, id: str) -> None:
         super().__init__(id)
         self.is_compact = False  # omit the share of the loss
+        self.compares = False  # show the results with the run's own options, too
 
     def _formulas(self, step: Step) -> list[Formula]:
         return [formula for formula in explain(step) if formula.name != "share" or not self.is_compact]
@@ -37,7 +39,7 @@ class FormulaPane(LinesPane):
     def lines_wanted(self, shown: Shown, width: int) -> int:
         """Return the number of lines that the pane needs for this sample, whose last step has most formulas."""
         last = Step(shown.stored, shown.now, shown.sample.row, int(shown.sample.columns[-1]))
-        before = {"": ""} if shown.is_changed else {}
+        before = {"": ""} if self.compares else {}
         path = len(path_line(shown, width)) if not self.is_compact and width >= NARROW else 0
         return (
             1
@@ -48,9 +50,10 @@ class FormulaPane(LinesPane):
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         now = _step(shown, shown.now)
-        before = {line.name: line.result for line in explain(_step(shown, shown.run))} if shown.is_changed else {}
+        before = {line.name: line.result for line in explain(_step(shown, shown.run))} if self.compares else {}
         lines: list[Line] = [rule(title(shown), width, shown.unicode)]
-        lines[0] = with_end(lines[0], chances(shown), width) if not before else lines[0]
+        if not before:
+            lines[0] = with_end(lines[0], chances(shown, width - display_width(title(shown)) - 8), width)
         if before:
             lines[0] = [*lines[0][:-1], (_headings(lines[0][-1][0]), "muted")]
         lines += formula_lines(self._formulas(now), before, width)
@@ -78,8 +81,11 @@ def title(shown: Shown) -> str:
     return f"{what}, {moment_name(shown)}"
 
 
-def chances(shown: Shown) -> str:
-    """Return the probability of the chosen token or action under each policy, oldest first."""
+def chances(shown: Shown, width: int) -> str:
+    """Return the probability of the chosen token or action under each policy, oldest first.
+
+    Names are abbreviated if the text is wider than `width` columns next to the title.
+    """
     actions = shown.stored.actions
     is_density = not shown.has_text and actions is not None and actions.dtype.kind == "f"
     parts = []
@@ -88,21 +94,23 @@ def chances(shown: Shown) -> str:
             logprob = float(shown.values(column)[shown.step])
             parts.append(f"{name} {f'{math.exp(min(logprob, 700)):.3g}' if is_density else percent(logprob)}")
     arrow = " → " if shown.unicode else " -> "
-    return ("density: " if is_density else "p: ") + arrow.join(parts)
+    text = ("density: " if is_density else "p: ") + arrow.join(parts)
+    return text if len(text) <= width else text.replace("reference", "ref")
 
 
 def with_end(line: Line, text: str, width: int) -> Line:
     """Put a text at the end of a rule, if it fits."""
     start, style = line[-1]
-    used = len(start.rstrip("─-"))
-    if used + len(text) + 3 > width:
-        return line
-    return [(start[: width - len(text) - 2], style), (f" {text} ", "bold")]
+    room = width - len(text) - 2
+    used = display_width(start.rstrip("─-"))
+    return (
+        line if used > room else [(start[: len(start) - (display_width(start) - room)], style), (f" {text} ", "bold")]
+    )
 
 
 def moment_name(shown: Shown) -> str:
     """Return the moment in words."""
-    return "after the update" if shown.moment == "after" else f"in epoch {shown.moment} of the update"
+    return "after the update" if shown.moment == "after" else f"epoch {shown.moment} of the update"
 
 
 def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width: int) -> list[Line]:
@@ -112,10 +120,7 @@ def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width:
     """
     room = width - NAME - 2 - RESULT * (2 if before else 1)
     if width < NARROW:
-        return [
-            [(f"{f.name:<{NAME}}= ", "bold"), (f"{f.symbols[:room]:<{room}}", ""), *_results(f, before)]
-            for f in formulas
-        ]
+        return [_short_line(formula, before, room) for formula in formulas]
     symbols = max(len(formula.symbols) for formula in formulas)
     if symbols + len(GAP) + max(len(formula.numbers) for formula in formulas) > room:
         symbols = max([len(f.symbols) for f in formulas if len(f.symbols) + len(f.numbers) + 2 <= room], default=0)
@@ -135,6 +140,12 @@ def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width:
     return lines
 
 
+def _short_line(formula: Formula, before: Mapping[str, str], room: int) -> Line:
+    """Return a formula without numbers, or only its name and results if its symbols do not fit, either."""
+    text = f"= {formula.symbols}" if len(formula.symbols) <= room else ""
+    return [(f"{formula.name:<{NAME}}", "bold"), (f"{text:<{room + 2}}", ""), *_results(formula, before)]
+
+
 def path_line(shown: Shown, width: int) -> list[Line]:
     """Return a line with the step's ratio in each epoch and after the update, or no line if only one is stored."""
     path = ratio_path(shown.stored, shown.sample.row, shown.column)
@@ -148,7 +159,7 @@ def path_line(shown: Shown, width: int) -> list[Line]:
         spans += [(arrow, "muted")] if len(spans) > 1 else []
         spans.append((f"{label}{cell(ratio)}", mark))
     if sum(len(text) for text, _ in spans) > width:  # many epochs: the first and the last ones
-        spans = [*spans[:6], (" ...", "muted"), *spans[-3:]]
+        spans = [*spans[:6], (" ... ", "muted"), *spans[-3:]]
     return [spans]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, TypeAlias
 
+from rich.cells import cell_len
 from rich.segment import Segment
 from rich.style import Style
 from textual.geometry import Region, Size
@@ -130,4 +131,4 @@ def rule(title: str, width: int, unicode: bool) -> Line:
     """Return a line with a title."""
     dash = "─" if unicode else "-"
     text = f"{dash} {title} " if title else ""
-    return [(text + dash * max(0, width - len(text)), "muted")]
+    return [(text + dash * max(0, width - cell_len(text)), "muted")]

@@ -25,6 +25,7 @@ from tui.inspector.what_if_pane import WhatIfPane
 from tui.services import Services
 from tui.status_row import StatusRow
 from tui.store import Store
+from tui.watch.player import replay_command
 
 WIDE, HUGE = 110, 170  # columns of a screen with one pane at its left, and with two
 LIST, LARGE_LIST = 36, 50  # columns of a pane at the left
@@ -54,14 +55,14 @@ class PanesScreen(Screen[None]):
         with Horizontal(id="body"):
             with Vertical(id="left"):
                 yield SamplePane("samples")
-                yield FramePane(self.has_colors, "frame-left")
+                yield FramePane(self.has_colors, "frame-left", command=replay_command)
                 yield SummaryPane("summary")
             yield WhatIfPane("what-if")
             with Vertical(id="right"):
                 yield LineWidget("sample")
                 yield TextPane("text")
                 yield StripsPane("strips")
-                yield FramePane(self.has_colors, "frame")
+                yield FramePane(self.has_colors, "frame", command=replay_command)
                 yield TablePane("table")
                 with Container(id="bottom"):
                     yield FormulaPane("formulas")
@@ -99,13 +100,14 @@ class PanesScreen(Screen[None]):
         beside = LARGE_LIST if huge else LIST
         left, right, what_if = (self.query_one(f"#{name}") for name in ("left", "right", "what-if"))
         left.display, right.display, what_if.display = has_list, not list_alone, self.what_if
-        left.styles.width, what_if.styles.width = "1fr" if list_alone else beside, LIST
+        left.styles.width, what_if.styles.width = "1fr" if list_alone else beside, LIST + 2 * has_list
         self._arrange_frames(inspection, has_list and not list_alone)
         self.query_one("#summary").display = not low
         self.query_one("#sample").display = not low
         is_beside = has_list or self.what_if
+        what_if.set_class(has_list, "-beside")
         right.set_class(is_beside, "-beside")
-        width = self.size.width - beside * has_list - LIST * self.what_if - (2 if is_beside else 0)
+        width = self.size.width - beside * has_list - (LIST + 2 * has_list) * self.what_if - (2 if is_beside else 0)
         self._arrange_right(inspection, max(20, width), self.size.height - (2 if low else 3))
         self.update_panes()
 
@@ -126,7 +128,7 @@ class PanesScreen(Screen[None]):
         bottom.display, table.display = self._layout == "formulas", self._layout != "text"
         beside = width >= BESIDE and bool(shown.stored.alternatives)
         bottom.set_class(beside, "-beside")
-        formulas.is_compact = low
+        formulas.is_compact, formulas.compares = low, self.what_if
         formula_lines = formulas.lines_wanted(shown, width - CHANCES - 2 if beside else width)
         below = 7 if shown.stored.alternatives and not beside and height - formula_lines >= 18 else 0
         chances.display = beside or bool(below)

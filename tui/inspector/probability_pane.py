@@ -13,6 +13,7 @@ from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import percent
 from tui.inspector.shown import Shown
 
+MOST = 30  # columns of one policy
 POLICIES = {"ref": "reference", "old": "old (sampled from)", "new": "new"}  # key of the alternatives -> heading
 
 
@@ -23,7 +24,7 @@ class ProbabilityPane(LinesPane):
         policies = [name for name in POLICIES if name in shown.stored.alternatives]
         unit = "tokens" if shown.has_text else "actions"
         lines: list[Line] = [rule(f"likeliest {unit} at this step; > the one that was sampled", width, shown.unicode)]
-        room = (width - 2 * (len(policies) - 1)) // max(1, len(policies))
+        room = min(MOST, (width - 2 * (len(policies) - 1)) // max(1, len(policies)))
         blocks = [_alternatives(shown, name, room) for name in policies]
         for number in range(max(map(len, blocks), default=0)):
             spans: list[Span] = []

@@ -97,7 +97,7 @@ def _sample_line(inspection: Inspection, number: int, text: int, names: Sequence
         words = visible_text(f"{before} > {response[: 2 * text]}" if before else response[: 2 * text], shown.unicode)
     else:
         sample = inspection.samples[number]
-        words = f"env {sample.row}, from step {int(sample.columns[0])}"
+        words = f"env {sample.row}, step {int(sample.columns[0])}"
     size = cell_len(words)
     label = words + " " * (text - size) if size <= text else pad(words, text)
     cells = "".join(f"{_cell(name, found.columns[name][number]):>{NUMBERS[name][1]}}" for name in names)

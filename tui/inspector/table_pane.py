@@ -72,7 +72,7 @@ class TablePane(LinesPane):
                 if name == "ratio":
                     spans.append((marks[step] or " ", "cut"))
             if is_cursor:
-                spans = [(text, "cursor" if style == "" else style) for text, style in spans]
+                spans = [(text, "cursor") for text, _ in spans]
             lines.append(spans)
         return lines
 

@@ -49,12 +49,8 @@ class WhatIfActions(CursorActions):
 
     def _set_settings(self, settings: Settings) -> None:
         if self.inspection is not None:
-            was_changed = bool(self.inspection.view.changes)
             self.inspection.change(settings)
-            if was_changed != bool(self.inspection.view.changes):
-                self.arrange_panes()
-            else:
-                self.update_panes()
+            self.update_panes()
 
     def action_reset(self) -> None:
         if self.inspection is not None:

@@ -25,16 +25,6 @@ LADDERS: dict[str, tuple[float, ...]] = {  # the values that the keys < and > of
 }
 CLIPS = (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1)
 LIMITS = {"gamma": (0.0, 1.0), "lam": (0.0, 1.0)}  # of the other numbers: >= 0
-RESULTS = {  # quantity of the step -> its name
-    "reward": "r",
-    "delta": "delta",
-    "advantage": "A",
-    "advantage_used": "A used",
-    "return": "return",
-    "ratio": "ratio",
-    "loss": "loss",
-    "derivative": "dL/dlogp",
-}
 MEANS = {  # mean of the iteration -> its name
     "policy/clip_fraction": "outside",
     "policy/clip_fraction_after": "outside",
@@ -48,7 +38,7 @@ NAME, VALUE = 13, 9  # columns
 
 
 class WhatIfPane(LinesPane):
-    """Lists the options with their values in the run and now, and the results for the step and the iteration."""
+    """Lists the options with their values in the run and now, and the results for the iteration."""
 
     def __init__(self, id: str) -> None:
         super().__init__(id)
@@ -88,14 +78,8 @@ def _option_line(name: str, run: Settings, now: Settings, is_selected: bool, rea
 
 
 def _results(shown: Shown, width: int) -> list[Line]:
-    """Return the lines with the numbers of the step and the means of the iteration, run and now."""
-    row, column = shown.sample.row, shown.column
-    unit = "token" if shown.has_text else "step"
-    lines: list[Line] = [rule(f"this {unit}", width, shown.unicode)]
-    for name, label in RESULTS.items():
-        before, after = (float(x.columns[name][row, column]) for x in (shown.run, shown.now))
-        lines.append(_result_line(label, before, after))
-    lines.append(rule("this iteration", width, shown.unicode))
+    """Return the means of the iteration, with the run's options and now."""
+    lines: list[Line] = [rule("this iteration", width, shown.unicode)]
     run, now = (iteration_means(shown.stored, x) for x in (shown.run, shown.now))
     lines += [_result_line(label, run[name], now[name]) for name, label in MEANS.items() if name in run]
     return lines
