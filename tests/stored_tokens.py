@@ -31,10 +31,10 @@ ENGLISH = (
     Response("two hours of ", ("noise", " [b]", "and", " \x1b[31m", "fury", "</s>"), -0.88),
     Response("the director ", ("never", " lets", " go", "</s>"), 0.55),
 )
-CHINESE = (
+CHINESE = (  # with Chinese punctuation
     Response("这部电影", ("从", "头", "到", "尾", "都", "很", "好看", "。", "</s>"), 0.93),
-    Response("演员的表演", ("非常", "自然", "，", "值得", "一", "看", "。", "</s>"), 0.88),
-    Response("故事", ("太", "长", "了", "，", "我", "睡", "着", "了", "。", "</s>"), -0.75),
+    Response("演员的表演", ("非常", "自然", "，", "值得", "一", "看", "。", "</s>"), 0.88),  # noqa: RUF001
+    Response("故事", ("太", "长", "了", "，", "我", "睡", "着", "了", "。", "</s>"), -0.75),  # noqa: RUF001
     Response("音乐", ("好", "听", "。", "</s>"), 0.64),
 )
 
@@ -46,7 +46,7 @@ def make_token_iteration(
     rng = np.random.default_rng(seed)
     text, mask = _texts(responses)
     shape, ends = mask.shape, (np.arange(len(mask)), formulas.last_steps(mask))
-    vocabulary = {number: token for number, token in enumerate(dict.fromkeys(text.ravel().tolist()))}
+    vocabulary = dict(enumerate(dict.fromkeys(text.ravel().tolist())))
     token = np.vectorize({token: number for number, token in vocabulary.items()}.__getitem__)(text).astype(np.int32)
     old = -np.abs(rng.normal(0.9, 0.7, shape)).astype(np.float32) - np.float32(0.05)
     ref = (old + rng.normal(0, 0.3, shape)).astype(np.float32).clip(max=-0.01)
@@ -69,10 +69,10 @@ def make_token_iteration(
     columns |= {"logprob_new": new, "ratio": np.exp(new - old), "token": token, "text": text}
     columns["clipped"] = np.abs(columns["ratio"] - 1) > CLIP
     alternatives = {name: _alternatives(x, token, mask) for name, x in (("old", old), ("new", new), ("ref", ref))}
+    state = {"clip_scale": 1.0, "penalty_coef": 1.0, "critic_only": False, "kl_coef": COEF}
     stored = StoredIteration(
-        iteration, step, int(mask.sum()), GAMMA, LAM, CLIP, CLIP, "gae", "lambda", {}, columns, _options(),
-        {"clip_scale": 1.0, "penalty_coef": 1.0, "critic_only": False, "kl_coef": COEF}, _epochs(old, new, columns, rng),
-        alternatives, vocabulary=vocabulary,
+        iteration, step, int(mask.sum()), GAMMA, LAM, CLIP, CLIP, "gae", "lambda", {}, columns, _options(), state,
+        _epochs(old, new, columns, rng), alternatives, vocabulary=vocabulary,
     )  # fmt: skip
     own, after = Settings.of(stored), dict[str, float | None]()
     after |= recompute(stored, own, EPOCHS).means | recompute(stored, own, "after").means

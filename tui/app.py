@@ -21,7 +21,6 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.text import can_unicode, clean
 from tui.actions import available_actions, bindings, conditions_of, is_write_action, key_name
 from tui.dialogs import TextDialog, help_text
-from tui.external_command import run_external_command
 from tui.messages import MessageApp
 from tui.no_color import NoColorFilter
 from tui.notices import Notice, Notices, desktop_notification
@@ -195,10 +194,6 @@ class Terminal(MessageApp):
             self.call_later(on_error, str(error))
         else:
             self.call_later(partial(self.notify, markup=False), text)
-        self.read_now()
-
-    def run_external(self, command: str, run: Run) -> None:
-        run_external_command(self, [command, run.name, "--runs", str(run.path.parent)])
         self.read_now()
 
     def show_error(self, text: str) -> None:

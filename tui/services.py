@@ -35,9 +35,6 @@ class Services(Protocol):
         If it fails, pass the error message to `on_error`, which shows it by default.
         """
 
-    def run_external(self, command: str, run: Run) -> None:
-        """Suspend the UI and run a ppo-unified command on `run` in the terminal."""
-
     def show_error(self, text: str) -> None: ...
 
     def open_picker(self) -> None: ...

@@ -28,7 +28,6 @@ from ppo_unified.runs.metrics import AWAITED
 from ppo_unified.runs.notes import write_note
 from ppo_unified.runs.processes import stop
 from ppo_unified.terminal.ticks import GUTTER
-from tui import app as program
 from tui import pacing
 from tui.actions import ACTIONS, PLACES, Place, actions_of, applicable_actions
 from tui.app import Terminal
@@ -929,17 +928,6 @@ def test_command_is_copied_to_clipboard(runs: Path) -> None:
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         await pilot.press("y")
         assert app.clipboard == "ppo-unified train cartpole --seed 3"
-
-    drive(runs, act)
-
-
-def test_inspect_runs_in_the_terminal(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr(program, "run_external_command", lambda app, arguments: asked.append(list(arguments)))
-
-    async def act(pilot: Pilot[None], app: Terminal) -> None:
-        await pilot.press("i")
-        assert asked == [["inspect", "gamma", "--runs", str(runs)]]
 
     drive(runs, act)
 

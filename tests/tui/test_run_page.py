@@ -1,16 +1,9 @@
-"""Tests a run's page with key presses, the properties of its log view, and external commands in a pseudo-terminal."""
+"""Tests a run's page with key presses, and the properties of its log view."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
-import pty
 import random
-import select
-import subprocess
-import sys
-import termios
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -32,7 +25,6 @@ from ppo_unified.runs.folder import Run, Status
 from tui.actions import Place, actions_of
 from tui.charts.plots import Plots
 from tui.charts.settings import Settings
-from tui.external_command import run_external_command
 from tui.runs.entries import Entry
 from tui.runs.log_view import MOST_LINES, LogView, Tail
 from tui.runs.run_page import TABS, RunPage, TabBar
@@ -65,9 +57,6 @@ class Host(App[None]):
 
     def run_in_thread(self, work: Callable[[], str], on_error: Callable[[str], object] | None = None) -> None:
         self.asked.append(("run_in_thread", work()))
-
-    def run_external(self, command: str, run: Run) -> None:
-        self.asked.append((command, run.name))
 
     def open_rerun(self, entry: Entry) -> None:
         self.asked.append(("rerun", entry.key))
@@ -715,8 +704,8 @@ def test_run_keys_work_on_the_run_page(tmp_path: Path) -> None:
     host = Host(tmp_path)
 
     async def act(pilot: Pilot[None], page: RunPage) -> None:
-        await pilot.press("i", "R")
-        assert host.asked == [("inspect", "a"), ("rerun", "a")]
+        await pilot.press("R")
+        assert host.asked == [("rerun", "a")]
         await pilot.press("y")
         assert host.clipboard == "ppo-unified train cartpole --seed 1"
         await pilot.press("N", *"good", "enter")
@@ -736,100 +725,3 @@ def test_readonly_mode_removes_writing_actions(tmp_path: Path) -> None:
         assert run.path.exists()
 
     drive(Host(tmp_path, readonly=True), act)
-
-
-# external commands
-
-
-def test_command_is_shown_if_the_ui_cannot_suspend(tmp_path: Path) -> None:
-    make_run(tmp_path)
-    host = Host(tmp_path)
-
-    async def act(pilot: Pilot[None], page: RunPage) -> None:
-        run_external_command(host, ["inspect", "a b"])
-        await wait_until(pilot, lambda: host._notifications)
-        assert "ppo-unified inspect 'a b'" in next(str(n.message) for n in host._notifications)
-
-    drive(host, act)
-
-
-APP = """
-import os, sys
-from textual.app import App
-from tui.external_command import run_external_command
-sys.executable = os.environ.get("EXECUTABLE", sys.executable)
-class Suspender(App):
-    def on_mount(self): self.call_after_refresh(self.run_command)
-    def run_command(self):
-        run_external_command(self, sys.argv[1:])
-        self.exit(message="back again")
-Suspender().run()
-"""
-
-
-class TerminalApp:
-    """The app above in a separate pseudo-terminal."""
-
-    def __init__(self, *arguments: str, **more: str) -> None:
-        self.master, self.slave = pty.openpty()
-        self.before = termios.tcgetattr(self.slave)
-        environment = os.environ | {"TERM": "xterm-256color", "PYTHONPATH": str(ROOT)} | more
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", APP, *arguments],
-            stdin=self.slave,
-            stdout=self.slave,
-            stderr=self.slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - Ctrl-C is a signal there
-            env=environment,
-            cwd=ROOT,
-        )
-        self.output = b""
-
-    def wait_until(self, text: bytes, seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.output:
-            assert time.monotonic() < deadline, self.output[-2000:]
-            if select.select([self.master], [], [], 0.05)[0]:
-                self.output += os.read(self.master, 65536)
-
-    def type(self, keys: bytes) -> None:
-        os.write(self.master, keys)
-
-    def close(self) -> list[Any]:
-        """Wait for the app to exit and return the terminal's modes."""
-        self.wait_until(b"back again")
-        assert self.process.wait(timeout=30) == 0
-        after = termios.tcgetattr(self.slave)
-        os.close(self.master)
-        os.close(self.slave)
-        return after
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"), [(["envs"], b"cartpole"), (["inspect", "nothing"], b"no run 'nothing'")]
-)
-def test_command_output_stays_until_enter(arguments: list[str], expected: bytes) -> None:
-    app = TerminalApp(*arguments)
-    app.wait_until(expected)
-    app.wait_until(b"Press Enter to return.")
-    app.type(b"\r")
-    assert app.close() == app.before
-
-
-def test_ctrl_c_returns_from_a_command() -> None:
-    app = TerminalApp("inspect", "nothing")
-    app.wait_until(b"Press Enter to return.")
-    app.type(b"\x03")
-    assert app.close() == app.before
-
-
-def test_terminal_is_restored_after_a_killed_command(tmp_path: Path) -> None:
-    dying = tmp_path / "dying"
-    dying.write_text("#!/bin/sh\nstty raw -echo\nprintf '\\033[?1049h'\nkill -9 $$\n", encoding="utf-8")
-    dying.chmod(0o755)
-    app = TerminalApp("inspect", "a", EXECUTABLE=str(dying))
-    app.wait_until(b"Press Enter to return.")
-    assert b"\x1b[?1049l" in app.output[app.output.rindex(b"\x1b[?1049h") :]
-    app.type(b"\r\n")
-    assert app.close() == app.before

@@ -118,7 +118,7 @@ def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width:
 
     `before` contains the results with the run's own options, by name, if they are shown, too.
     """
-    room = width - NAME - 2 - RESULT * (2 if before else 1)
+    room = max(0, width - NAME - 2 - RESULT * (2 if before else 1))
     if width < NARROW:
         return [_short_line(formula, before, room) for formula in formulas]
     symbols = max(len(formula.symbols) for formula in formulas)

@@ -27,6 +27,7 @@ from tui.status_row import StatusRow
 from tui.store import Store
 from tui.watch.player import replay_command
 
+TINY = 70  # columns of a screen in which the what-if pane covers everything else
 WIDE, HUGE = 110, 170  # columns of a screen with one pane at its left, and with two
 LIST, LARGE_LIST = 36, 50  # columns of a pane at the left
 BESIDE, CHANCES = 140, 50  # columns: of a right side with the probabilities beside the formulas, and of the former
@@ -99,7 +100,8 @@ class PanesScreen(Screen[None]):
         has_list = list_alone or (wide and not self._list_hidden and (huge or not self.what_if))
         beside = LARGE_LIST if huge else LIST
         left, right, what_if = (self.query_one(f"#{name}") for name in ("left", "right", "what-if"))
-        left.display, right.display, what_if.display = has_list, not list_alone, self.what_if
+        is_tiny = self.what_if and self.size.width < TINY
+        left.display, right.display, what_if.display = has_list, not (list_alone or is_tiny), self.what_if
         left.styles.width, what_if.styles.width = "1fr" if list_alone else beside, LIST + 2 * has_list
         self._arrange_frames(inspection, has_list and not list_alone)
         self.query_one("#summary").display = not low

@@ -44,7 +44,7 @@ class InspectorScreen(WhatIfActions):
 
     def __init__(self, services: Services, store: Store, key: str) -> None:
         super().__init__(services, store, key)
-        self._stamp: object = None  # of the samples folder
+        self._stamp: object = ()  # of the samples folder
         self._loading: int | None = None
 
     def on_mount(self) -> None:
