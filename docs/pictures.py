@@ -17,7 +17,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (110, 34)
-DARK = {"runs": "list of runs", "metric": "enlarged metric", "form": "new run", "page": "run page", "watch": "watch"}
+DARK = {
+    "runs": "list of runs",
+    "metric": "enlarged metric",
+    "form": "new run",
+    "page": "run page",
+    "watch": "watch",
+    "inspector": "inspector",
+    "inspector-what-if": "what if",
+    "inspector-episode": "episode",
+}
 LIGHT = {"runs": "list of runs"}
 
 

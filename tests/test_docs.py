@@ -13,7 +13,8 @@ from ppo_unified.config.registry import config_model
 from ppo_unified.config.schema import known_options
 from ppo_unified.runs.metrics import METRICS
 from ppo_unified.training import health
-from tui.actions import PLACES, actions_of, key_name
+from tui.action import PLACES
+from tui.actions import actions_of, key_name
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]

@@ -9,73 +9,16 @@ is impossible.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from textual.binding import Binding, BindingType
+
+from tui.action import ALWAYS, NEEDS, PLACE_NEEDS, Action, Place
+from tui.inspector.actions import INSPECTOR_ACTIONS
 
 if TYPE_CHECKING:
     from textual.app import App
     from textual.screen import Screen
-
-Place: TypeAlias = Literal[
-    "app", "runs", "control", "charts", "metric", "run", "inspector", "what_if", "watch", "compare", "picker", "form"
-]
-
-PLACES: dict[Place, str] = {  # headings, in the order of help and docs
-    "runs": "List of runs",
-    "control": "Selected run",
-    "charts": "Charts",
-    "metric": "Enlarged metric",
-    "run": "Run page",
-    "inspector": "Inspector",
-    "what_if": "Inspector: what if",
-    "watch": "Watch",
-    "compare": "Comparison",
-    "picker": "New run: target",
-    "form": "New run: options",
-    "app": "Everywhere",
-}
-
-
-NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for the help
-    "runs": "needs a run",
-    "run": "needs a selected run",
-    "own": "needs a run of this program",
-    "active": "needs an active run",
-    "ended": "needs a run that has ended",
-    "checkpoint": "needs a checkpoint",
-    "curves": "needs a chart",
-    "pages": "needs several pages of charts",
-    "log": "first opens the tab Log",
-    "older": "needs an older stored sample on the tab Samples",
-    "newer": "needs a newer stored sample on the tab Samples",
-    "options": "first opens the tab Options",
-    "option": "needs a selected option",
-    "valid": "needs valid options",
-    "ungrouped": "needs ungrouped seeds",
-    "sample": "needs a stored iteration",
-    "iterations": "needs several stored iterations",
-    "epochs": "needs an iteration whose epochs are stored",
-}
-PLACE_NEEDS: dict[Place, str] = {"charts": "curves"}
-ALWAYS, PROMINENT = 0, 2  # ranks
-
-
-@dataclass(frozen=True)
-class Action:
-    """One action of one place."""
-
-    name: str  # the method is action_NAME
-    keys: str  # Textual's key names, separated by commas; the footer shows the first one that works
-    label: str  # at most two words, because the footer has little space
-    help: str  # one sentence
-    place: Place
-    rank: int = 9  # if the footer has no room for all actions, those with the lowest rank stay; rank 0 always stays
-    needs: str = ""  # the condition without which the action does nothing
-    prominent: str = ""  # a condition, such as an interrupted run, under which the action has the rank PROMINENT
-    writes: bool = False  # changes a run or starts a process, so it is unavailable with --readonly
-
 
 ACTIONS: tuple[Action, ...] = (
     Action("new", "n", "New run", "Select a target and start a new run", "runs", rank=1, writes=True),
@@ -296,136 +239,7 @@ ACTIONS: tuple[Action, ...] = (
         rank=2,
         needs="options",
     ),
-    Action("step_right", "right", "Next step", "Move the cursor to the next token or step", "inspector", 1, "sample"),
-    Action("step_left", "left", "Previous step", "Move the cursor to the previous one", "inspector", 1, "sample"),
-    Action("sample_next", "down", "Next sample", "Select the next sample of the list", "inspector", 1, "sample"),
-    Action("sample_previous", "up", "Previous sample", "Select the previous sample", "inspector", 1, "sample"),
-    Action(
-        "cut_next",
-        "n",
-        "Next cut",
-        "Move to the next step whose gradient the clip cut, in this sample or the following ones",
-        "inspector",
-        rank=2,
-        needs="sample",
-    ),
-    Action("cut_previous", "N", "Previous cut", "Move to the previous step that was cut", "inspector", 9, "sample"),
-    Action("line_down", "pagedown", "Lines down", "Move the cursor several lines down", "inspector", 9, "sample"),
-    Action("line_up", "pageup", "Lines up", "Move the cursor several lines up", "inspector", 9, "sample"),
-    Action("step_first", "home", "First step", "Move the cursor to the first token or step", "inspector", 9, "sample"),
-    Action("step_last", "end", "Last step", "Move the cursor to the last token or step", "inspector", 9, "sample"),
-    Action(
-        "heat",
-        "h",
-        "Heat",
-        "Color the tokens or steps by the next quantity: A, ratio, KL, V, r, delta, entropy",
-        "inspector",
-        rank=2,
-        needs="sample",
-    ),
-    Action(
-        "what_if",
-        "w",
-        "What if",
-        "Show or hide the pane in which you change options such as the clip range; all numbers are recomputed",
-        "inspector",
-        rank=2,
-        needs="sample",
-    ),
-    Action(
-        "moment_next",
-        "right_square_bracket",
-        "Next epoch",
-        "Show the numbers in the next epoch of the update, or after the update",
-        "inspector",
-        rank=3,
-        needs="epochs",
-    ),
-    Action(
-        "moment_previous",
-        "left_square_bracket",
-        "Previous epoch",
-        "Show the numbers in the previous epoch",
-        "inspector",
-        rank=3,
-        needs="epochs",
-    ),
-    Action(
-        "iteration_next",
-        "right_curly_bracket",
-        "Next iteration",
-        "Show the next stored iteration",
-        "inspector",
-        rank=3,
-        needs="iterations",
-    ),
-    Action(
-        "iteration_previous",
-        "left_curly_bracket",
-        "Previous iteration",
-        "Show the previous stored iteration",
-        "inspector",
-        rank=3,
-        needs="iterations",
-    ),
-    Action(
-        "sort",
-        "o",
-        "Sort",
-        "Sort the samples by the next key: clip count, score, KL, |A|, length, number",
-        "inspector",
-        rank=4,
-        needs="sample",
-    ),
-    Action(
-        "filter",
-        "slash",
-        "Filter",
-        "List only the samples that match a query, such as wrong, cut, kl>1, score<0.5 or a text",
-        "inspector",
-        rank=4,
-        needs="sample",
-    ),
-    Action("best", "b", "Best", "Select the listed sample with the highest score", "inspector", 6, "sample"),
-    Action("worst", "B", "Worst", "Select the listed sample with the lowest score", "inspector", 6, "sample"),
-    Action("list", "l", "List", "Show or hide the list of samples", "inspector", rank=4, needs="sample"),
-    Action(
-        "table",
-        "t",
-        "Table/text",
-        "Give the space of the formulas to the table of all steps, then to the text, then to the formulas again",
-        "inspector",
-        rank=5,
-        needs="sample",
-    ),
-    Action(
-        "frames",
-        "f",
-        "Allow frames",
-        "Allow the code that the run's configuration names, if you trust it, so that it can draw the environment",
-        "inspector",
-        needs="sample",
-    ),
-    Action("copy", "y", "Copy", "Copy the formulas of this step as text", "inspector", rank=7, needs="sample"),
-    Action("export", "E", "Export", "Write the sample as a CSV file", "inspector", rank=7, needs="sample"),
-    Action(
-        "sample_now",
-        "S",
-        "Sample now",
-        "Ask the active run to store its next iteration, which then appears here",
-        "inspector",
-        rank=5,
-        writes=True,
-    ),
-    Action("back", "escape,q", "Back", "Close the what-if pane; if it is closed, go back", "inspector", rank=ALWAYS),
-    Action("option_next", "down", "Next option", "Select the next option", "what_if", rank=1),
-    Action("option_previous", "up", "Previous option", "Select the previous option", "what_if", rank=1),
-    Action("more", "greater_than_sign", "Larger value", "Select a larger value or the next choice", "what_if", rank=1),
-    Action("less", "less_than_sign", "Smaller value", "Select a smaller value or the previous one", "what_if", rank=1),
-    Action(
-        "edit", "enter", "Type value", "Type the value of the option; you can also start with a digit", "what_if", 1
-    ),
-    Action("reset", "r", "Reset", "Reset all options to the values of the run", "what_if", rank=2),
+    *INSPECTOR_ACTIONS,
     Action("pause", "space", "Pause", "Pause or continue the episode", "watch", rank=1),
     Action(
         "step",

@@ -15,7 +15,8 @@ from textual.widgets import Input, Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.text import clean
-from tui.actions import PLACES, Action, Place, key_name, missing_condition
+from tui.action import PLACES, Action, Place
+from tui.actions import key_name, missing_condition
 
 READABLE = 112  # maximum columns of a page of text
 _BOX = """

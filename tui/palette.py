@@ -7,7 +7,8 @@ from functools import partial
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
-from tui.actions import Action, applicable_actions, key_name
+from tui.action import Action
+from tui.actions import applicable_actions, key_name
 
 
 class ActionProvider(Provider):

@@ -12,7 +12,8 @@ from textual.message import Message
 from textual.widget import Widget
 
 from ppo_unified.text import display_width
-from tui.actions import ALWAYS, PROMINENT, applicable_actions, conditions_of
+from tui.action import ALWAYS, PROMINENT
+from tui.actions import applicable_actions, conditions_of
 
 if TYPE_CHECKING:
     from textual.screen import Screen

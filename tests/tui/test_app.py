@@ -29,7 +29,8 @@ from ppo_unified.runs.notes import write_note
 from ppo_unified.runs.processes import stop
 from ppo_unified.terminal.ticks import GUTTER
 from tui import pacing
-from tui.actions import ACTIONS, PLACES, Place, actions_of, applicable_actions
+from tui.action import PLACES, Place
+from tui.actions import ACTIONS, actions_of, applicable_actions
 from tui.app import Terminal
 from tui.charts.metric_screen import MetricScreen, OnePlot
 from tui.charts.plots import Plots

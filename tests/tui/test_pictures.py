@@ -37,6 +37,10 @@ KEPT = (
     "responses",
     "events",
     "page-log",
+    "inspector",
+    "inspector-chinese",
+    "inspector-what-if",
+    "inspector-episode",
 )
 UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))
 

@@ -26,7 +26,8 @@ from ppo_unified.terminal.braille import ASCII, BRAILLE, LEVEL, Columns, Layer, 
 from ppo_unified.terminal.chart import MARKS, smooth
 from ppo_unified.terminal.ticks import GUTTER, Tick
 from ppo_unified.text import display_width, format_number
-from tui.actions import Place, actions_of, bindings
+from tui.action import Place
+from tui.actions import actions_of, bindings
 from tui.charts import traces as tui_traces
 from tui.charts.chart_lines import Inks, title_line
 from tui.charts.chart_picture import ChartPicture, Look, paint_chart

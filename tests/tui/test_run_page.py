@@ -22,7 +22,8 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, notes, samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
-from tui.actions import Place, actions_of
+from tui.action import Place
+from tui.actions import actions_of
 from tui.charts.plots import Plots
 from tui.charts.settings import Settings
 from tui.runs.entries import Entry

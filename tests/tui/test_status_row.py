@@ -24,7 +24,8 @@ from tests.tui.test_app import drive, make_run, run_list, wait_until
 from tui import app as program
 from tui import messages
 from tui import store as store_module
-from tui.actions import ACTIONS, NEEDS
+from tui.action import NEEDS
+from tui.actions import ACTIONS
 from tui.app import Terminal
 from tui.dialogs import ConfirmDialog, TextDialog
 from tui.messages import format_message

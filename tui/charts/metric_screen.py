@@ -17,7 +17,8 @@ from textual.widgets import Static
 from ppo_unified.runs.metrics import describe
 from ppo_unified.terminal.chart import smooth
 from ppo_unified.text import clean, display_width, elide, format_number, pad
-from tui.actions import Place, actions_of, bindings
+from tui.action import Place
+from tui.actions import actions_of, bindings
 from tui.charts.colors import with_letter
 from tui.charts.pages import Page
 from tui.charts.plots import Plots, explanation, forward_actions

@@ -58,7 +58,7 @@ class StripWidget(Widget):
         size = self.size
         if self._strips is None or self._painted_for != size:
             self._painted_for = size
-            lines = self.paint(size.width, size.height) if size.width > 1 else ()
+            lines = self.paint(size.width, size.height) if size.width > 1 and size.height else ()
             self._strips = [self._strip(line, size.width) for line in lines]
         blank = Strip.blank(size.width, self._style(""))
         strips = [self._strips[y] if y < len(self._strips) else blank for y in crop.line_range]

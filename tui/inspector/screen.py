@@ -13,7 +13,8 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import ACTIVE
 from ppo_unified.text import clean
-from tui.actions import Place, actions_of, bindings, is_write_action
+from tui.action import Place
+from tui.actions import actions_of, bindings, is_write_action
 from tui.folder_scanner import stamp_if_any
 from tui.inspector.explanation import EXPLANATION, LEGEND
 from tui.inspector.inspection import Inspection, View

@@ -23,7 +23,8 @@ from ppo_unified.config.sweep import SEED
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean
-from tui.actions import Place, bindings
+from tui.action import Place
+from tui.actions import bindings
 from tui.new_run import form_model
 from tui.new_run.fields import Fields
 from tui.new_run.form_model import NAME, RECIPE, Field, Verdict

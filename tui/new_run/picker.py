@@ -19,7 +19,8 @@ from ppo_unified.config.presets import is_file
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean, display_width, elide, pad
-from tui.actions import Place, bindings
+from tui.action import Place
+from tui.actions import bindings
 from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
 from tui.status_row import StatusRow

@@ -19,7 +19,8 @@ from ppo_unified.runs.query import compared_options, read_options
 from ppo_unified.runs.seeds import one_run_per_seed, seed_of
 from ppo_unified.terminal.comparison import RESULTS, ComparedRun, compare, group_runs
 from ppo_unified.text import clean
-from tui.actions import Place, bindings
+from tui.action import Place
+from tui.actions import bindings
 from tui.runs.entries import Entry
 from tui.status_row import StatusRow
 from tui.store import Changes, Store

@@ -18,7 +18,8 @@ from textual.widgets import ContentSwitcher, Static
 
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean, display_width, pad
-from tui.actions import Place, actions_of, bindings
+from tui.action import Place
+from tui.actions import actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.runs.entries import Entry
 from tui.runs.log_view import LogView

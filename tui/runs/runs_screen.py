@@ -12,7 +12,8 @@ from textual.containers import Container
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.query import parse
 from ppo_unified.text import clean
-from tui.actions import Place, actions_of, bindings
+from tui.action import Place
+from tui.actions import actions_of, bindings
 from tui.charts.plots import Plots, forward_actions
 from tui.charts.settings import LEAST_WIDTH, Settings
 from tui.dialogs import PromptDialog

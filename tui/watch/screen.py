@@ -16,7 +16,8 @@ from textual.widgets import Static
 
 from ppo_unified.runs.play_messages import ErrorReply, FrameReply, PromptReply, Ready, Reply
 from ppo_unified.text import clean, display_width, pad
-from tui.actions import Place, bindings
+from tui.action import Place
+from tui.actions import bindings
 from tui.status_row import StatusRow
 from tui.watch import chat
 from tui.watch.chat import ChatView
