@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 from rich.style import Style
 from textual.scrollbar import ScrollBar
 from textual.widget import Widget
@@ -66,7 +67,7 @@ def test_screens_match_golden_files(size: tuple[int, int]) -> None:
 
     def look(name: str, app: Terminal) -> None:
         seen[name] = text = screen_text(app)
-        assert [len(line) for line in text.splitlines()] == [size[0]] * size[1], name
+        assert [cell_len(line) for line in text.splitlines()] == [size[0]] * size[1], name
         _check_scrollbars(app, name)
         _check_footer(app, name)
 
