@@ -300,7 +300,7 @@ def test_long_and_strange_texts_keep_the_layout(tmp_path: Path, size: tuple[int,
             lines = pane.paint(*pane.size)
             assert len(lines) <= pane.size.height
             cursor = [
-                part for line in lines for part, style in line if style == "cursor" or getattr(style, "reverse", 0)
+                part for line in lines for part, style in line if style == "cursor" or getattr(style, "reverse", False)
             ]
             assert cursor, keys
 
