@@ -57,11 +57,12 @@ BANNED = {
     "envs.llm.options, envs.llm.data, envs.llm.tasks": {"torch", "transformers", "gymnasium", "textual", "tui"},
     "tui.store": {"torch", "gymnasium", "transformers", "textual", "envs"},
     "envs.llm.rewards.functions, envs.llm.rewards.score_transforms": {"torch"},
-    "tui.app, tui.new_run.picker, tui.new_run.form, tui.runs.run_page, tui.new_run.form_model": {
+    "tui.app, tui.new_run.picker, tui.new_run.form, tui.runs.run_page, tui.inspector.screen": {
         "torch",
         "transformers",
         "gymnasium",
     },
+    "tui.new_run.form_model": {"torch", "transformers", "gymnasium"},
     "envs.llm.adapter": {
         "gymnasium",
         "peft",

@@ -188,3 +188,5 @@ class InspectorScreen(WhatIfActions):
         samples.request_next(self.run_folder)
         self.awaited = (self.numbers[-1] if self.numbers else 0) + 1
         self.notify("The run stores its next iteration, which then appears here.", markup=False)
+        if self.inspection is None:
+            self._show_notice("Waiting for the next iteration ...")
