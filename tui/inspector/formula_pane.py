@@ -49,13 +49,12 @@ class FormulaPane(LinesPane):
         )
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
-        now = _step(shown, shown.now)
+        now, lines = _step(shown, shown.now), list[Line]()
         before = {line.name: line.result for line in explain(_step(shown, shown.run))} if self.compares else {}
-        lines: list[Line] = [rule(title(shown), width, shown.unicode)]
-        if not before:
-            lines[0] = with_end(lines[0], chances(shown, width - display_width(title(shown)) - 8), width)
         if before:
-            lines[0] = [*lines[0][:-1], (_headings(lines[0][-1][0]), "muted")]
+            lines = [[(_headings(rule(title(shown), width, shown.unicode)[0][0]), "muted")]]
+        else:
+            lines = [title_line(shown, width)]
         lines += formula_lines(self._formulas(now), before, width)
         if not self.is_compact and width >= NARROW:
             lines += path_line(shown, width)
@@ -74,11 +73,26 @@ def _headings(rule_text: str) -> str:
     return rule_text[: max(0, len(rule_text) - len(end))] + end
 
 
-def title(shown: Shown) -> str:
+def title(shown: Shown, is_short: bool = False) -> str:
     """Return the title: the step, and the moment whose numbers are shown."""
     label = step_labels(shown, [shown.step])[0].rstrip()
     what = f"token {shown.column} '{label}'" if shown.has_text else f"step {shown.column}, action {label}"
-    return f"{what}, {moment_name(shown)}"
+    moment = "after the update" if shown.moment == "after" else f"epoch {shown.moment} of the update"
+    return f"{what}, {moment.replace('the ', '').replace(' of update', '') if is_short else moment}"
+
+
+def title_line(shown: Shown, width: int) -> Line:
+    """Return a rule with the title at its start and, if it fits, the probabilities at its end.
+
+    Both are abbreviated if that makes them fit.
+    """
+    for is_short in (False, True):
+        start, style = rule(title(shown, is_short), width, shown.unicode)[0]
+        room = width - display_width(title(shown, is_short)) - 6
+        end = chances(shown, room)
+        if len(end) <= room:
+            return [(start[: len(start) - len(end) - 2], style), (f" {end} ", "bold")]
+    return rule(title(shown), width, shown.unicode)
 
 
 def chances(shown: Shown, width: int) -> str:
@@ -96,21 +110,6 @@ def chances(shown: Shown, width: int) -> str:
     arrow = " → " if shown.unicode else " -> "
     text = ("density: " if is_density else "p: ") + arrow.join(parts)
     return text if len(text) <= width else text.replace("reference", "ref")
-
-
-def with_end(line: Line, text: str, width: int) -> Line:
-    """Put a text at the end of a rule, if it fits."""
-    start, style = line[-1]
-    room = width - len(text) - 2
-    used = display_width(start.rstrip("─-"))
-    return (
-        line if used > room else [(start[: len(start) - (display_width(start) - room)], style), (f" {text} ", "bold")]
-    )
-
-
-def moment_name(shown: Shown) -> str:
-    """Return the moment in words."""
-    return "after the update" if shown.moment == "after" else f"epoch {shown.moment} of the update"
 
 
 def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width: int) -> list[Line]:
