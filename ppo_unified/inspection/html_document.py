@@ -139,7 +139,7 @@ def _head(page: Page, name: str, included: int) -> dict[str, Any]:
         "included": "" if included == count else f"This page contains {included} of {count:,} samples",
         "command": clean(command),
         "metrics": [
-            (tag, METRICS[tag].meaning if tag in METRICS else "", None if value is None else _json_number(value))
+            (tag, METRICS[tag].meaning if tag in METRICS else "", _json_number(value))
             for tag, value in sorted(stored.metrics.items())
         ],
         "options": [(clean(key), clean(value)) for key, value in _flatten(stored.options)],
@@ -285,8 +285,8 @@ def _observations(stored: StoredIteration, sample: Sample) -> list[tuple[str, li
 
 
 def _json_number(x: Any) -> float | int | None:
-    """Return a number with six significant digits, or None if it is not finite."""
-    value = float(x)
+    """Return a number with six significant digits, or None if it is not a finite number."""
+    value = float(x) if isinstance(x, int | float | np.generic) else math.nan
     if not math.isfinite(value):
         return None
     return int(value) if value == int(value) else _short(value)

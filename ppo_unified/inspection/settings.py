@@ -73,6 +73,7 @@ class Settings:
 _NAMES = {f.name for f in fields(Settings)}
 LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
 COLUMNS = ("logprob_old", "logprob_new", "ratio", "reward", "value", "next_value")  # all that `recompute` needs
+SCORE_COLUMNS = ("kl", "kl_full", "score", "score_normalized")  # needed for responses with "score_used"
 EPOCHS = ("logprob", "value", "entropy", "minibatch")
 MOST_MINIBATCHES = 1 << 15
 # the values that rloo and grpo require
@@ -104,7 +105,8 @@ def _check_value(stored: StoredIteration, name: str, value: Any) -> None:
 def check_arrays(stored: StoredIteration) -> None:
     """Raise UsageError if arrays are missing or have the wrong type."""
     columns, epochs = stored.columns, stored.epochs
-    wrong = [name for name in COLUMNS if name not in columns or columns[name].dtype.kind not in "biuf"]
+    needed = COLUMNS + (SCORE_COLUMNS if "score_used" in columns else ())
+    wrong = [name for name in needed if name not in columns or columns[name].dtype.kind not in "biuf"]
     wrong += [f"epochs.{name}" for name in EPOCHS if epochs and (name not in epochs or epochs[name].ndim != 3)]
     numbers = epochs.get("minibatch", np.zeros(1, int))
     if numbers.dtype.kind != "i" or numbers.max(initial=0) >= MOST_MINIBATCHES or numbers.min(initial=0) < -1:

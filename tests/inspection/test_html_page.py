@@ -76,7 +76,7 @@ def hostile_iteration() -> StoredIteration:
     logprobs = np.broadcast_to(np.log(np.array([0.5, 0.3], np.float32)), (*shape, 2))
     stored.alternatives["old"] = Alternatives(np.zeros((*shape, 2), np.int64), logprobs)
     stored.vocabulary[0] = HOSTILE[0]
-    stored.metrics[HOSTILE[0]] = None
+    stored.metrics.update({HOSTILE[0]: None, "text": HOSTILE[0], "table": {}})  # type: ignore[dict-item]
     stored.options[HOSTILE[0]] = {HOSTILE[2]: HOSTILE[4]}
     return stored
 
@@ -120,6 +120,7 @@ def test_hostile_texts_remain_text() -> None:
     assert data.isascii()
     assert not set("<>&") & set(data)
     document = read_document(page)
+    assert [value for _, _, value in document["metrics"]] == [None, 0.1, None, None]
     assert document["samples"][0]["text"][:3] == list(HOSTILE[:3])
     assert HOSTILE[0] in document["samples"][0]["before"]
     assert document["samples"][0]["chances"][1][1][0][0] == HOSTILE[0]

@@ -263,3 +263,6 @@ def test_damaged_arrays_are_an_error() -> None:
     for damaged, name in ((without_ratio, "ratio"), (huge, "epochs.minibatch"), (without_entropy, "epochs.entropy")):
         with pytest.raises(UsageError, match=f"samples of iteration 1: no valid {name}; delete the file"):
             recompute(damaged, own)
+    scores = stored.columns | {"score_used": stored.columns["reward"], "score": stored.columns["reward"]}
+    with pytest.raises(UsageError, match="no valid kl, kl_full, score_normalized; delete the file"):
+        recompute(replace(stored, columns=scores), own)
