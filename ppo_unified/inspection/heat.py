@@ -11,6 +11,8 @@ from ppo_unified.inspection.formulas import Array
 from ppo_unified.inspection.what_if import Recomputed
 from ppo_unified.runs.stored_iteration import StoredIteration
 
+LEVELS = 4  # levels on each side of the middle
+
 
 @dataclass(frozen=True)
 class Heat:
@@ -18,29 +20,38 @@ class Heat:
 
     name: str  # of a column
     label: str
-    meaning: str  # completes the sentence "Blue: ..."
+    meaning: str  # completes the sentence "blue: ..."
     scale: Literal["signed", "ratio", "range"] = "signed"  # the middle is 0, 1 or the median
 
 
 HEATS: tuple[Heat, ...] = (
-    Heat("advantage", "A", "better than the critic expected; orange: worse"),
-    Heat("ratio", "ratio", "the update made it more likely; orange: less likely", "ratio"),
-    Heat("kl", "KL", "more likely than under the reference model; orange: less likely"),
-    Heat("value", "V", "the critic expects more than usual; orange: less", "range"),
+    Heat("advantage", "A", "better than expected; orange: worse"),
+    Heat("ratio", "ratio", "more likely than before; orange: less", "ratio"),
+    Heat("kl", "KL", "more likely than in the reference; orange: less"),
+    Heat("value", "V", "the critic expects more; orange: less", "range"),
     Heat("reward", "r", "positive reward; orange: negative"),
-    Heat("delta", "delta", "the outlook improved at this step; orange: it got worse"),
-    Heat("entropy", "entropy", "the policy was less certain than usual; orange: more certain", "range"),
+    Heat("delta", "delta", "the outlook improved; orange: got worse"),
+    Heat("entropy", "entropy", "less certain; orange: more certain", "range"),
 )
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The ends and the middle of a scale. Between them, the color follows the quantity, or its logarithm."""
+    """Maps a quantity to levels from -LEVELS to LEVELS."""
 
     low: float
     middle: float
     high: float
     is_log: bool = False
+
+    def levels(self, x: Array) -> Array:
+        """Return the level of each number, int8 of the same shape. Numbers that are not finite have level 0."""
+        ends = np.array([self.low, self.middle, self.high])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            place, (low, middle, high) = (np.log(x), np.log(ends)) if self.is_log else (x, ends)
+            share = (place - middle) / np.where(place >= middle, max(high - middle, 1e-12), max(middle - low, 1e-12))
+        share = np.clip(np.where(np.isfinite(share), share, 0), -1, 1)
+        return np.asarray(np.round(share * LEVELS), np.int8)
 
 
 def make_scale(heat: Heat, x: Array) -> Scale:

@@ -16,6 +16,7 @@ from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
+from ppo_unified.inspection.heat import HEATS, LEVELS, Scale, make_scale
 from ppo_unified.inspection.settings import Settings
 from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.what_if import recompute
@@ -27,7 +28,7 @@ from tests.scenes import screen_text
 from tests.stored_tokens import CHINESE, ENGLISH, Response, make_token_iteration
 from tests.tui.test_app import make_run, wait_until
 from tui.app import Terminal
-from tui.inspector.heat import HEATS, LEVELS, Scale, heat_letter, heat_style, make_scale
+from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.numbers import WIDTH, cell, percent
 from tui.inspector.screen import InspectorScreen

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from ppo_unified.inspection.heat import quantity
 from ppo_unified.text import clean
 from tui.charts.export import new_files
-from tui.inspector.shown import Shown, quantity
+from tui.inspector.shown import Shown
 from tui.inspector.table_pane import COLUMNS
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from ppo_unified.inspection.heat import HEATS, Scale, make_scale, quantity
 from ppo_unified.inspection.sample_list import SampleList
 from ppo_unified.inspection.what_if import Moment, Recomputed, Settings, moments, recompute
 from ppo_unified.runs.stored_iteration import StoredIteration
-from tui.inspector.heat import HEATS, Scale, make_scale
-from tui.inspector.shown import Look, Shown, quantity
+from tui.inspector.shown import Look, Shown
 
 SORTS = {  # key -> heading of the list
     "cut": "most clipped first",

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppo_unified.inspection.heat import Heat, Scale, quantity
 from ppo_unified.inspection.what_if import Moment, Recomputed
 from ppo_unified.runs.stored_iteration import Sample, StoredIteration
-from tui.inspector.heat import Heat, Scale
 
 
 class Look(NamedTuple):
@@ -73,19 +73,3 @@ class Shown:
         found = quantity(self.stored, self.now, name)
         assert found is not None, name
         return np.asarray(found[self.sample.row, self.sample.columns])
-
-
-def quantity(stored: StoredIteration, now: Recomputed, name: str) -> np.ndarray | None:
-    """Return a quantity [N, T], recomputed if possible, or None if it is unknown.
-
-    The entropy after the update is not stored; the one of the last epoch is returned instead.
-    """
-    if name in now.columns:
-        return now.columns[name]
-    if name == "entropy":
-        entropies = stored.epochs.get(name)
-        if entropies is None or not len(entropies):
-            return None
-        epoch = now.moment if isinstance(now.moment, int) else len(entropies)
-        return np.asarray(entropies[epoch - 1])
-    return stored.columns.get(name)

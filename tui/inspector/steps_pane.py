@@ -5,8 +5,9 @@ from __future__ import annotations
 from textual import events
 from textual.message import Message
 
+from ppo_unified.inspection.heat import LEVELS
 from ppo_unified.text import display_width
-from tui.inspector.heat import LEVELS, heat_letter, heat_style
+from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.shown import Shown
 

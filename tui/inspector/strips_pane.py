@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppo_unified.inspection.heat import quantity
 from ppo_unified.text import pad
 from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, Span
 from tui.inspector.numbers import cell
-from tui.inspector.shown import Shown, quantity
+from tui.inspector.shown import Shown
 from tui.inspector.steps_pane import StepsPane, heat_legend
 from tui.inspector.summary_pane import BARS
 from tui.inspector.table_pane import action_label, action_parts

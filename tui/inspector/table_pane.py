@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from rich.cells import cell_len
 
+from ppo_unified.inspection.heat import quantity
 from ppo_unified.inspection.pieces import pieces_of, visible_text
 from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.numbers import WIDTH, cell
-from tui.inspector.shown import Shown, quantity
+from tui.inspector.shown import Shown
 from tui.inspector.steps_pane import StepsPane
 from tui.inspector.text_pane import clip_marks
 
