@@ -301,6 +301,7 @@ def test_two_enters_train_cartpole(size: tuple[int, int], tmp_path: Path) -> Non
         app.push_screen(Picker(open_form))
         await pilot.pause()
         await pilot.press("enter", "enter")
+        await wait_until(pilot, lambda: bool(app.started))
         assert app.started == [[["cartpole"]]]
 
     drive(work, tmp_path, size)
@@ -320,6 +321,7 @@ def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp
         assert "optim.lr 0.002 -> 0.001" in static_text(screen, "verdict")
         await move_to(pilot, screen, "optim.lr")
         await pilot.press(key, *(["enter"] if key == "enter" else []))  # the first Enter moves the focus to Start
+        await wait_until(pilot, lambda: bool(app.started))
         assert app.started == [[["cartpole", "--no-stop-when-solved", "--optim.lr", "0.001"]]]
 
     drive(work, tmp_path, size)
@@ -343,6 +345,7 @@ def test_invalid_value_is_shown_below_field_and_blocks_start(size: tuple[int, in
         await write(pilot, "0.9")
         await wait_until(pilot, lambda: screen.verdict.good)
         await pilot.press("ctrl+s")
+        await wait_until(pilot, lambda: bool(app.started))
         assert app.started == [[["cartpole", "--ppo.gamma", "0.9"]]]
 
     drive(work, tmp_path, size)
@@ -442,6 +445,7 @@ def test_recipe_is_applied_and_removed(size: tuple[int, int], tmp_path: Path) ->
         assert screen.options.editor.value == "1.41e-05"
         assert "--recipe trl-early" in static_text(screen, "command")
         await pilot.press("ctrl+r", "escape", "ctrl+s")
+        await wait_until(pilot, lambda: bool(app.started))
         assert app.started == [[["sentiment", "--recipe", "trl-early"]]]
         await pilot.press("ctrl+r", "home", "enter")
         await wait_until(pilot, lambda: screen.recipe == "")
