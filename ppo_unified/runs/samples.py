@@ -291,11 +291,14 @@ def thin_out(run: Run, budget: float) -> None:
 def truncate(run: Run, iteration: int, evaluated: int) -> None:
     """Remove the samples of iterations after `iteration`, and the responses of evaluations after the step `evaluated`.
 
-    A resumed run writes these samples and responses again.
+    A resumed run writes these samples and responses again. The next iteration may have been stored only because a user
+    requested it, so its removal requests it again.
     """
-    for later in iterations(run):
-        if later > iteration:
-            sample_path(run, later).unlink(missing_ok=True)
+    later = [number for number in iterations(run) if number > iteration]
+    if later[:1] == [iteration + 1]:
+        request_next(run)
+    for number in later:
+        sample_path(run, number).unlink(missing_ok=True)
     path = run.samples / RESPONSES
     if path.exists():
         lines = path.read_bytes().splitlines(keepends=True)

@@ -79,6 +79,7 @@ class Recorder:
         self.spec = find_adapter(config.kind)
         self._observer: UpdateObserver | None = None
         self._alternatives: dict[str, tuple[Tensor, Tensor]] = {}
+        self._record: Any = None
         self._as_used: dict[str, Any] = {}
         self._last_size = 0  # of the last rollout, an upper limit for the steps of the next one
         self.seconds = 0.0  # time taken for the current iteration
@@ -106,6 +107,8 @@ class Recorder:
             "kl_coef": rollout.metrics.get("ref/kl_coef"),
             "row_len": rollout.row_len,
         }
+        # now, because a stop request may end the processes of environments before the iteration is stored
+        self._record = load(self.spec.record)(self.state.adapter, rollout) if self.spec.record else None
         self._add_alternatives("old", rollout, reference=False)
         self._add_alternatives("ref", rollout, reference=True)
         self.seconds += time.perf_counter() - started
@@ -146,8 +149,8 @@ class Recorder:
         stored = self._collect(observer, iteration, table, metrics)
         with self.best_effort.attempt("samples/"):
             samples.write(self.run, stored)
-            samples.thin_out(self.run, self.config.log.samples_mb * 1e6)
             samples.clear_request(self.run)
+            samples.thin_out(self.run, self.config.log.samples_mb * 1e6)
         return table.histograms
 
     def _collect(
@@ -185,7 +188,7 @@ class Recorder:
             alternatives=alternatives,
             observations={name: _array(x, rows) for name, x in observations.items()},
             actions=_array(rollout.actions, rows),
-            record=load(self.spec.record)(adapter, rollout) if self.spec.record else None,
+            record=self._record,
             vocabulary=load(self.spec.action_texts)(adapter, shown) if self.spec.action_texts and shown else {},
         )
 

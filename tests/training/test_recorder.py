@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from ppo_unified import run
+from ppo_unified.config import registry
 from ppo_unified.engine import ppo as engine
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.runs import samples
@@ -183,6 +186,50 @@ def test_request_survives_a_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     a_run.acquire()
     train_with(a_run, config)
     assert samples.iterations(a_run) == [4]
+
+
+def test_requested_iteration_survives_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies after it has stored the iteration, before the next checkpoint. A resume records it again."""
+    config = make_config(log={"samples_every": 0}, checkpoint={"every_s": 1e6})
+    a_run = prepare(config, tmp_path, "run")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        finish, calls = Trainer._finish_iteration, itertools.count(1)
+
+        def die_after_third(self: Trainer, iteration: Any) -> None:
+            finish(self, iteration)
+            if next(calls) == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(Trainer, "_finish_iteration", die_after_third)
+        train_with(a_run, config, request_in=(2,))
+    assert samples.iterations(a_run) == [3]
+    a_run.acquire()
+    train_with(a_run, config)
+    assert samples.iterations(a_run) == [3]
+    assert not samples.is_requested(a_run)
+
+
+def describe_starts(adapter: SequenceAdapter, rollout: Rollout) -> Any:
+    if getattr(adapter, "has_lost_workers", False):
+        raise BrokenPipeError
+    return {"rows": len(rollout.mask)}
+
+
+def test_stop_in_evaluation_keeps_the_recorded_iteration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C also ends the processes of environments, so nothing can be read from them when the iteration is stored."""
+    spec = replace(registry.BUILT_IN["sequences"], record=f"{__name__}:describe_starts")
+    monkeypatch.setitem(registry.BUILT_IN, "sequences", spec)
+    config = make_config(log={"samples_every": 1}, eval={"every_steps": 1, "episodes": 2})
+    a_run, stop = prepare(config, tmp_path, "run"), StopRequest()
+
+    def score(self: SequenceAdapter, *arguments: Any) -> list[float]:
+        self.has_lost_workers = True  # type: ignore[attr-defined]
+        stop.handle(signal.SIGINT, None)
+        raise BrokenPipeError
+
+    monkeypatch.setattr(SequenceAdapter, "score", score)
+    assert train_in(a_run, config, stop).state == "stopped"
+    assert samples.read(a_run, 1).record == {"rows": 6}
 
 
 def test_failed_write_keeps_the_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
