@@ -77,7 +77,9 @@ def replay(
 def _find_start(record: Any, episode: StoredEpisode) -> dict[str, Any] | None:
     """Return how the episode starts, or None if the state is set from each observation. Raises ReplayError."""
     if not isinstance(record, dict):
-        raise ReplayError("an older version stored these samples, without the starts of the episodes")
+        raise ReplayError(
+            "the samples contain no starts of episodes, because an older version stored them or there are too many"
+        )
     if record.get("states"):
         return None
     if "rows" not in record:

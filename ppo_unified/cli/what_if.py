@@ -19,7 +19,7 @@ from ppo_unified.runs.stored_iteration import StoredIteration
 from ppo_unified.text import can_color, clean, format_table, print_err, print_out
 
 if TYPE_CHECKING:
-    from ppo_unified.training.rerun import Update
+    from ppo_unified.training.repeated_update import Update
 
 METRICS = (
     "policy/kl",
@@ -40,8 +40,9 @@ LARGEST_ERROR = 1e-5  # if the repeated update differs by more from the logged o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "To change an option, add --section.key VALUE, such as --ppo.clip 0.1. The options in ppo and optim can\n"
-        f"change, and for language models also {', '.join(REWARD_OPTIONS)}."
+        "To change an option, add --section.key VALUE, such as --ppo.clip 0.1. The options in\n"
+        f"ppo and optim can change, and for language models {', '.join(REWARD_OPTIONS)}.\n"
+        "To list all options with their defaults, run: ppo-unified train PRESET --help"
     )
     add_run(parser)
     parser.add_argument(
@@ -55,12 +56,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     """Repeat an update with the run's own options and with the changed ones, and print how the results differ."""
     run = find(options.run, options.folder)
     stored = samples.read(run, choose_iteration(run, options.iteration))
-    if not stored.options:
-        where = samples.sample_path(run, stored.iteration)
-        raise UsageError(f"{where}: the file is from an older version and contains no observations and actions")
     with foreign_code():
-        preload("ppo_unified.training.rerun")
-        from ppo_unified.training.rerun import options_of, repeat_iteration
+        preload("ppo_unified.training.repeated_update")
+        from ppo_unified.training.repeated_update import options_of, repeat_iteration
 
         own = options_of(run, stored)
         config, changes = _configure(own, rest, run.name, options.parser.flags)
@@ -107,7 +105,9 @@ def _why_fixed(config: RunConfig, option: str) -> str:
     if option in REWARD_OPTIONS:
         return ""
     if option.partition(".")[0] not in ("ppo", "optim"):
-        return "it has no effect on an update whose rollout is already there; only options in ppo and optim can change"
+        others = [name for name in REWARD_OPTIONS if name in config.flatten()]
+        allowed = ", ".join(["the options in ppo and optim", *others])
+        return f"it concerns the rollout, which is not collected again; what-if can change {allowed}"
     return config.why_fixed(option)
 
 
@@ -130,7 +130,7 @@ def _recompute_rewards(stored: StoredIteration, changes: Mapping[str, list[Any]]
 
 def _compare(stored: StoredIteration, own: Update, changed: Update) -> dict[str, Any]:
     """Return the metrics of both updates, the cosines between them, and the error of the repeated update."""
-    from ppo_unified.training.rerun import cosine, find_errors
+    from ppo_unified.training.repeated_update import cosine, find_errors
 
     names = [name for name in METRICS if name in own.metrics and (own.has_critic or name != "loss/value")]
     table = {

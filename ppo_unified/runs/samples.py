@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +80,19 @@ def rows_to_keep(mask: np.ndarray, row_bytes: int = 0) -> int:
 def write(run: Run, stored: StoredIteration) -> None:
     """Write an iteration's samples atomically, so that readers find either a complete file or none.
 
-    If all rows together would exceed MOST_BYTES or LONGEST_TEXT, only the first ones are stored. Raises OSError.
+    If all rows together would exceed MOST_BYTES or LONGEST_TEXT, only the first ones are stored. If even one row would,
+    its observations are left out. Raises OSError.
     """
     run.samples.mkdir(exist_ok=True)
     arrays = _to_arrays(stored)
     while (excess := _excess(arrays)) > 1:
         rows = len(stored.columns["mask"])
-        if rows == 1:
+        if rows > 1:
+            stored = stored.head(max(1, min(rows - 1, int(rows / excess))))
+        elif stored.observations:
+            stored = replace(stored, observations={})
+        else:
             raise OSError(errno.EFBIG, f"one row of samples exceeds the limit {excess:.1f} times")
-        stored = stored.head(max(1, min(rows - 1, int(rows / excess))))
         arrays = _to_arrays(stored)
     with replace_file(sample_path(run, stored.iteration)) as temporary, open(temporary, "wb") as file:
         write_arrays(file, arrays)

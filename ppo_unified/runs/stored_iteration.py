@@ -139,9 +139,11 @@ class StoredIteration:
         return decode_bytes("".join(texts.tolist()))
 
     def episode(self, sample: Sample) -> StoredEpisode:
-        """Return what is needed to replay a sample. Raises ReplayError if an older version stored the iteration."""
+        """Return what is needed to replay a sample. Raises ReplayError if the observations are not stored."""
         if self.actions is None or not self.observations:
-            raise ReplayError("an older version stored these samples, without observations and actions")
+            raise ReplayError(
+                "the samples contain no observations, because an older version stored them or one row is too large"
+            )
         steps, following = sample.columns, sample.columns[-1:] + 1
         columns = np.concatenate([steps, following[following < self.actions.shape[1]]])
         observations = {name: x[sample.row, columns] for name, x in self.observations.items()}

@@ -194,4 +194,5 @@ class Recorder:
 
 
 def _array(x: Tensor, rows: int) -> np.ndarray:
-    return x[:rows].detach().cpu().numpy()
+    kept = x[:rows].detach().cpu()
+    return (kept.float() if kept.dtype == torch.bfloat16 else kept).numpy()  # numpy has no type bfloat16

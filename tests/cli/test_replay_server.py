@@ -165,6 +165,6 @@ def test_samples_of_older_versions_are_explained(tmp_path: Path) -> None:
     run = train_dots(tmp_path)
     stored = samples.read(run, 1)
     samples.write(run, type(stored)(**{**vars(stored), "record": None}))
-    assert "an older version stored these samples" in str(make_replays(run).answer(ask(0))[0])
+    assert "no starts of episodes, because an older version" in str(make_replays(run).answer(ask(0))[0])
     samples.write(run, type(stored)(**{**vars(stored), "actions": None}))
-    assert "an older version stored these samples" in str(make_replays(run).answer(ask(0))[0])
+    assert "no observations, because an older version" in str(make_replays(run).answer(ask(0))[0])

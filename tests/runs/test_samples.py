@@ -104,6 +104,14 @@ def test_too_large_samples_keep_the_first_rows(limit: str, tmp_path: Path, monke
         samples.write(run, before)
 
 
+def test_observations_of_a_too_large_row_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = make_complete()
+    before = replace(before, observations={"obs": np.zeros((2, 3, 20_000), np.uint8)})
+    monkeypatch.setattr(samples, "MOST_BYTES", 55_000)
+    samples.write(Run(tmp_path), before)
+    assert_equal_content(samples.read(Run(tmp_path), 3), replace(before.head(1), observations={}))
+
+
 def test_record_that_is_too_long_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "LONGEST_TEXT", 2000)
     before = replace(make_complete(), record=["x"] * 1000)

@@ -23,7 +23,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training import checkpoint, recorder
 from ppo_unified.training.session import train_in
 from ppo_unified.training.trainer import Trainer
-from tests.sequences import SequenceAdapter, SequenceConfig, make_config, sequences
+from tests.sequences import SequenceAdapter, SequenceConfig, SequencePolicy, make_config, sequences
 from tests.training.runs import read
 from tests.training.test_stopping import assert_same
 
@@ -192,7 +192,7 @@ def test_requested_iteration_survives_a_kill(tmp_path: Path, monkeypatch: pytest
     """The process dies after it has stored the iteration, before the next checkpoint. A resume records it again."""
     config = make_config(log={"samples_every": 0}, checkpoint={"every_s": 1e6})
     a_run = prepare(config, tmp_path, "run")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         finish, calls = Trainer._finish_iteration, itertools.count(1)
 
         def die_after_third(self: Trainer, iteration: Any) -> None:
@@ -201,7 +201,8 @@ def test_requested_iteration_survives_a_kill(tmp_path: Path, monkeypatch: pytest
                 raise KeyboardInterrupt
 
         patch.setattr(Trainer, "_finish_iteration", die_after_third)
-        train_with(a_run, config, request_in=(2,))
+        with pytest.raises(KeyboardInterrupt):
+            train_with(a_run, config, request_in=(2,))
     assert samples.iterations(a_run) == [3]
     a_run.acquire()
     train_with(a_run, config)
@@ -321,6 +322,19 @@ def test_samples_stay_within_the_disk_budget(tmp_path: Path) -> None:
     assert (kept[0], kept[-1]) == (1, 12)
     assert 2 < len(kept) < 12
     assert sum(samples.sample_path(a_run, number).stat().st_size for number in kept) <= 100_000
+
+
+def test_bfloat16_observations_are_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect, evaluate = SequenceAdapter.collect, SequencePolicy.evaluate
+    monkeypatch.setattr(SequencePolicy, "evaluate", lambda self, obs, actions: evaluate(self, obs.float(), actions))
+
+    def collect_short(self: SequenceAdapter) -> Rollout:
+        rollout = collect(self)
+        return replace(rollout, obs=rollout.obs.bfloat16())  # type: ignore[union-attr]
+
+    monkeypatch.setattr(SequenceAdapter, "collect", collect_short)
+    a_run = Run(run(make_config(total_iterations=1), tmp_path).path)
+    assert samples.read(a_run, 1).observations["obs"].dtype == np.float32
 
 
 def test_observer_is_removed_after_the_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ class StoredRollout:
         return self.rollout
 
 
-def rerun_update(learner: Learner, rollout: Rollout, extra_loss: ExtraLoss) -> Update:
+def repeat_update(learner: Learner, rollout: Rollout, extra_loss: ExtraLoss) -> Update:
     """Perform one iteration of the engine on a stored rollout, and return the update. Changes only the learner."""
     gradient = _first_gradient(learner, rollout)
     before = _flatten(learner.policy)
@@ -91,17 +91,24 @@ def cosine(one: Tensor, other: Tensor) -> float | None:
     return min(1.0, max(-1.0, float(one @ other) / norms)) if norms else None
 
 
-def restore_rollout(stored: StoredIteration, where: str, device: torch.device) -> Rollout:
-    """Return the rollout of a stored iteration. Raises UsageError if the file does not contain all of it."""
-    columns, row_len = stored.columns, stored.state.get("row_len")
-    if stored.actions is None or not stored.observations or row_len is None:
-        raise UsageError(f"{where}: the file is from an older version and contains no observations and actions")
-    held = int(columns["mask"].sum())
+def check_completeness(stored: StoredIteration, where: str) -> None:
+    """Raise UsageError if a stored iteration does not contain its whole rollout."""
+    if stored.actions is None or not stored.observations or "row_len" not in stored.state:
+        raise UsageError(
+            f"{where}: the file contains no observations and actions, because an older version wrote it or because one "
+            "row of them is too large"
+        )
+    held = int(stored.columns["mask"].sum())
     if held != stored.steps:
         raise UsageError(
             f"{where}: the file contains only {held:,} of the iteration's {stored.steps:,} steps, and the update needs "
             "all of them"
         )
+
+
+def restore_rollout(stored: StoredIteration, where: str, device: torch.device) -> Rollout:
+    """Return the rollout of a complete stored iteration. Raises UsageError if it is invalid."""
+    columns = stored.columns
     named = {name.removeprefix("obs."): torch.from_numpy(x).to(device) for name, x in stored.observations.items()}
     names = ("reward", "value", "next_value", "continues", "mask", "logprob_old")
     try:
@@ -110,14 +117,14 @@ def restore_rollout(stored: StoredIteration, where: str, device: torch.device) -
         )
         return Rollout(
             obs=named["obs"] if list(stored.observations) == ["obs"] else named,
-            actions=torch.from_numpy(stored.actions).to(device),
+            actions=torch.as_tensor(stored.actions).to(device),
             logprobs=logprobs,
             values=values,
             rewards=rewards,
             next_values=next_values,
             continues=continues,
             mask=mask,
-            row_len=int(row_len),
+            row_len=int(stored.state["row_len"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{where}: the file contains no valid rollout ({error})") from None
@@ -174,12 +181,12 @@ def repeat_iteration(run: Run, config: RunConfig, stored: StoredIteration) -> Up
     Raises UsageError if the file does not contain the whole rollout, if there is no checkpoint, or if the update fails,
     for example because a gradient is not finite.
     """
-    start = find_start(run, stored)
-    with _restore_learner(run, config, start) as (learner, adapter):
-        device = next(adapter.policy.parameters()).device
-        rollout = restore_rollout(stored, str(samples.sample_path(run, stored.iteration)), device)
+    where = str(samples.sample_path(run, stored.iteration))
+    check_completeness(stored, where)
+    with _restore_learner(run, config, find_start(run, stored)) as (learner, adapter):
+        rollout = restore_rollout(stored, where, next(adapter.policy.parameters()).device)
         try:
-            return rerun_update(learner, rollout, adapter.extra_loss)
+            return repeat_update(learner, rollout, adapter.extra_loss)
         except (RuntimeError, IndexError, FloatingPointError) as error:
             why = (str(error).splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{run.name}: the update of iteration {stored.iteration} fails: {why}") from error
