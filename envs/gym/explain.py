@@ -1,18 +1,12 @@
-"""Describes stored rollouts: the actions, and how the episodes can be replayed.
-
-It also explains why a checkpoint does not fit.
-"""
+"""Computes the Gymnasium adapter's columns of the step table, and explains why a checkpoint does not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from envs.gym.errors import guard
-from envs.gym.policy import CLIP
 from envs.gym.spaces import to_env_units
 from envs.gym.vector import GymAdapter
 from ppo_unified.engine.rollout import Rollout
@@ -29,19 +23,6 @@ def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
         return {"action": actions[..., 0]}
     texts = [" ".join(f"{x:.4g}" for x in action) for action in actions.reshape(-1, actions.shape[-1])]
     return {"action": np.array(texts).reshape(actions.shape[:2])}
-
-
-def record(adapter: GymAdapter, rollout: Rollout) -> dict[str, Any]:
-    """Return what `envs.gym.replay` needs to draw the episodes of the adapter's last rollout again.
-
-    See `Restorer.describe_starts`. The entry "scaling" is present if the rollout contains normalized observations.
-    """
-    with guard(adapter.config.gym.env_id, "recording the starts of the episodes"):
-        starts = adapter.restorer.describe_starts()
-    if adapter.scaling is None:
-        return starts
-    mean, factor = (x.tolist() for x in adapter.scaling)
-    return starts | {"scaling": {"mean": mean, "factor": factor, "clip": CLIP}}
 
 
 def explain_mismatch(adapter: GymAdapter, weights: Mapping[str, Tensor]) -> str:

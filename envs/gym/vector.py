@@ -22,7 +22,7 @@ from envs.gym.eval import Player, describe_cut, play_episodes
 from envs.gym.infos import FinalInfos
 from envs.gym.make import make_vector, read_actions
 from envs.gym.options import GymConfig
-from envs.gym.policy import GymPolicy
+from envs.gym.policy import CLIP, GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.spaces import MASK_KEY, encode, measure_actions, read_masks, to_env_actions
 from ppo_unified.config.spec import WorkCounter
@@ -303,6 +303,19 @@ def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tupl
         return None
     actions, logprobs = (torch.cat(part).unflatten(0, rollout.mask.shape) for part in zip(*parts, strict=True))
     return actions + adapter.actions.start[0], logprobs
+
+
+def record(adapter: GymAdapter, rollout: Rollout) -> dict[str, Any]:
+    """Return what `envs.gym.replay` needs to draw the episodes of the adapter's last rollout again.
+
+    See `Restorer.describe_starts`. The entry "scaling" is present if the rollout contains normalized observations.
+    """
+    with guard(adapter.config.gym.env_id, "recording the starts of the episodes"):
+        starts = adapter.restorer.describe_starts()
+    if adapter.scaling is None:
+        return starts
+    mean, factor = (x.tolist() for x in adapter.scaling)
+    return starts | {"scaling": {"mean": mean, "factor": factor, "clip": CLIP}}
 
 
 def _stack(seen: list[Observations]) -> Observations:

@@ -46,15 +46,14 @@ class AdapterSpec:
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
     alternatives: str = ""  # (adapter, rollout, reference: bool) -> the likeliest actions at each step under the policy
     # or the reference model, int64 [N, T, K], and their log-probs, most likely first; None if they are unknown
-    action_texts: str = ""  # (adapter, actions: list[int]) -> {action: text}
-    record: str = ""  # (adapter, rollout) -> a JSON value stored with the samples, from which episodes can be replayed
-    replay: str = (
-        ""  # (config, record, StoredEpisode, shows: as for `play`, first: int) -> iterator of Frame: the frames
+    action_texts: str = (
+        ""  # (adapter, actions: list[int]) -> {action: text}: how `alternatives` are shown; default: ids
     )
-    # of an episode from step `first` on; raises ReplayError at the first step that cannot be drawn
-    code: str = (
-        ""  # (config) -> the code that the configuration names and `replay` imports, such as 'env.py:Env', or ""
-    )
+    record: str = ""  # (adapter, rollout) -> the JSON value that `replay` needs; called before the rollout's update
+    replay: str = ""  # (config, record, StoredEpisode, shows: as for `play`, first: int) -> iterator of Frame: the
+    # states of an episode from step `first` on; raises ReplayError at the first step that cannot be drawn
+    code: str = ""  # (config) -> the code that the configuration names and `replay` imports, such as 'env.py:Env', or
+    # ""; the user must allow it
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
     episodes: str = "episodes"  # the word for episodes in printed text, such as "responses"

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from envs.gym.explain import record
 from envs.gym.replay import replay
-from envs.gym.vector import GymAdapter, alternatives
+from envs.gym.vector import GymAdapter, alternatives, record
 from ppo_unified import run as train
 from ppo_unified.config.spec import Frame, ReplayError, StoredEpisode
 from ppo_unified.runs import samples
