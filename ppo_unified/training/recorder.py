@@ -18,7 +18,7 @@ from torch import Tensor
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.batch import Batch
-from ppo_unified.engine.ppo import Iteration, Learner
+from ppo_unified.engine.ppo import Iteration, Learner, Progress
 from ppo_unified.engine.rollout import Evaluation, Rollout
 from ppo_unified.runs import samples
 from ppo_unified.runs.heartbeat import Heartbeat
@@ -86,11 +86,14 @@ class Recorder:
         self.plan()
 
     def plan(self) -> bool:
-        """Decide whether the next iteration is recorded. Return True if it is, or if it may be the run's last one."""
+        """Decide whether the next iteration is recorded. Return True if it is, or if it reaches the run's total.
+
+        An iteration that may solve the task does not count: a checkpoint before each would slow down short runs.
+        """
         number, every = self.state.learner.progress.iteration + 1, self.config.log.samples_every
         is_scheduled = bool(every) and (number == 1 or number % every == 0)
         self.is_due = is_scheduled or samples.is_requested(self.run)
-        return self.is_due or self._may_be_last(self._last_size)
+        return self.is_due or (bool(every) and self._advance(self._last_size).remaining <= 0)
 
     def begin(self, rollout: Rollout) -> None:
         """Prepare to record the iteration of this rollout, if it is or may be recorded."""
@@ -114,13 +117,17 @@ class Recorder:
         self.seconds += time.perf_counter() - started
 
     def _may_be_last(self, steps: int) -> bool:
-        """Return True if the run may end after the next iteration, which has at most this number of valid steps."""
+        """Return True if the run may end after the next iteration of at most this number of steps."""
         if not self.config.log.samples_every:
             return False
-        progress = self.state.learner.progress
-        after = replace(progress, steps=progress.steps + steps, iteration=progress.iteration + 1)
+        after = self._advance(steps)
         may_be_solved = self.config.stop_when_solved and is_due(self.config.eval.every_steps, after, steps)
         return after.remaining <= 0 or may_be_solved
+
+    def _advance(self, steps: int) -> Progress:
+        """Return the progress after the next iteration, which has at most this number of valid steps."""
+        progress = self.state.learner.progress
+        return replace(progress, steps=progress.steps + steps, iteration=progress.iteration + 1)
 
     def _add_alternatives(self, name: str, rollout: Rollout, reference: bool) -> None:
         found = load(self.spec.alternatives)(self.state.adapter, rollout, reference) if self.spec.alternatives else None
