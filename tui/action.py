@@ -44,6 +44,7 @@ NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for 
     "sample": "needs a stored iteration",
     "iterations": "needs several stored iterations",
     "epochs": "needs an iteration whose epochs are stored",
+    "permission": "needs an environment that the run's own code draws",
 }
 PLACE_NEEDS: dict[Place, str] = {"charts": "curves"}
 ALWAYS, PROMINENT = 0, 2  # ranks

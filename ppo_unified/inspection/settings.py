@@ -174,16 +174,14 @@ def unavailable(stored: StoredIteration, settings: Settings | None = None) -> di
 
     `settings` are the current settings, by default the run's own. The reason completes the message "NAME: ...".
     """
-    own = Settings.of(stored)
-    now = settings or own
-    reasons: dict[str, str] = {}
-    for name, reason in (*_missing_data(stored, own), *_without_effect(now)):
+    now, reasons = settings or Settings.of(stored), missing_data(stored)
+    for name, reason in _without_effect(now):
         reasons.setdefault(name, reason)
     return reasons
 
 
-def _missing_data(stored: StoredIteration, own: Settings) -> list[tuple[str, str]]:
-    """List the settings that the stored arrays do not allow to change."""
+def missing_data(stored: StoredIteration) -> dict[str, str]:
+    """Return the settings that the stored arrays do not allow to change, with the reason."""
     columns, found = stored.columns, list[tuple[str, str]]()
     older = "the iteration was stored by an older version"
     if "logprob_ref" not in columns:
@@ -194,9 +192,9 @@ def _missing_data(stored: StoredIteration, own: Settings) -> list[tuple[str, str
         found.append(("baseline", "it needs several responses to each prompt (llm.group_size > 1)"))
     if not count_epochs(stored):
         found.append(("value_clip", older))
-    if sequence_weights(stored, own) is None:
+    if sequence_weights(stored, Settings.of(stored)) is None:
         found.append(("loss_mean", "the length of the update's rows is not stored"))
-    return found
+    return dict(reversed(found))  # of several reasons, the first one counts
 
 
 def _without_effect(now: Settings) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from ppo_unified.inspection.settings import LLM_SETTINGS, check_arrays, count_ep
 from ppo_unified.inspection.settings import Moment as Moment
 from ppo_unified.inspection.settings import Settings as Settings
 from ppo_unified.inspection.settings import choices as choices
+from ppo_unified.inspection.settings import missing_data as missing_data
 from ppo_unified.inspection.settings import moments as moments
 from ppo_unified.inspection.settings import unavailable as unavailable
 from ppo_unified.runs.stored_iteration import StoredIteration

@@ -28,14 +28,21 @@ from tests.scenes import screen_text
 from tests.stored_tokens import CHINESE, ENGLISH, Response, make_token_iteration
 from tests.tui.test_app import make_run, wait_until
 from tui.app import Terminal
+from tui.inspector.formula_pane import FormulaPane
+from tui.inspector.frame_pane import FramePane
 from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.numbers import WIDTH, cell, percent
 from tui.inspector.screen import InspectorScreen
+from tui.inspector.shown import Look
+from tui.inspector.strips_pane import StripsPane
+from tui.inspector.summary_pane import SummaryPane
+from tui.inspector.table_pane import TablePane
 from tui.inspector.text_pane import TextPane
 from tui.inspector.token_layout import PROMPT, arrange_tokens
 from tui.inspector.what_if_pane import WhatIfPane, listed_options, neighbor_value, parse_value
 from tui.runs.run_page import RunPage
+from tui.store import Changes
 from tui.themes import OURS
 
 Act = Callable[[Pilot[None], InspectorScreen], Coroutine[Any, Any, None]]
@@ -160,7 +167,7 @@ def test_iterations_keep_the_view(tmp_path: Path) -> None:
         await pilot.press("left_curly_bracket")
         await wait_until(pilot, lambda: shown(screen).stored.iteration == 3)
         assert (shown(screen).view.heat, shown(screen).view.sort, shown(screen).view.moment) == ("ratio", "score", 3)
-        assert "oldest stored" in await type_text(pilot, "left_curly_bracket")
+        assert "no older stored iteration" in await type_text(pilot, "left_curly_bracket")
         samples.write(run, make_token_iteration(ENGLISH, 9))  # a new one does not replace the shown one
         await wait_until(pilot, lambda: "2 newer: }" in screen_text(cast("Terminal", pilot.app)))
         assert shown(screen).stored.iteration == 3
@@ -399,6 +406,108 @@ def test_missing_and_damaged_files_are_explained(tmp_path: Path) -> None:
     drive(tmp_path, act, loaded=False)
 
 
+def test_damaged_newest_file_does_not_hide_older_ones(tmp_path: Path) -> None:
+    run = make_runs(tmp_path, make_token_iteration(ENGLISH, 3))
+    samples.sample_path(run, 5).write_bytes(b"nonsense")
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        await wait_until(pilot, lambda: "invalid sample file" in str(screen.query_one("#notice", Static).content))
+        await pilot.press("left_curly_bracket")
+        await wait_until(pilot, lambda: screen.inspection is not None)
+        assert "iteration 3 (1 of 2 stored)" in await type_text(pilot)
+
+    drive(tmp_path, act, loaded=False)
+
+
+def test_thinned_out_iteration_stays_and_is_reported(tmp_path: Path) -> None:
+    run = make_runs(tmp_path, *(make_token_iteration(ENGLISH, number) for number in (3, 5, 9)))
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        await pilot.press("left_curly_bracket")
+        await wait_until(pilot, lambda: shown(screen).stored.iteration == 5)
+        samples.sample_path(run, 5).unlink()
+        await wait_until(pilot, lambda: "iteration 5 (no longer stored)" in screen_text(cast("Terminal", pilot.app)))
+        await pilot.press("left_curly_bracket")
+        await wait_until(pilot, lambda: shown(screen).stored.iteration == 3)
+        screen.numbers = [3, 5, 9]  # the file is deleted before the screen looks again
+        assert "Iteration 5 is no longer stored." in await type_text(pilot, "right_curly_bracket")
+
+    drive(tmp_path, act)
+
+
+def test_waiting_ends_when_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_runs(tmp_path)
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        assert "Only an active run" in await type_text(pilot)
+        monkeypatch.setattr(screen, "_is_active", lambda: True)
+        assert "Waiting for the next iteration" in await type_text(pilot, "S")
+        monkeypatch.setattr(screen, "_is_active", lambda: False)
+        screen.update_from_store(Changes(True, frozenset(), False))
+        assert "Only an active run" in await type_text(pilot)
+
+    drive(tmp_path, act, loaded=False)
+
+
+def test_typed_values_keep_every_digit_and_name(tmp_path: Path) -> None:
+    stored = make_token_iteration(ENGLISH)
+    clip = 0.2 * 11 / 15  # as annealed
+    options = stored.options | {"ppo": stored.options["ppo"] | {"advantage": "reward-to-go"}}
+    make_runs(tmp_path, replace(stored, clip=clip, clip_high=clip, advantage_kind="reward-to-go", options=options))
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        await pilot.press("w")
+        screen.query_one(WhatIfPane).option = "clip"
+        await pilot.press("enter", "1", "escape")
+        assert not shown(screen).view.changes
+        await pilot.press("enter", "enter")
+        assert not shown(screen).view.changes
+        screen.query_one(WhatIfPane).option = "advantage"
+        assert "'reward-to-go'" not in await type_text(pilot, "enter")
+        assert pilot.app.screen.query_one(Input).value == "reward-to-go"
+        assert "< reward-to-go >" in await type_text(pilot, "escape")
+        screen.query_one(WhatIfPane).option = "penalty_coef"
+        assert "no effect with ppo.objective = 'clip'" in await type_text(pilot, "enter")
+        assert pilot.app.screen is screen
+
+    drive(tmp_path, act)
+
+
+def test_new_probability_is_that_of_the_moment(tmp_path: Path) -> None:
+    make_runs(tmp_path, make_token_iteration(ENGLISH))
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        old = percent(float(shown(screen).stored.columns["logprob_old"][0, 3]))
+        text = await type_text(pilot, *["left_square_bracket"] * 3)
+        assert f"old {old} → new {old}" in text  # epoch 1 begins with the old policy
+
+    drive(tmp_path, act, (200, 60))
+
+
+def test_frames_key_is_listed_only_if_permission_is_needed(tmp_path: Path) -> None:
+    make_runs(tmp_path, make_token_iteration(ENGLISH))
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        assert "permission" not in screen.conditions
+        assert screen.query_one(FramePane).needs_permission is False
+        screen.query_one(FramePane)._code = "world.py"
+        assert "permission" in screen.conditions
+
+    drive(tmp_path, act)
+
+
+def test_csv_files_contain_parts_of_characters(tmp_path: Path) -> None:
+    make_runs(tmp_path, make_token_iteration((Response("say ", ("\udce5", "\udc9b\udcbd", "=1", "</s>"), 1.0),)))
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        await pilot.press("E")
+        (path,) = tmp_path.glob("exports/*.csv")
+        with open(path, encoding="utf-8", newline="") as file:
+            assert [row["text"] for row in csv.DictReader(file)] == ["\\xe5", "\\x9b\\xbd", "=1", "</s>"]
+
+    drive(tmp_path, act)
+
+
 def test_inspector_opens_from_the_run_page_and_returns(tmp_path: Path) -> None:
     make_runs(tmp_path, make_token_iteration(ENGLISH))
 
@@ -423,6 +532,23 @@ def test_readonly_mode_requests_no_samples(tmp_path: Path) -> None:
 
 
 # parts
+
+
+@pytest.mark.parametrize("objective", ["clip", "ratio", "policy-gradient", "penalty"])
+@pytest.mark.parametrize("number", [np.inf, np.nan, 0.0])
+def test_extreme_numbers_have_lines(objective: str, number: float) -> None:
+    stored = make_token_iteration(ENGLISH)
+    shape = stored.columns["mask"].shape
+    names = ("ratio", "logprob_new", "reward", "value", "next_value")
+    columns = stored.columns | {name: np.full(shape, number, np.float32) for name in names}
+    options = stored.options | {"ppo": stored.options["ppo"] | {"objective": objective}}
+    columns = {name: x for name, x in columns.items() if not name.startswith(("score", "logprob_ref", "kl"))}
+    broken = replace(stored, columns=columns, options=options, epochs={})
+    found = Inspection(broken, View())
+    state = found.show(Look(True, True, True, "#000000"))
+    with np.errstate(all="ignore"):
+        for pane in (SummaryPane, StripsPane, FormulaPane, TablePane, TextPane, WhatIfPane):
+            assert pane("x").make_lines(state, 80, 30), pane
 
 
 def test_own_settings_reproduce_the_stored_numbers() -> None:

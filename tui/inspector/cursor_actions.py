@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ppo_unified.errors import UsageError
@@ -26,23 +27,23 @@ class CursorActions(PanesScreen):
             self.notify("No iteration is shown yet.", severity="warning", markup=False)
         return self.inspection
 
-    def _act(self, name: str, *arguments: object) -> None:
-        """Call a method of the inspection and show the result."""
+    def _act(self, change: Callable[[Inspection], object]) -> None:
+        """Change the inspection and show the result."""
         if inspection := self.need():
-            getattr(inspection, name)(*arguments)
+            change(inspection)
             self.update_panes()
 
     def action_step_right(self) -> None:
-        self._act("move_step", 1)
+        self._act(lambda inspection: inspection.move_step(1))
 
     def action_step_left(self) -> None:
-        self._act("move_step", -1)
+        self._act(lambda inspection: inspection.move_step(-1))
 
     def action_step_first(self) -> None:
-        self._act("select_step", 0)
+        self._act(lambda inspection: inspection.select_step(0))
 
     def action_step_last(self) -> None:
-        self._act("select_step", 1 << 30)
+        self._act(lambda inspection: inspection.select_step(1 << 30))
 
     def action_line_down(self) -> None:
         self._move_lines(1)
@@ -57,16 +58,16 @@ class CursorActions(PanesScreen):
             self.update_panes()
 
     def action_sample_next(self) -> None:
-        self._act("move_sample", 1)
+        self._act(lambda inspection: inspection.move_sample(1))
 
     def action_sample_previous(self) -> None:
-        self._act("move_sample", -1)
+        self._act(lambda inspection: inspection.move_sample(-1))
 
     def action_best(self) -> None:
-        self._act("select_extreme", True)
+        self._act(lambda inspection: inspection.select_extreme(True))
 
     def action_worst(self) -> None:
-        self._act("select_extreme", False)
+        self._act(lambda inspection: inspection.select_extreme(False))
 
     def action_cut_next(self) -> None:
         self._move_to_cut(1)
@@ -82,16 +83,16 @@ class CursorActions(PanesScreen):
             self.update_panes()
 
     def action_heat(self) -> None:
-        self._act("next_heat")
+        self._act(Inspection.next_heat)
 
     def action_sort(self) -> None:
-        self._act("next_sort")
+        self._act(Inspection.next_sort)
 
     def action_moment_next(self) -> None:
-        self._act("move_moment", 1)
+        self._act(lambda inspection: inspection.move_moment(1))
 
     def action_moment_previous(self) -> None:
-        self._act("move_moment", -1)
+        self._act(lambda inspection: inspection.move_moment(-1))
 
     def action_filter(self) -> None:
         if inspection := self.need():
@@ -139,7 +140,7 @@ class CursorActions(PanesScreen):
     # mouse
 
     def on_steps_pane_clicked(self, message: StepsPane.Clicked) -> None:
-        self._act("select_step", message.step)
+        self._act(lambda inspection: inspection.select_step(message.step))
 
     def on_sample_pane_clicked(self, message: SamplePane.Clicked) -> None:
-        self._act("select", message.number)
+        self._act(lambda inspection: inspection.select(message.number))

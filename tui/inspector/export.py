@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from ppo_unified.inspection.heat import quantity
-from ppo_unified.text import clean
+from ppo_unified.text import clean, decode_bytes
 from tui.charts.export import new_files
 from tui.inspector.shown import Shown
 from tui.inspector.table_pane import COLUMNS
@@ -19,6 +19,7 @@ def write_sample(folder: Path, run: str, shown: Shown) -> Path:
     names = [name for name in (*COLUMNS, "outside", "cut") if quantity(shown.stored, shown.now, name) is not None]
     own = [name for name in shown.stored.columns if name not in names and name not in ("mask", "continues")]
     columns = {name: shown.values(name).tolist() for name in (*own, *names)}
+    columns |= {name: [*map(decode_bytes, x)] for name, x in columns.items() if isinstance(x[0], str)}
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["column", *columns])

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ppo_unified.inspection.clip_sentence import describe_clip
+from ppo_unified.inspection.heat import quantity
 from ppo_unified.inspection.step_formulas import Line as Formula
 from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.step_path import ratio_path
@@ -19,7 +20,7 @@ from tui.inspector.table_pane import step_labels
 
 NAME, RESULT = 7, 9  # columns of a formula's name, and of a result
 GAP = "  "
-PROBABILITIES = {"reference": "logprob_ref", "old": "logprob_old", "new": "logprob_new"}
+PROBABILITIES = {"reference": "logprob_ref", "old": "logprob_old", "new": "logprob"}
 NARROW = 64  # columns; a narrower pane shows only symbols and results
 MOST_SENTENCE = 215  # columns of most sentences about the clip
 CHANGED = "run"  # heading of the results with the run's own options
@@ -96,7 +97,7 @@ def title_line(shown: Shown, width: int) -> Line:
 
 
 def chances(shown: Shown, width: int) -> str:
-    """Return the probability of the chosen token or action under each policy, oldest first.
+    """Return the probability of the chosen token or action under each policy, oldest first, at the shown moment.
 
     Names are abbreviated if the text is wider than `width` columns next to the title.
     """
@@ -104,7 +105,7 @@ def chances(shown: Shown, width: int) -> str:
     is_density = not shown.has_text and actions is not None and actions.dtype.kind == "f"
     parts = []
     for name, column in PROBABILITIES.items():
-        if column in shown.stored.columns:
+        if quantity(shown.stored, shown.now, column) is not None:
             logprob = float(shown.values(column)[shown.step])
             parts.append(f"{name} {f'{math.exp(min(logprob, 700)):.3g}' if is_density else percent(logprob)}")
     arrow = " → " if shown.unicode else " -> "

@@ -121,6 +121,7 @@ class FramePane(Vertical):
         """Let the child process import the code that the run's configuration names, and show frames."""
         self._close_player()
         self._allowed, self._code, self._since = True, "", time.monotonic()
+        self.screen.refresh_bindings()
         self._request()
 
     def _request(self) -> None:
@@ -157,6 +158,7 @@ class FramePane(Vertical):
         if isinstance(reply, Ready):
             self._is_ready, self._code = True, clean(reply.code)
             if self._code:
+                self.screen.refresh_bindings()  # of the key that gives permission
                 self._close_player()
                 self._notify(
                     f"Frames need code that the run's config.toml names: {self._code}. If you trust it, "

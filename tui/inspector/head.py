@@ -41,6 +41,7 @@ def _facts(inspection: Inspection, numbers: Sequence[int], short: bool) -> list[
     at, of = stored.iteration, len(numbers)
     newer = sum(number > at for number in numbers)
     stands = f"{of - newer}/{of}" if short else f"{of - newer} of {of} stored"
+    stands = stands if at in numbers else "no longer stored"
     facts = [f"iteration {at} ({stands})"]
     facts += [f"{newer} newer: }}"] if newer else []
     facts.append("after the update" if moment == "after" else f"epoch {moment} of {len(inspection.moments) - 1}")

@@ -11,7 +11,7 @@ from ppo_unified.runs.folder import Run
 from tui.inspector.formula_pane import FormulaPane
 from tui.inspector.frame_pane import FramePane, has_frames
 from tui.inspector.head import format_head, format_sample
-from tui.inspector.inspection import Inspection, View
+from tui.inspector.inspection import Inspection
 from tui.inspector.lines import LinesPane, LineWidget
 from tui.inspector.probability_pane import ProbabilityPane
 from tui.inspector.sample_pane import SamplePane
@@ -44,7 +44,6 @@ class PanesScreen(Screen[None]):
         self.run_folder = Run(store.entries[key].path if key in store.entries else services.runs / key)
         self.numbers: list[int] = []  # stored iterations, ascending
         self.inspection: Inspection | None = None
-        self.view = View()
         self.awaited = 0  # the iteration from which on a new one is shown when it is stored, or 0
         self.what_if = False  # the what-if pane is open
         self._list_hidden = self._list_full = False  # by the user: beside the sample, in a narrow screen
@@ -163,7 +162,6 @@ class PanesScreen(Screen[None]):
         if shown is None or inspection is None:
             self.update_head()
             return
-        self.view = inspection.view
         for pane in self.query(LinesPane):
             if pane.display:
                 pane.update_shown(shown)

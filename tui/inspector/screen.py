@@ -17,6 +17,7 @@ from tui.action import Place
 from tui.actions import actions_of, bindings, is_write_action
 from tui.folder_scanner import stamp_if_any
 from tui.inspector.explanation import EXPLANATION, LEGEND
+from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
 from tui.inspector.what_if_actions import WhatIfActions
@@ -46,7 +47,7 @@ class InspectorScreen(WhatIfActions):
     def __init__(self, services: Services, store: Store, key: str) -> None:
         super().__init__(services, store, key)
         self._stamp: object = ()  # of the samples folder
-        self._loading: int | None = None
+        self._chosen = 0  # the iteration that was chosen last; it is shown once it is loaded
 
     def on_mount(self) -> None:
         self.query_one("#body").display = False
@@ -64,22 +65,29 @@ class InspectorScreen(WhatIfActions):
         self._stamp = stamp
         self.numbers = samples.iterations(self.run_folder)
         newest = self.numbers[-1] if self.numbers else None
-        if newest is None:
-            self._show_notice(self._why_empty())
-        elif self.inspection is None or (0 < self.awaited <= newest):
+        if newest is not None and (self.inspection is None or 0 < self.awaited <= newest):
             self.awaited = 0
             self._load(newest)
+        self._explain_emptiness()
         self.update_head()
         self.refresh_bindings()
 
-    def _why_empty(self) -> str:
-        return "No iteration is stored yet. " + (
-            "Press S to store the next one." if self._is_active() else "Only an active run can store iterations."
-        )
+    def _explain_emptiness(self) -> None:
+        """State why nothing is shown, if no iteration is stored."""
+        if self.inspection is not None or self.numbers:
+            return
+        if not self._is_active():
+            self._show_notice("No iteration is stored yet. Only an active run can store iterations.")
+        elif self.awaited:
+            self._show_notice("Waiting for the next iteration ...")
+        elif self.services.readonly:
+            self._show_notice("No iteration is stored yet.")
+        else:
+            self._show_notice("No iteration is stored yet. Press S to store the next one.")
 
     def _load(self, iteration: int) -> None:
-        self._loading = iteration
-        self._read(iteration, self.view)
+        self._chosen = iteration
+        self._read(iteration, self.inspection.view if self.inspection is not None else View())
 
     @work(thread=True, exclusive=True, group="inspector", exit_on_error=False)
     def _read(self, iteration: int, view: View) -> None:
@@ -88,25 +96,32 @@ class InspectorScreen(WhatIfActions):
         try:
             found = Inspection(samples.read(self.run_folder, iteration), view)
         except (UsageError, OSError) as error:
-            found = clean(error)
+            is_stored = samples.sample_path(self.run_folder, iteration).exists()
+            found = clean(error) if is_stored else f"Iteration {iteration} is no longer stored."
         self.post_message(self.Loaded(iteration, found))
         if isinstance(found, Inspection):
             found.prepare()
 
     def on_inspector_screen_loaded(self, message: Loaded) -> None:
-        if message.iteration != self._loading:
+        if message.iteration != self._chosen:
             return
-        self._loading = None
         if isinstance(message.found, str):
-            self._show_notice(message.found)
+            self._show_failure(message.iteration, message.found)
             return
         self.inspection = message.found
-        self.view = self.inspection.view
         self.query_one("#notice").display = False
         self.query_one("#body").display = True
         self.query_one(SamplePane).inspection = self.inspection
         self.arrange_panes()
         self.refresh_bindings()
+
+    def _show_failure(self, iteration: int, reason: str) -> None:
+        """State why an iteration cannot be shown. The one that is shown stays."""
+        if self.inspection is not None:
+            self._chosen = self.inspection.stored.iteration
+        elif any(number < iteration for number in self.numbers):
+            reason += "\n\nPress { for the previous iteration."
+        self._show_notice(reason)
 
     def _show_notice(self, text: str) -> None:
         if self.inspection is not None:
@@ -119,17 +134,23 @@ class InspectorScreen(WhatIfActions):
         return entry is not None and entry.state in (*ACTIVE, "stalled")
 
     def update_from_store(self, changes: Changes) -> None:
-        """Update the header, which shows the progress of the run."""
+        """Update what depends on the state of the run."""
         if changes.listed:
+            self._explain_emptiness()
             self.update_head()
+            self.refresh_bindings()
 
     @property
     def conditions(self) -> frozenset[str]:
         """The conditions of actions that hold."""
-        found = {"sample"} if self.inspection is not None else set()
-        found |= {"iterations"} if len(self.numbers) > 1 else set()
-        found |= {"epochs"} if self.inspection is not None and len(self.inspection.moments) > 1 else set()
-        return frozenset(found)
+        holds = {
+            "sample": self.inspection is not None,
+            "iterations": len(self.numbers) > 1,
+            "epochs": self.inspection is not None and len(self.inspection.moments) > 1,
+            "active": self._is_active(),
+            "permission": any(pane.needs_permission for pane in self.query(FramePane)),
+        }
+        return frozenset(name for name, is_true in holds.items() if is_true)
 
     # help
 
@@ -166,13 +187,11 @@ class InspectorScreen(WhatIfActions):
         self._move_iteration(-1)
 
     def _move_iteration(self, by: int) -> None:
-        if inspection := self.need():
-            at = self._loading or inspection.stored.iteration
-            others = [n for n in self.numbers if (n > at if by > 0 else n < at)]
-            if others:
-                self._load(others[0 if by > 0 else -1])
-            else:
-                self.notify(f"This is the {'newest' if by > 0 else 'oldest'} stored iteration.", markup=False)
+        others = [n for n in self.numbers if (n > self._chosen if by > 0 else n < self._chosen)]
+        if others:
+            self._load(others[0 if by > 0 else -1])
+        else:
+            self.notify(f"There is no {'newer' if by > 0 else 'older'} stored iteration.", markup=False)
 
     def action_sample_now(self) -> None:
         if not self._is_active():
@@ -188,5 +207,4 @@ class InspectorScreen(WhatIfActions):
         samples.request_next(self.run_folder)
         self.awaited = (self.numbers[-1] if self.numbers else 0) + 1
         self.notify("The run stores its next iteration, which then appears here.", markup=False)
-        if self.inspection is None:
-            self._show_notice("Waiting for the next iteration ...")
+        self._explain_emptiness()

@@ -57,12 +57,14 @@ class StripsPane(StepsPane):
         self._left = max(0, min(self._left, steps - room))
         seen = slice(self._left, min(steps, self._left + room))
         strips: dict[str, Line] = {"heat": _heat_strip(shown, seen)}  # most important first
-        strips |= {name: _action_strip(shown, name, x, seen) for name, x in action_parts(shown).items()}
+        actions = {name: _action_strip(shown, name, x, seen) for name, x in action_parts(shown).items()}
+        strips |= dict(list(actions.items())[:1])
         strips["clip"] = _strip(shown, "clip", clip_marks(shown)[seen], seen, "", "cut")
         for name in ("value", "reward", "entropy"):
             if quantity(shown.stored, shown.now, name) is not None:
                 strips[name] = _bar_strip(shown, name, BAR_STRIPS[name], seen)
         strips["place"] = _place(shown, self._left, width)
+        strips |= actions
         chosen = list(strips)[: max(1, height - 1)]
         order = [*action_parts(shown), "reward", "value", "heat", "clip", "entropy", "place"]
         return [heat_legend(shown, width), *(strips[name] for name in order if name in chosen)]
@@ -93,7 +95,7 @@ def _bars(x: np.ndarray, unicode: bool) -> list[str]:
     bars = BARS[0 if unicode else 1]
     finite = x[np.isfinite(x)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    share = np.nan_to_num((x - low) / max(high - low, 1e-12))
+    share = np.clip(np.where(np.isfinite(x), (x - low) / max(high - low, 1e-12), 0), 0, 1)
     return [bars[1 + round(float(part) * (len(bars) - 2))] for part in share]
 
 

@@ -30,7 +30,8 @@ class SummaryPane(LinesPane):
         lines.append([(f"{unit:<14}{int(mask.sum()):>9,}", "")])
         lines.append([(f"{'ratio outside':<14}{outside:>9,}", ""), (f"  {share(outside, mask)}", "muted")])
         lines.append([(f"{'gradient cut':<14}{cut:>9,}", ""), (f"  {share(cut, mask)}", "muted")])
-        lines.append([(f"{'ratio':<14}{cell(float(ratio.min())):>9} .. {cell(float(ratio.max()))}", "")])
+        low, high = (cell(float(ratio.min())), cell(float(ratio.max()))) if ratio.size else ("-", "-")
+        lines.append([(f"{'ratio':<14}{low:>9} .. {high}", "")])
         terms = now.settings.terms
         lines += histogram(ratio, (1 - terms.below, 1 + terms.above), width, shown.unicode)
         logged = shown.stored.metrics.get("policy/clip_fraction")

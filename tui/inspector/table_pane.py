@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.cells import cell_len
+from textual import events
 
 from ppo_unified.inspection.heat import quantity
 from ppo_unified.inspection.pieces import pieces_of, visible_text
@@ -77,10 +78,10 @@ class TablePane(LinesPane):
             lines.append(spans)
         return lines
 
-    def on_mouse_down(self, event: object) -> None:
-        y = getattr(event, "y", 0)
-        if self.shown is not None and y >= 1 and self._top + y - 1 < len(self.shown.sample.columns):
-            self.post_message(StepsPane.Clicked(self._top + y - 1))
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        step = self._top + event.y - 1
+        if self.shown is not None and event.y >= 1 and step < len(self.shown.sample.columns):
+            self.post_message(StepsPane.Clicked(step))
 
 
 def choose_columns(shown: Shown, width: int) -> list[str]:

@@ -62,26 +62,37 @@ class WhatIfActions(CursorActions):
             self._ask_value(option, format_value(getattr(inspection.settings, option)))
 
     def _ask_value(self, option: str, text: str) -> None:
+        """Open a dialog with `text` for the value of an option, unless the option cannot be changed."""
         inspection = self.inspection
         assert inspection is not None
         stored, before = inspection.stored, inspection.settings
+        known = tuple(getattr(settings, option) for settings in (before, inspection.own))
+
+        def parse(typed: str) -> object:
+            return parse_value(stored, option, typed, known)
 
         def preview(typed: str) -> None:
             try:
-                self._set_settings(change_option(stored, before, option, parse_value(stored, option, typed)))
+                self._set_settings(change_option(stored, before, option, parse(typed)))
             except UsageError:
                 self._set_settings(before)
 
-        own = format_value(getattr(inspection.own, option))
-        ask = PromptDialog(
-            f"{option} (run: {own})", text, check=lambda typed: parse_value(stored, option, typed), preview=preview
-        )
-        self.app.push_screen(ask)
+        def close(result: str | None) -> None:
+            if result is None:  # canceled
+                self._set_settings(before)
+
+        try:
+            change_option(stored, before, option, known[0])
+        except UsageError as error:
+            self.notify(str(error), severity="warning", markup=False)
+        else:
+            ask = PromptDialog(f"{option} (run: {format_value(known[1])})", text, check=parse, preview=preview)
+            self.app.push_screen(ask, close)
 
     async def on_key(self, event: events.Key) -> None:
         """Start typing the value of an option with a digit."""
         character = event.character or ""
-        if self.what_if and (character.isdecimal() or character in (".", "-")) and character:
+        if self.what_if and (character.isdecimal() or character == "."):
             event.stop()
             self._ask_value(self.query_one(WhatIfPane).option, character)
             self.app.call_later(self._end_selection)

@@ -7,8 +7,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from ppo_unified.errors import UsageError
-from ppo_unified.inspection.what_if import Recomputed, Settings, choices, unavailable
+from ppo_unified.inspection.what_if import Recomputed, Settings, choices, missing_data, unavailable
 from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import cell
 from tui.inspector.shown import Shown
@@ -74,7 +75,8 @@ def _option_line(name: str, run: Settings, now: Settings, is_selected: bool, rea
     value = f"< {after} >" if is_selected else f"{after}  "
     label = {"normalize_advantages": "normalize"}.get(name, name)
     style = "cursor" if is_selected else "muted" if name in reasons else "accent" if before != after else ""
-    return [(f"{label:<{NAME}} {before:>{VALUE}} {value:>{VALUE + 2}}", style)]
+    first = max(0, VALUE + min(0, VALUE + 2 - len(value)))  # a long value takes columns of the run's value
+    return [(f"{label:<{NAME}} {pad(before, min(first, len(before))):>{first}} {value:>{VALUE + 2}}", style)]
 
 
 def _results(shown: Shown, width: int) -> list[Line]:
@@ -102,18 +104,13 @@ def format_value(value: Any) -> str:
     """Format the value of an option."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, int | float) else str(value)[:VALUE]
+    return f"{value:.6g}" if isinstance(value, int | float) else str(value)
 
 
 def listed_options(stored: StoredIteration) -> list[str]:
     """Return the options that can be changed for this iteration, and those without effect in the current settings."""
-    missing = unavailable(stored)
-    own = Settings.of(stored)
-    return [name for name in ORDER if name not in missing or name in FIRST or _is_curable(missing[name], own)]
-
-
-def _is_curable(reason: str, own: Settings) -> bool:
-    return reason.startswith("no effect")
+    missing = missing_data(stored)
+    return [name for name in ORDER if name not in missing]
 
 
 def neighbor_value(stored: StoredIteration, settings: Settings, name: str, by: int) -> Any:
@@ -135,8 +132,13 @@ def change_option(stored: StoredIteration, settings: Settings, name: str, value:
     return replace(settings, **{name: value})
 
 
-def parse_value(stored: StoredIteration, name: str, text: str) -> Any:
-    """Parse the typed value of an option. Raises UsageError."""
+def parse_value(stored: StoredIteration, name: str, text: str, known: Sequence[Any] = ()) -> Any:
+    """Parse the typed value of an option. The text of a known value, which `format_value` may have rounded, stands for
+    this value. Raises UsageError.
+    """
+    for value in known:
+        if text == format_value(value):
+            return value
     options = choices(stored, name)
     if options:
         named = {format_value(option) if isinstance(option, bool) else str(option): option for option in options}
