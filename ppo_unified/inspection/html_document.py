@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppo_unified.inspection.actions import action_components, action_labels
 from ppo_unified.inspection.clip_sentence import describe_clip
 from ppo_unified.inspection.formulas import Array
 from ppo_unified.inspection.heat import HEATS, Heat, make_scale, quantity
@@ -169,21 +170,10 @@ def _strips(stored: StoredIteration, columns: dict[str, Array]) -> list[dict[str
     if "text" in stored.columns:
         return []
     kind = "steps" if stored.columns.get("action", np.empty(0)).dtype.kind in "biu" else "line"
-    wanted = [(name, name, kind) for name in _action_components(stored)]
+    wanted = [(name, name, kind) for name in action_components(stored)]
     wanted += [("reward", "r", "bars"), ("value", "V", "line"), ("advantage", "A", "bars"), ("ratio", "ratio", "ratio")]
     wanted += [("entropy", "entropy", "line")] * ("entropy" in columns)
     return [{"key": key, "label": label, "kind": kind} for key, label, kind in wanted]
-
-
-def _action_components(stored: StoredIteration) -> dict[str, Array]:
-    """Return the actions of an environment as arrays of numbers [N, T], one per component."""
-    actions = stored.columns.get("action")
-    if actions is not None and actions.dtype.kind in "biuf":
-        return {"action": actions}
-    if stored.actions is None or stored.actions.ndim < 3 or "text" in stored.columns:
-        return {}
-    flat = stored.actions.reshape(*stored.actions.shape[:2], -1)
-    return {f"action {i + 1}": flat[..., i] for i in range(min(flat.shape[-1], MOST_NUMBERS))}
 
 
 def _sample(page: Page, row: Row, formulas: _Pool, texts: _Pool) -> dict[str, Any]:
@@ -196,7 +186,7 @@ def _sample(page: Page, row: Row, formulas: _Pool, texts: _Pool) -> dict[str, An
         step = Step(stored, page.run, sample.row, column)
         lines.append([(formulas.number((x.name, x.symbols)), x.numbers, x.result) for x in explain(step)])
         sentences.append(texts.number(describe_clip(step)))
-    shown = page.columns | _action_components(stored)
+    shown = page.columns | action_components(stored)
     before = _break_lines(visible_text(stored.text_before(sample)))
     return {
         "title": f"Sample {row.number}"
@@ -232,12 +222,9 @@ def _facts(stored: StoredIteration, row: Row) -> str:
 
 def _step_labels(stored: StoredIteration, sample: Sample) -> list[str]:
     """Return the text of each token, or each action as text."""
-    place = sample.row, sample.columns
     if "text" in stored.columns:
-        return list(map(_break_lines, pieces_of(stored.columns["text"][place].tolist())))
-    if "action" in stored.columns:
-        return [clean(x) if isinstance(x, str) else f"{x:.4g}" for x in stored.columns["action"][place].tolist()]
-    return [""] * len(sample.columns)
+        return list(map(_break_lines, pieces_of(stored.columns["text"][sample.row, sample.columns].tolist())))
+    return list(map(clean, action_labels(stored, sample.row, sample.columns)))
 
 
 def _chances(stored: StoredIteration, sample: Sample) -> dict[str, Any]:

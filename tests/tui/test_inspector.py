@@ -534,6 +534,33 @@ def test_readonly_mode_requests_no_samples(tmp_path: Path) -> None:
 # parts
 
 
+@pytest.mark.parametrize("kind", ["discrete", "continuous", "several"])
+@pytest.mark.parametrize("height", [7, 40])
+def test_strips_show_values_and_actions_of_every_kind(kind: str, height: int) -> None:
+    stored = make_token_iteration((ENGLISH[0], Response("", ("",), 1.0)))  # the second episode has one step
+    shape = stored.columns["mask"].shape
+    actions = np.arange(12 * np.prod(shape)).reshape(*shape, 12) % 5
+    single = {"discrete": actions[..., 1], "continuous": actions[..., 1] / np.float32(7)}
+    texts = np.array([" ".join(map(str, x)) for x in actions.reshape(-1, 12)], dtype=object).reshape(shape)
+    columns = {name: x for name, x in stored.columns.items() if name not in ("text", "token")}
+    found = Inspection(
+        replace(stored, columns=columns | {"action": single.get(kind, texts)}, actions=actions, alternatives={}),
+        View(),
+    )
+    for number, step in ((0, 4), (1, 0)):
+        found.select(number)
+        found.select_step(step)
+        state = found.show(Look(True, True, True, "#000000"))
+        lines = StripsPane("x").make_lines(state, 60, height)
+        texts_of = ["".join(text for text, _ in line) for line in lines]
+        assert len(lines) <= height
+        assert all(cell_len(text) <= 60 for text in texts_of)
+        names = [text[:9].strip() for text in texts_of[1:]]
+        assert {"V", "A", "clip", "reward"} <= set(names)
+        assert names[0] == ("action 1" if kind == "several" else "action")
+        assert ("action 12" in names) == (kind == "several" and height > 20)
+
+
 @pytest.mark.parametrize("objective", ["clip", "ratio", "policy-gradient", "penalty"])
 @pytest.mark.parametrize("number", [np.inf, np.nan, 0.0])
 def test_extreme_numbers_have_lines(objective: str, number: float) -> None:

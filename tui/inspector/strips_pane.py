@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppo_unified.inspection.actions import action_components
 from ppo_unified.inspection.heat import quantity
 from ppo_unified.text import pad
 from tui.inspector.heat import heat_letter, heat_style
@@ -14,7 +15,7 @@ from tui.inspector.numbers import cell
 from tui.inspector.shown import Shown
 from tui.inspector.steps_pane import StepsPane, heat_legend
 from tui.inspector.summary_pane import BARS
-from tui.inspector.table_pane import action_label, action_parts
+from tui.inspector.table_pane import step_labels
 from tui.inspector.text_pane import clip_marks
 
 NAME, VALUE = 9, 9  # columns of a strip's name, and of its number at the cursor
@@ -34,7 +35,7 @@ class StripsPane(StepsPane):
 
     def lines_wanted(self, shown: Shown, width: int) -> int:
         bars = [name for name in BAR_STRIPS if quantity(shown.stored, shown.now, name) is not None]
-        return 4 + len(action_parts(shown)) + len(bars)
+        return 4 + len(action_components(shown.stored)) + len(bars)
 
     def step_by_lines(self, by: int) -> int:
         assert self.shown is not None
@@ -57,7 +58,9 @@ class StripsPane(StepsPane):
         self._left = max(0, min(self._left, steps - room))
         seen = slice(self._left, min(steps, self._left + room))
         strips: dict[str, Line] = {"heat": _heat_strip(shown, seen)}  # most important first
-        actions = {name: _action_strip(shown, name, x, seen) for name, x in action_parts(shown).items()}
+        place = shown.sample.row, shown.sample.columns
+        parts = {name: x[place] for name, x in action_components(shown.stored).items()}
+        actions = {name: _action_strip(shown, name, x, seen) for name, x in parts.items()}
         strips |= dict(list(actions.items())[:1])
         strips["clip"] = _strip(shown, "clip", clip_marks(shown)[seen], seen, "", "cut")
         for name in ("value", "reward", "entropy"):
@@ -66,7 +69,7 @@ class StripsPane(StepsPane):
         strips["place"] = _place(shown, self._left, width)
         strips |= actions
         chosen = list(strips)[: max(1, height - 1)]
-        order = [*action_parts(shown), "reward", "value", "heat", "clip", "entropy", "place"]
+        order = [*parts, "reward", "value", "heat", "clip", "entropy", "place"]
         return [heat_legend(shown, width), *(strips[name] for name in order if name in chosen)]
 
 
@@ -100,7 +103,7 @@ def _bars(x: np.ndarray, unicode: bool) -> list[str]:
 
 
 def _action_strip(shown: Shown, name: str, x: np.ndarray, seen: slice) -> Line:
-    value = action_label(shown, shown.step) if name == "action" else cell(float(x[shown.step]))
+    value = step_labels(shown, [shown.step])[0].rstrip() if name == "action" else cell(float(x[shown.step]))
     if x.dtype.kind in "biu":
         signs = [DIGITS[int(number)] if 0 <= int(number) < len(DIGITS) else "+" for number in x[seen]]
     else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from rich.cells import cell_len
 from textual import events
 
+from ppo_unified.inspection.actions import action_labels
 from ppo_unified.inspection.heat import quantity
 from ppo_unified.inspection.pieces import pieces_of, visible_text
 from ppo_unified.text import pad
@@ -101,32 +101,8 @@ def step_labels(shown: Shown, steps: Sequence[int]) -> list[str]:
     if shown.has_text:
         texts = shown.values("text")[list(steps)].tolist()
         return [_fit(piece) for piece in pieces_of(texts, shown.unicode)]
-    return [_fit(action_label(shown, step)) for step in steps]
-
-
-def action_parts(shown: Shown) -> dict[str, np.ndarray]:
-    """Return each component of the actions as numbers [steps], by its name."""
-    row, columns = shown.sample.row, shown.sample.columns
-    known = shown.stored.columns.get("action")
-    if known is not None and known.dtype.kind in "biuf":
-        return {"action": known[row, columns]}
-    if shown.stored.actions is None:
-        return {}
-    parts = shown.stored.actions[row, columns].reshape(len(columns), -1)
-    return {f"action {number}": part for number, part in enumerate(parts.T)}
-
-
-def action_label(shown: Shown, step: int) -> str:
-    """Return the action of a step as text."""
-    column = shown.stored.columns.get("action")
-    if column is None:
-        return ""
-    action = column[shown.sample.row, shown.sample.columns[step]]
-    if isinstance(action, str):
-        return visible_text(action, shown.unicode)
-    if isinstance(action, np.integer):
-        return visible_text(shown.stored.vocabulary.get(int(action), str(int(action))), shown.unicode)
-    return f"{float(action):z.3g}"
+    labels = action_labels(shown.stored, shown.sample.row, shown.sample.columns[list(steps)])
+    return [_fit(visible_text(label, shown.unicode)) for label in labels]
 
 
 def _fit(text: str) -> str:
