@@ -39,7 +39,7 @@ def record(
         state.update(clip_scale=learner.clip_scale, penalty_coef=learner.progress.penalty_coef)
         state.update(critic_only=learner.trains_critic_only)
         rollout = collect()
-        state["kl_coef"] = rollout.metrics.get("ref/kl_coef")
+        state.update(kl_coef=rollout.metrics.get("ref/kl_coef"), row_len=rollout.row_len)
         learner.observe = UpdateObserver(learner, rollout)
         return rollout
 

@@ -14,7 +14,7 @@ from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.what_if import Settings, recompute
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from tests.inspection.test_what_if import assert_equals_stored
+from tests.inspection.checks import assert_equals_stored
 from tests.training.runs import short_config
 
 TINY: dict[str, Any] = {
