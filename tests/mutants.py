@@ -150,7 +150,7 @@ MUTANTS = [
     Mutant("inspector: every step starts an episode", FORMULAS, "np.where(mask & ~goes_on, columns, 0)", "np.where(mask, columns, 0)"),
     Mutant("inspector: one episode per row", FORMULAS, "goes_on = (previous >= 0) & np.take_along_axis(continues, np.maximum(previous, 0), axis=1)", "goes_on = previous >= 0"),
     Mutant("inspector: value target without V", FORMULAS, "gae(steps, gamma, lam) + steps.values, 0)", "gae(steps, gamma, lam), 0)"),
-    Mutant("inspector: normalized over masked steps", FORMULAS, "_moments(advantages[mask])", "_moments(advantages.ravel())"),
+    Mutant("inspector: normalized over masked steps", FORMULAS, "moments_of(advantages[mask])", "moments_of(advantages.ravel())"),
     Mutant("inspector: groups without Bessel", FORMULAS, "np.maximum(counts - 1, 1)", "np.maximum(counts, 1)"),
     Mutant("inspector: groups not centered", FORMULAS, "np.where(counts[number] < 2, x, centered", "np.where(counts[number] < 2, x, x"),
     Mutant("inspector: penalty of first order", FORMULAS, "np.asarray(ratio - 1 - log_ratio)", "np.asarray(-log_ratio)"),

@@ -15,6 +15,8 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 
+SMALLEST_STD = 1e-4  # added to the variance, so that equal numbers can be normalized
+
 KL_ESTIMATES: dict[str, Callable[[Array], Array]] = {  # functions of log(pi / pi_ref) at the chosen token
     "k1": lambda log_ratio: log_ratio,
     "abs": np.abs,
@@ -52,15 +54,15 @@ def whiten(rewards: Array, mask: Array) -> Array:
     """Scale rewards to variance 1 over the valid steps, without changing their mean."""
     if mask.sum() < 2:
         return rewards
-    mean, std = _moments(rewards[mask])
+    mean, std = moments_of(rewards[mask])
     return np.where(mask, (rewards - mean) / std + mean, 0)
 
 
-def _moments(valid: Array) -> tuple[float, float]:
+def moments_of(valid: Array) -> tuple[float, float]:
     """Return the mean and the standard deviation of some numbers, as accurate as float64."""
     mean = float(valid.mean(dtype=np.float64))
     variance = float(valid.var(ddof=1, dtype=np.float64))
-    return mean, math.sqrt(variance + 1e-8)  # Python numbers keep the dtype of arrays
+    return mean, math.sqrt(variance + SMALLEST_STD**2)  # Python numbers keep the dtype of arrays
 
 
 def group_baselines(returns: Array, group_size: int, kind: str) -> tuple[Array, Array]:
@@ -154,7 +156,7 @@ def standardize(advantages: Array, mask: Array) -> Array:
     the advantages are returned unchanged."""
     if mask.sum() < 2:
         return np.where(mask, advantages, 0)
-    mean, std = _moments(advantages[mask])
+    mean, std = moments_of(advantages[mask])
     return np.where(mask, (advantages - mean) / std, 0)
 
 
@@ -169,7 +171,7 @@ def standardize_groups(advantages: Array, groups: Array) -> Array:
     counts = np.bincount(number)
     centered = x - (np.bincount(number, x) / np.maximum(counts, 1))[number]
     variances = np.bincount(number, np.square(centered)) / np.maximum(counts - 1, 1)
-    scaled = np.where(counts[number] < 2, x, centered / np.sqrt(variances[number] + 1e-8))
+    scaled = np.where(counts[number] < 2, x, centered / np.sqrt(variances[number] + SMALLEST_STD**2))
     standardized = np.zeros_like(advantages)
     standardized[chosen] = scaled
     return standardized

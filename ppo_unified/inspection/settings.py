@@ -91,6 +91,11 @@ def _section(stored: StoredIteration, name: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def option(stored: StoredIteration, section: str, name: str) -> Any:
+    """Return an option of the run, or None if it is unknown. Its value is not validated."""
+    return _section(stored, section).get(name)
+
+
 def _check_value(stored: StoredIteration, name: str, value: Any) -> None:
     known = CHOICES.get(name)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -154,19 +159,19 @@ def count_epochs(stored: StoredIteration) -> int:
 
 def group_size(stored: StoredIteration) -> int:
     """Return the number of responses to each prompt."""
-    size = _section(stored, "llm").get("group_size", 1)
+    size = option(stored, "llm", "group_size")
     return size if isinstance(size, int) and size > 0 else 1
 
 
 def sequence_weights(stored: StoredIteration, own: Settings) -> Array | None:
     """Return the weights for loss_mean = 'sequence', or None if the length of the update's rows is unknown."""
-    mask = stored.columns["mask"]
+    mask, row_len = stored.columns["mask"], stored.state.get("row_len")
     if own.loss_mean == "sequence" and "weight" in stored.columns:
         return np.where(mask, stored.columns["weight"], 0).astype(np.float32)
-    kind = stored.options.get("kind")
-    if kind == "gym":  # each row of the update is a single step
-        return mask.astype(np.float32)
-    return (mask / np.maximum(mask.sum(1, keepdims=True), 1)).astype(np.float32) if kind == "llm" else None
+    if not isinstance(row_len, int) or row_len < 1 or mask.shape[1] % row_len:
+        return None
+    rows = mask.reshape(-1, row_len)
+    return (rows / np.maximum(rows.sum(1, keepdims=True), 1)).astype(np.float32).reshape(mask.shape)
 
 
 def unavailable(stored: StoredIteration, settings: Settings | None = None) -> dict[str, str]:

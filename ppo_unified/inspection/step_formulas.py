@@ -10,7 +10,7 @@ import numpy as np
 
 from ppo_unified.inspection import formulas
 from ppo_unified.inspection.formulas import Array
-from ppo_unified.inspection.settings import Settings, group_size
+from ppo_unified.inspection.settings import Settings, count_epochs, group_size, option
 from ppo_unified.inspection.what_if import Recomputed, last_epochs
 from ppo_unified.runs.stored_iteration import StoredIteration
 
@@ -92,6 +92,18 @@ class Step:
         normalized = self.settings.normalize_advantages == "minibatch" and "minibatch" in self.stored.epochs
         return self["share"] > 0 and not (normalized and self.epoch is None)
 
+    @property
+    def is_discarded(self) -> bool:
+        """True if ppo.target_kl ended the update at the step's minibatch, whose gradients were therefore not used."""
+        moment, target = self.recomputed.moment, option(self.stored, "ppo", "target_kl")
+        if not isinstance(target, int | float) or not target or moment != count_epochs(self.stored):
+            return False
+        numbers = np.where(self.stored.columns["mask"], self.stored.epochs["minibatch"][moment - 1], -1)
+        chosen, columns = numbers == numbers.max(), self.recomputed.columns
+        log_ratio = columns["logprob"][chosen] - self.stored.columns["logprob_old"][chosen]
+        kl = np.average(formulas.ratio_kl(columns["ratio"][chosen], log_ratio), weights=columns["weight"][chosen])
+        return bool(chosen[self.row, self.column] and kl > target)
+
 
 def explain(step: Step) -> list[Line]:
     """Return the formulas of a step in the order of computation: from the KL estimate to the derivative of the loss."""
@@ -132,7 +144,12 @@ def _reward(step: Step) -> list[Line]:
     """Return the lines of the score and the reward."""
     r, settings = step["reward"], step.settings
     if "kl" not in step:
-        return [Line("r", "reward from the environment", show(r), r)]
+        is_scaled = option(step.stored, "gym", "normalize_reward") is True
+        return [
+            Line(
+                "r", "scaled reward (gym.normalize_reward)" if is_scaled else "reward from the environment", show(r), r
+            )
+        ]
     if "token_reward" not in step:
         return [Line("r", "score - kl_coef*kl", "", r)]
     before, score = step["token_reward"], _used_score(step) if step.is_last else 0.0
@@ -143,12 +160,19 @@ def _reward(step: Step) -> list[Line]:
         return [*lines, _group_reward(step)]
     if not settings.whiten_rewards:
         return [*lines, Line("r", "score - kl_coef*kl", numbers, r)]
-    mask = step.stored.columns["mask"]
-    valid = step.recomputed.columns["token_reward"][mask]
-    mean, std = float(valid.mean()), math.sqrt(float(valid.var(ddof=1)) + 1e-8)
-    whitened = f"({show(before)} {subtract(mean)}) / {show(std)} {add(mean)}"
     lines.append(Line("r token", "score - kl_coef*kl", numbers, before))
-    return [*lines, Line("r", "(r token - mean) / std + mean", whitened, r)]
+    return [*lines, Line("r", "(r token - mean) / std + mean", _whiten(step), r)]
+
+
+def _whiten(step: Step) -> str:
+    """Return the numbers of a whitened reward, or "" if its mean includes rows that are not stored."""
+    if not step.recomputed.exact:
+        return ""
+    known, rewards = step.recomputed.normalizations, step.recomputed.columns["token_reward"]
+    if ("reward", 0, 0) not in known:
+        known["reward", 0, 0] = formulas.moments_of(rewards[step.stored.columns["mask"]])
+    mean, std = known["reward", 0, 0]
+    return f"({show(step['token_reward'])} {subtract(mean)}) / {show(std)} {add(mean)}"
 
 
 def _used_score(step: Step) -> float:
@@ -164,7 +188,7 @@ def _score(step: Step, score: float) -> list[Line]:
     if math.isclose(raw, score, rel_tol=1e-4, abs_tol=1e-4):
         return []
     clipped = float(formulas.clip_scores(np.array(normalized), limit))
-    symbols, numbers = "score", show(raw)
+    symbols, numbers = "raw score", show(raw)
     if not math.isclose(raw, normalized, rel_tol=1e-4, abs_tol=1e-4):
         symbols, numbers = "normalized score", show(normalized)
     if limit:
@@ -240,26 +264,27 @@ def _normalization(step: Step) -> tuple[float, float]:
     They follow from the smallest and the largest advantage before and after normalization, which also works if some
     rows are not stored. Each minibatch is computed only once, because a page may show thousands of its steps.
     """
-    known, epoch = step.recomputed.normalizations, step.epoch
-    if step.settings.normalize_advantages != "minibatch" or epoch is None:
-        if None not in known:
-            known[None] = _compute_normalization(step.recomputed, step.stored.columns["mask"])
-        return known[None]
-    numbers = step.stored.epochs["minibatch"][epoch - 1]
-    minibatch = int(numbers[step.row, step.column])
-    if (epoch, minibatch) not in known:
-        reached = dict(last_epochs(step.stored, step.recomputed.moment))[epoch]
-        known[epoch, minibatch] = _compute_normalization(step.recomputed, reached & (numbers == minibatch))
-    return known[epoch, minibatch]
+    known, epoch, minibatch = step.recomputed.normalizations, 0, 0
+    if step.settings.normalize_advantages == "minibatch" and step.epoch is not None:
+        epoch = step.epoch
+        minibatch = int(step.stored.epochs["minibatch"][epoch - 1, step.row, step.column])
+    key = ("advantage", epoch, minibatch)
+    if key not in known:
+        chosen = step.stored.columns["mask"]
+        if epoch:
+            reached = dict(last_epochs(step.stored, step.recomputed.moment))[epoch]
+            chosen = reached & (step.stored.epochs["minibatch"][epoch - 1] == minibatch)
+        known[key] = _compute_normalization(step.recomputed, chosen)
+    return known[key]
 
 
 def _compute_normalization(recomputed: Recomputed, chosen: Array) -> tuple[float, float]:
     """Return the mean and standard deviation that normalize the advantages of the chosen steps, bool [N, T]."""
     raw, used = (recomputed.columns[name][chosen].astype(float) for name in ("advantage", "advantage_used"))
     low, high = raw.argmin(), raw.argmax()
-    if used[high] == used[low] or np.array_equal(raw, used):
+    if np.array_equal(raw, used):
         return 0.0, 0.0
-    std = (raw[high] - raw[low]) / (used[high] - used[low])
+    std = formulas.SMALLEST_STD if used[high] == used[low] else (raw[high] - raw[low]) / (used[high] - used[low])
     return float(raw[high] - std * used[high]), float(std)
 
 
@@ -278,7 +303,7 @@ def _loss(step: Step) -> Line:
         case _:
             clipped = min(max(ratio, 1 - terms.below), 1 + terms.above)
             limited = show(ratio) if clipped == ratio else f"{clipped:.6g}"
-            symbols, numbers = "min(ratio*A_used, clip*A_used)", f"min({gain}, {limited}*{show(used)})"
+            symbols, numbers = "min(ratio*A_used, clip(ratio)*A_used)", f"min({gain}, {limited}*{show(used)})"
             if terms.dual_clip and used < 0:
                 symbols = f"max({symbols}, dual_clip*A_used)"
                 numbers = f"max({numbers}, {terms.dual_clip:g}*{show(used)})"
@@ -290,6 +315,8 @@ def _derivative(step: Step) -> Line:
     """Return the derivative of the loss with respect to the log-prob: its negative is the push on the probability."""
     terms, used, ratio, derivative = step.settings.terms, step["advantage_used"], step["ratio"], step["derivative"]
     name, gain = "d loss", f"{show(ratio)}*{show(used)}"
+    if step.stored.state.get("critic_only"):
+        return Line(name, "0; this iteration trains only the critic", "0", derivative)
     if step["cut"]:
         return Line(name, "0; the clipped term is a constant", "0", derivative)
     if terms.kind == "policy-gradient":

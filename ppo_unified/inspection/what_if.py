@@ -6,7 +6,7 @@ float32, as in the engine, so that rounding does not move a ratio across the end
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,19 +32,19 @@ class Recomputed:
     columns: dict[str, Array]  # [N, T] each, see `recompute`; entries are undefined at masked steps
     means: dict[str, float]  # means over the iteration, named like the logged metrics
     exact: bool  # False if rows that were not stored affect the results, for example in a mean
-    normalizations: dict[tuple[int, int] | None, tuple[float, float]] = field(default_factory=dict, repr=False)
-    # mean and standard deviation of the advantages by (epoch, minibatch), or None for the batch; see step_formulas
+    normalizations: dict[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict, repr=False)
+    # mean and standard deviation of a quantity by epoch and minibatch, which step_formulas computes only once
 
 
 def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "after") -> Recomputed:
     """Compute all quantities of an iteration with `settings`, at an epoch of the update or after it.
 
-    Columns: kl, reward, value, next_value, delta, advantage (raw), return, advantage_used, logprob, ratio, outside (-1
+    Columns: reward, value, next_value, delta, advantage (raw), return, advantage_used, logprob, ratio, outside (-1
     below the clip range, 1 above, 0 inside), cut (True if the clip makes the gradient zero), loss (policy loss of the
     step), weight, share (weight divided by the sum of weights in the step's minibatch, or in the iteration if `moment`
     is "after"; 0 if the update did not reach the step), loss_share (share * loss), derivative (of the step's policy
-    loss with respect to its log-prob), and in an epoch also value_new and value_loss. For language models also kl and
-    token_reward (the reward before whitening or a group baseline).
+    loss with respect to its log-prob; 0 if the iteration trained only the critic), and in an epoch also value_new and
+    value_loss. For language models also kl and token_reward (the reward before whitening or a group baseline).
 
     An epoch shows each step as its minibatch saw it, just before the optimizer step. If advantages are normalized per
     minibatch, "after" uses the minibatches of the last epoch that reached the step. Raises ValueError for a moment that
@@ -91,7 +91,9 @@ def _rewards(stored: StoredIteration, settings: Settings, own: Settings) -> dict
     columns |= {"kl": kl, "reward": rewards, "token_reward": rewards}
     if settings.baseline != "critic":
         return columns | _group_rewards(stored, settings, columns)
-    return columns | ({"reward": formulas.whiten(rewards, mask)} if settings.whiten_rewards else {})
+    if settings.whiten_rewards and not _keeps_means(stored, settings, own, LLM_SETTINGS):
+        return columns | {"reward": formulas.whiten(rewards, mask)}
+    return columns | ({"reward": _valid(stored, stored.columns["reward"])} if settings.whiten_rewards else {})
 
 
 def _group_rewards(stored: StoredIteration, settings: Settings, columns: Mapping[str, Array]) -> dict[str, Array]:
@@ -129,8 +131,9 @@ def _used_advantages(
 ) -> Array:
     """Return the advantages that the loss uses, [N, T]."""
     mask, kind = stored.columns["mask"], settings.normalize_advantages
-    # for other settings, the mean of the stored rows has to replace that of all rows
-    as_stored = int(mask.sum()) != stored.steps and _same_advantages(settings, own)
+    as_stored = _keeps_means(
+        stored, settings, own, ("gamma", "lam", "advantage", "normalize_advantages", *LLM_SETTINGS)
+    )
     if kind == "none" or (kind == "minibatch" and not count_epochs(stored)):
         return advantages
     if kind == "batch" and as_stored:
@@ -156,10 +159,14 @@ def last_epochs(stored: StoredIteration, moment: Moment) -> Iterator[tuple[int, 
         remaining = remaining & ~reached
 
 
-def _same_advantages(settings: Settings, own: Settings) -> bool:
-    """Return True if both settings give the same advantages, before and after normalization."""
-    names = ("gamma", "lam", "advantage", "normalize_advantages", *LLM_SETTINGS)
-    return all(getattr(settings, name) == getattr(own, name) for name in names)
+def _keeps_means(stored: StoredIteration, settings: Settings, own: Settings, names: Sequence[str]) -> bool:
+    """Return True if some rows are not stored, and a quantity that depends on the settings `names` is unchanged.
+
+    The stored quantity is then used, because its mean includes the other rows. For other settings, the mean of the
+    stored rows has to replace it.
+    """
+    is_partial = int(stored.columns["mask"].sum()) != stored.steps
+    return is_partial and all(getattr(settings, name) == getattr(own, name) for name in names)
 
 
 def _weights(stored: StoredIteration, settings: Settings, own: Settings) -> Array:
@@ -183,6 +190,7 @@ def _policy_terms(
         share = columns["weight"] / columns["weight"].sum()
     used, terms = columns["advantage_used"], settings.terms
     loss = formulas.policy_loss(logprobs, old, used, terms)
+    pushes = not stored.state.get("critic_only")
     return {
         "logprob": logprobs,
         "ratio": ratio,
@@ -191,7 +199,7 @@ def _policy_terms(
         "loss": loss,
         "share": share,
         "loss_share": share * loss,
-        "derivative": formulas.policy_derivative(ratio, used, terms),
+        "derivative": formulas.policy_derivative(ratio, used, terms) * np.float32(pushes),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,12 @@ from ppo_unified.engine.ppo import make_batch, ppo_loss
 from ppo_unified.engine.rollout import Evaluation
 from ppo_unified.errors import UsageError
 from ppo_unified.inspection import what_if
-from ppo_unified.inspection.formulas import Array
-from ppo_unified.inspection.what_if import Recomputed, Settings, recompute
-from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.inspection.what_if import Settings, recompute
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.step_table import scatter
+from tests.inspection.checks import close
 from tests.inspection.recording import (
     GROUP,
-    LLM_OPTIONS,
-    PPO_OPTIONS,
     first_rows,
     make_adapter,
     record,
@@ -35,67 +31,6 @@ from tests.inspection.recording import (
     sequences,
     without_new_fields,
 )
-
-SAME = {"advantage": "advantage", "return": "return", "delta": "delta", "reward": "reward", "value": "value",
-        "next_value": "next_value", "ratio": "ratio", "logprob": "logprob_new", "weight": "weight", "kl": "kl",
-        "advantage_used": "advantage_used"}  # fmt: skip
-
-
-def assert_equals_stored(stored: StoredIteration, *ignored: str) -> Recomputed:
-    """Assert that recomputing with the run's own settings gives the stored columns and the logged metrics."""
-    own, mask = Settings.of(stored), stored.columns["mask"]
-    after, last_epoch = recompute(stored, own), len(what_if.moments(stored)) - 1
-    for name, column in SAME.items():
-        if name in after.columns and column in stored.columns:
-            close(after.columns[name][mask], stored.columns[column][mask], name)
-    if own.normalize_advantages == "minibatch":
-        for epoch in range(last_epoch):
-            seen = mask & (stored.epochs["minibatch"][epoch] >= 0)
-            used = recompute(stored, own, epoch + 1).columns["advantage_used"]
-            close(used[seen], stored.epochs["advantage_used"][epoch][seen], "advantage_used")
-        close(after.columns["advantage_used"][seen], used[seen], "advantage_used")
-        assert after.columns["advantage_used"][mask].all()
-    np.testing.assert_array_equal((after.columns["outside"] != 0)[mask], stored.columns["clipped"][mask])
-    last = recompute(stored, own, last_epoch)
-    for found in (after, last):
-        for name, mean in found.means.items():
-            if name in stored.metrics and name not in ignored and (found is last or name != "loss/policy"):
-                close(mean, stored.metrics[name], name)
-        assert found.exact
-        assert float(found.columns["share"].sum()) == pytest.approx(len(np.unique(minibatches(stored, found))))
-    return last
-
-
-def minibatches(stored: StoredIteration, found: Recomputed) -> Array:
-    mask = stored.columns["mask"]
-    if found.moment == "after":
-        return np.zeros(1)
-    numbers = stored.epochs["minibatch"][found.moment - 1][mask]
-    return np.asarray(numbers[numbers >= 0])
-
-
-def close(found: Any, expected: Any, name: str) -> None:
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5, err_msg=name)
-
-
-@pytest.mark.parametrize("options", PPO_OPTIONS.values(), ids=PPO_OPTIONS)
-@pytest.mark.parametrize("make", [BanditAdapter, sequences], ids=["bandit", "sequences"])
-def test_own_settings_give_the_runs_numbers(make: Callable[[], Any], options: dict[str, Any]) -> None:
-    ppo = PPO.model_validate({"epochs": 3, "minibatches": 3, "gamma": 0.9, "lam": 0.8} | options)
-    stored, _ = record(make(), ppo, {"kind": "sequences"}, iterations=2)
-    last = assert_equals_stored(stored)
-    if "target_kl" in options:
-        assert last.moment in range(1, 10)
-    if ppo.objective == "clip" and not (ppo.critic_warmup or ppo.target_kl):
-        assert recompute(stored, Settings.of(stored)).columns["cut"][stored.columns["mask"]].any()
-
-
-@pytest.mark.parametrize("options", LLM_OPTIONS.values(), ids=LLM_OPTIONS)
-def test_own_settings_give_the_runs_numbers_of_tokens(folder: Path, options: tuple[Any, Any]) -> None:
-    stored, _ = record_llm(folder, *options)
-    last = assert_equals_stored(stored)
-    assert {"reward/total", "reward/kl_penalty", "loss/value"} <= last.means.keys() & stored.metrics.keys()
-
 
 CHANGES: list[dict[str, Any]] = [
     {"gamma": 0.7},
@@ -172,10 +107,12 @@ def test_changed_settings_give_the_adapters_rewards(
         close(found.means[name], expected.metrics[name], name)
 
 
+@pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("normalize", ["batch", "minibatch"])
-def test_partial_iterations_keep_their_normalization(folder: Path, normalize: str) -> None:
+def test_partial_iterations_keep_their_normalization(folder: Path, normalize: str, whiten: bool) -> None:
     """If a file has room for only some rows, normalization needs the mean of the rows that are not stored."""
-    stored, _ = record_llm(folder, {"score_clip": 1.0}, {"normalize_advantages": normalize, "clip": 0.01})
+    llm = {"score_clip": 1.0, "whiten_rewards": whiten}
+    stored, _ = record_llm(folder, llm, {"normalize_advantages": normalize, "clip": 0.01})
     part = first_rows(stored, 7)
     mask, own = part.columns["mask"], Settings.of(part)
     found, whole = recompute(part, own, 2), recompute(stored, own, 2)
@@ -266,3 +203,17 @@ def test_damaged_arrays_are_an_error() -> None:
     scores = stored.columns | {"score_used": stored.columns["reward"], "score": stored.columns["reward"]}
     with pytest.raises(UsageError, match="no valid kl, kl_full, score_normalized; delete the file"):
         recompute(replace(stored, columns=scores), own)
+
+
+@pytest.mark.parametrize("row_len", [1, 4, 8])
+def test_sequence_weights_follow_the_rows_of_the_update(row_len: int) -> None:
+    """loss_mean = 'sequence' divides by the steps of a row of the update, which can be part of a row of the file."""
+    ppo = PPO(normalize_advantages="none")
+    token, sequence = (
+        record(BanditAdapter(row_len=row_len), x).stored
+        for x in (ppo, ppo.model_copy(update={"loss_mean": "sequence"}))
+    )
+    assert "loss_mean" not in what_if.unavailable(token)
+    found = recompute(token, replace(Settings.of(token), loss_mean="sequence"))
+    mask = token.columns["mask"]
+    close(found.columns["weight"][mask], sequence.columns["weight"][mask], "weight")
