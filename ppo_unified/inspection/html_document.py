@@ -17,7 +17,8 @@ from ppo_unified.inspection.pieces import SIGNS, pieces_of, visible_text
 from ppo_unified.inspection.sample_list import COLUMNS as LIST_COLUMNS
 from ppo_unified.inspection.sample_list import Row, SampleList
 from ppo_unified.inspection.step_formulas import Step, explain
-from ppo_unified.inspection.what_if import Recomputed, Settings, moments, recompute
+from ppo_unified.inspection.step_path import epoch_ratios
+from ppo_unified.inspection.what_if import Recomputed, Settings, recompute
 from ppo_unified.runs.metrics import METRICS
 from ppo_unified.runs.stored_iteration import QUANTITIES, Sample, StoredIteration
 from ppo_unified.text import clean
@@ -40,7 +41,7 @@ STEP_COLUMNS: dict[str, tuple[str, str]] = (
     | {
         "loss": ("loss", "policy loss of the step"),
         "derivative": ("d loss", "derivative of the loss with respect to the log-prob; negative: more likely"),
-        "entropy": ("entropy", "entropy of the action distribution in the last epoch"),
+        "entropy": ("entropy", "entropy of the action distribution in the last epoch that reached the step"),
     }
 )
 
@@ -50,7 +51,6 @@ class Page(NamedTuple):
 
     stored: StoredIteration
     run: Recomputed
-    epochs: list[Array]  # the ratio [N, T] in each epoch
     listed: SampleList
     columns: dict[str, Array]  # [N, T] each: those of STEP_COLUMNS that the iteration has, and outside and cut
     heats: list[tuple[Heat, Array]]
@@ -60,11 +60,10 @@ def make_document(stored: StoredIteration, name: str, numbers: Sequence[int] | N
     """Return the document. `name` is the run's name. `numbers` are the samples to include; by default, a selection."""
     own = Settings.of(stored)
     run = recompute(stored, own)
-    ratios = [recompute(stored, own, moment).columns["ratio"] for moment in moments(stored) if moment != "after"]
     known = {name: quantity(stored, run, name) for name in (*STEP_COLUMNS, "outside", "cut")}
     columns = {name: x for name, x in known.items() if x is not None}
     heats = [(heat, x) for heat in HEATS if (x := quantity(stored, run, heat.name)) is not None]
-    page = Page(stored, run, ratios, SampleList.of(stored, run), columns, heats)
+    page = Page(stored, run, SampleList.of(stored, run), columns, heats)
     chosen = select_samples(page.listed) if numbers is None else numbers
     texts = _Pool()
     formulas = _Pool()
@@ -198,7 +197,7 @@ def _sample(page: Page, row: Row, formulas: _Pool, texts: _Pool) -> dict[str, An
         "steps": sample.columns.tolist(),
         "text": labels,
         "columns": {key: [_json_number(x) for x in column[place]] for key, column in shown.items()},
-        "epochs": [[_json_number(x) for x in ratio[place]] for ratio in page.epochs],
+        "epochs": [list(map(_json_number, ratios)) for ratios in epoch_ratios(stored, *place)],
         "formulas": lines,
         "sentences": sentences,
         **_chances(stored, sample),
@@ -212,8 +211,8 @@ def _facts(stored: StoredIteration, row: Row) -> str:
     what = "score" if unit == "token" else "sum of rewards"
     facts = [f"{what} {row.score:.4g}"] if row.score is not None else []
     facts += [f"KL to the reference {row.kl:.3f}"] if row.kl is not None else []
-    facts += [_count(row.length, unit), f"{row.outside:,} outside the clip range"]
-    facts += [f"{row.cut:,} of them without gradient"] if row.outside else []
+    facts += [_count(row.length, unit)]
+    facts += [f"{row.outside:,} outside the clip range" + f", {row.cut:,} of them without gradient" * (row.outside > 0)]
     continues = bool(stored.columns["continues"][row.sample.row, row.sample.columns[-1]])
     facts += ["the episode continues after the last step"] if continues else []
     text = "; ".join(facts)

@@ -262,8 +262,9 @@ function drawChances(sample, step) {
     const rows = [make("tr", {}, make("th", { class: "word", colspan: 2 }, name), make("th"))];
     const line = (kind, text, share) => rows.push(make("tr", { class: kind }, make("td", { class: "word" }, text),
       make("td", { class: "word" }, bar(share)), make("td", {}, percent(share))));
-    line("own", `this ${data.tokens ? "token" : "action"}`, own);
-    (texts[step] || []).forEach((text, i) => line(text === sample.text[step] ? "own" : "", make("bdi", {}, text), shares[step][i]));
+    const found = texts[step] || [];
+    if (!found.includes(sample.text[step])) line("own", `this ${data.tokens ? "token" : "action"}`, own);
+    found.forEach((text, i) => line(text === sample.text[step] ? "own" : "", make("bdi", {}, text), shares[step][i]));
     return make("tbody", {}, ...rows);
   });
   show("chances", ...body);

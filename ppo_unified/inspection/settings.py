@@ -171,7 +171,8 @@ def sequence_weights(stored: StoredIteration, own: Settings) -> Array | None:
     if not isinstance(row_len, int) or row_len < 1 or mask.shape[1] % row_len:
         return None
     rows = mask.reshape(-1, row_len)
-    return (rows / np.maximum(rows.sum(1, keepdims=True), 1)).astype(np.float32).reshape(mask.shape)
+    weights = rows / np.maximum(rows.sum(1, keepdims=True), 1)
+    return np.asarray(weights, np.float32).reshape(mask.shape)
 
 
 def unavailable(stored: StoredIteration, settings: Settings | None = None) -> dict[str, str]:

@@ -41,17 +41,17 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "return": Quantity("return", "training target for the critic"),
     "weight": Quantity("weight", "weight of the step in the loss: 1, or 1 / the steps of its sequence"),
-    "logprob_old": Quantity("logp old", "log-prob of the action under the policy that collected the rollout", True),
+    "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected the rollout", True),
     "logprob_new": Quantity(
-        "logp new", "log-prob of the action under the policy after the iteration's last update", True
+        "log new", "log-prob of the action under the policy after the iteration's last update", True
     ),
-    "ratio": Quantity("ratio", "probability ratio, exp(logp new - logp old)"),
+    "ratio": Quantity("ratio", "probability ratio, exp(log new - log old)"),
     "clipped": Quantity(
         "clip",
         "* marks a ratio outside the clip range; the policy gradient is 0 if A pushes the ratio further out",
         True,
     ),
-    "logprob_ref": Quantity("logp ref", "log-prob of the action under the reference model", True),
+    "logprob_ref": Quantity("log ref", "log-prob of the action under the reference model", True),
     "kl": Quantity("kl", "estimated KL to the reference model, as used in the reward", True),
     "kl_full": Quantity("kl full", "exact KL to the reference model, summed over all possible actions", True),
     "score": Quantity("score", "score of the response, shown at its last step", True),

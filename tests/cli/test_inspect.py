@@ -222,7 +222,7 @@ DECISIVE = ("A used", "r", "V", "A", "ratio", "clip")  # the advantage that the 
         ("gym", 40, ("A used", "r", "V")),
         ("gym", 80, (*DECISIVE, "action", "return")),
         ("gym", 100, (*DECISIVE, "action", "return", "delta", "V'")),
-        ("gym", 120, (*DECISIVE, "action", "return", "delta", "V'", "logp new", "logp old")),
+        ("gym", 120, (*DECISIVE, "action", "return", "delta", "V'", "log new", "log old")),
         ("llm", 40, ("text", "A used", "r")),
         ("llm", 80, ("text", *DECISIVE, "score")),
         ("llm", 100, ("text", *DECISIVE, "score", "return", "kl")),
@@ -230,7 +230,7 @@ DECISIVE = ("A used", "r", "V", "A", "ratio", "clip")  # the advantage that the 
         (
             "llm",
             200,
-            ("text", *DECISIVE, "score", "return", "kl", "delta", "logp old", "logp new", "logp ref", "kl full"),
+            ("text", *DECISIVE, "score", "return", "kl", "delta", "log old", "log new", "log ref", "kl full"),
         ),
     ],
 )

@@ -24,6 +24,7 @@ from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.what_if import Settings, recompute
 from ppo_unified.runs.stored_iteration import Alternatives, StoredIteration
 from tests.color_vision import VISIONS, ciede2000, contrast, seen_lab
+from tests.stored_tokens import ENGLISH, make_token_iteration
 
 HOSTILE = (
     "</script><script>alert(1)</script>",
@@ -236,3 +237,16 @@ def test_heat_colors_suit_every_color_vision(theme: str) -> None:
             assert ciede2000(*pair) > 12, (vision, level)
     for name in ("ink", "dim", "accent"):
         assert min(contrast(colors[name], colors[ground]) for ground in ("page", "panel")) >= 4.5, name
+
+
+def test_steps_that_the_last_epoch_did_not_reach() -> None:
+    """If ppo.target_kl ended the update, they have no ratio in the last epoch, and the entropy of an earlier one."""
+    stored = make_token_iteration(ENGLISH)
+    stored.epochs["minibatch"][2, 0] = -1
+    document = make_document(stored, "run", [0])
+    (sample,) = document["samples"]
+    first, second, last = sample["epochs"]
+    assert first.count(None) == second.count(None) == 0
+    assert last == [None] * len(sample["steps"])
+    expected = stored.epochs["entropy"][1, 0, sample["steps"]]
+    assert sample["columns"]["entropy"] == pytest.approx(expected.tolist(), rel=1e-5)

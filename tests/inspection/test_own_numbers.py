@@ -76,8 +76,11 @@ def recipe(name: str) -> Make:
     return make
 
 
-CRITICS = {"LoRA": {"lora_rank": 2}, "LoRA, shared critic": {"lora_rank": 2, "critic": "shared"},
-           "LoRA, rloo": LLM_OPTIONS["rloo"][0] | {"lora_rank": 2}}  # fmt: skip
+LORA: dict[str, dict[str, Any]] = {
+    "LoRA": {},
+    "LoRA, shared critic": {"critic": "shared"},
+    "LoRA, rloo": LLM_OPTIONS["rloo"][0],
+}
 
 
 def cases() -> Iterator[Any]:
@@ -95,9 +98,11 @@ def cases() -> Iterator[Any]:
     yield pytest.param(token_mdp, id="token_mdp")
     for name, both in LLM_OPTIONS.items():
         yield pytest.param(language_model(*both), id=f"llm, {name}")
-    for name, llm in CRITICS.items():
+    for name, llm in LORA.items():
         ppo = LLM_OPTIONS["rloo"][1] if "rloo" in name else {}
-        yield pytest.param(language_model(llm, ppo), id=f"llm, {name}", marks=[] if name == "LoRA" else slow)
+        yield pytest.param(
+            language_model(llm | {"lora_rank": 2}, ppo), id=f"llm, {name}", marks=[] if name == "LoRA" else slow
+        )
     for name in recipe_files():
         yield pytest.param(recipe(name), id=f"recipe {name}", marks=[] if name == "oai-2019" else slow)
 

@@ -149,7 +149,7 @@ def test_sentence_without_a_push() -> None:
     )
 
 
-def test_ratio_one_rounding_error_beyond_the_range_is_not_the_wrong_way() -> None:
+def test_rounding_at_the_end_of_the_range() -> None:
     """Both terms of the loss can be equal after rounding, so the clip passes half of the gradient."""
     tie = example(used=1.5, ratio=1.2000002)
     tie.recomputed.columns["advantage"][0, 2] = 0.5
