@@ -8,8 +8,7 @@ from typing import Literal
 import numpy as np
 
 from ppo_unified.inspection.formulas import Array
-from ppo_unified.inspection.settings import count_epochs
-from ppo_unified.inspection.what_if import Recomputed, last_epochs
+from ppo_unified.inspection.what_if import Recomputed
 from ppo_unified.runs.stored_iteration import StoredIteration
 
 LEVELS = 4  # levels on each side of the middle
@@ -71,14 +70,5 @@ def make_scale(heat: Heat, x: Array) -> Scale:
 
 
 def quantity(stored: StoredIteration, recomputed: Recomputed, name: str) -> Array | None:
-    """Return a quantity [N, T], recomputed if possible, or None if it is unknown.
-
-    The entropy after the update is not stored. Instead, that of the last epoch that reached the step is returned, or
-    NaN if none did.
-    """
-    if name == "entropy" and count_epochs(stored):
-        entropy = np.full(stored.columns["mask"].shape, np.nan, np.float32)
-        for epoch, reached in last_epochs(stored, recomputed.moment):
-            entropy[reached] = stored.epochs[name][epoch - 1][reached]
-        return entropy
+    """Return a quantity [N, T], recomputed if possible, or None if it is unknown."""
     return recomputed.columns.get(name, stored.columns.get(name))

@@ -44,7 +44,9 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
     step), weight, share (weight divided by the sum of weights in the step's minibatch, or in the iteration if `moment`
     is "after"; 0 if the update did not reach the step), loss_share (share * loss), derivative (of the step's policy
     loss with respect to its log-prob; 0 if the iteration trained only the critic), and in an epoch also value_new and
-    value_loss. For language models also kl and token_reward (the reward before whitening or a group baseline).
+    value_loss. If the file contains epochs, also entropy (the entropy after the update is not stored; it is that of the
+    last epoch that reached the step, or NaN if none did). For language models also kl and token_reward (the reward
+    before whitening or a group baseline).
 
     An epoch shows each step as its minibatch saw it, just before the optimizer step. If advantages are normalized per
     minibatch, "after" uses the minibatches of the last epoch that reached the step. Raises ValueError for a moment that
@@ -62,6 +64,8 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
         columns["advantage_used"] = _used_advantages(stored, settings, own, columns["advantage"], moment)
         columns["weight"] = _weights(stored, settings, own)
         columns |= _policy_terms(stored, settings, columns, moment)
+        if count_epochs(stored):
+            columns["entropy"] = _entropy(stored, moment)
         if moment != "after":
             columns |= _value_terms(stored, settings, columns, moment)
         means = _update_means(stored, settings, columns, moment) | _rollout_means(stored, settings, columns)
@@ -212,6 +216,14 @@ def _shares(weights: Array, minibatch: Array) -> Array:
     return shares
 
 
+def _entropy(stored: StoredIteration, moment: Moment) -> Array:
+    """Return the entropy of the policy at each step, in the last epoch that reached the step, or NaN."""
+    entropy = np.full(stored.columns["mask"].shape, np.nan, np.float32)
+    for epoch, reached in last_epochs(stored, moment):
+        entropy[reached] = stored.epochs["entropy"][epoch - 1][reached]
+    return entropy
+
+
 def _value_terms(
     stored: StoredIteration, settings: Settings, columns: Mapping[str, Array], moment: int
 ) -> dict[str, Array]:
@@ -236,7 +248,7 @@ def _update_means(
     if not isinstance(moment, int):
         after = {"policy/clip_fraction_after": _mean(outside, mask), "policy/kl_after": _mean(kl, mask)}
         return after | {"loss/policy": loss}
-    entropy = _mean(stored.epochs["entropy"][moment - 1], seen)
+    entropy = _mean(columns["entropy"], seen)
     return {
         "loss/policy": loss,
         # the LLM adapter logs the value loss of a group baseline, over all responses

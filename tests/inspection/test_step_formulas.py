@@ -47,7 +47,8 @@ def example(used: float = -2.117, ratio: float | None = None, actions: Any = Non
     columns["ratio"] = np.exp(columns["logprob_new"] - columns["logprob_old"])
     columns["clipped"] = (columns["ratio"] < 0.8) | (columns["ratio"] > 1.2)
     if options.pop("environment", False):
-        columns = {name: x for name, x in columns.items() if name not in ("logprob_ref", "kl", "token")}
+        tokens = ("logprob_ref", "kl", "kl_full", "score", "score_used", "score_normalized", "token")
+        columns = {name: x for name, x in columns.items() if name not in tokens}
     columns |= {"advantage": columns["reward"], "return": columns["reward"]}
     llm = {"kl_coef": 0.02, "baseline": options.pop("baseline", "critic"), "group_size": 4}
     ppo = {"normalize_advantages": "batch"} | options
