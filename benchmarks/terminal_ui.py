@@ -36,9 +36,11 @@ from typing import NamedTuple
 import numpy as np
 import psutil
 from charts import measure
+from inspector_keys import DOWN, SAMPLES, TOKENS, InspectorKeys, store_iteration
 from synthetic_runs import METRICS_EACH, POINTS, act_as_trainer, make_run, make_runs, write_events
 
 from ppo_unified.runs.event_reader import EventReader
+from ppo_unified.runs.folder import Run
 from tui.charts.settings import Settings
 from tui.view_state import ViewState
 
@@ -347,6 +349,35 @@ def chart_rows(repeats: int) -> Iterator[Row]:
     yield Row("redraw, 100,000 points per series, smoothing", "40 ms of CPU", measured, how)
 
 
+def inspector_rows(repeats: int) -> Iterator[Row]:
+    opened, pressed = [], {}
+    with tempfile.TemporaryDirectory() as folder:
+        make_run(Path(folder) / "tokens", POINTS)
+        stored = store_iteration(Run(Path(folder) / "tokens"))
+        for _ in range(repeats):
+            keys = InspectorKeys(stored)
+            with open_ui(Path(folder), ViewState()) as screen:
+                screen.wait_for(b"4321")
+                screen.read_for(1)
+                opened.append(screen.press("i", keys.step_text()) / 1000)
+        with open_ui(Path(folder), ViewState()) as screen:
+            screen.wait_for(b"4321")
+            screen.press("i", keys.step_text())
+            pressed |= {name: latencies(screen, moves) for name, moves in keys.moves(50).items()}
+            screen.press("w", keys.option_text("gamma"))
+            pressed["what-if"] = latencies(screen, [*keys.changes("gamma", -1, 9), *keys.changes("gamma", 1, 8)])
+            for option in ("lam", "clip"):
+                screen.press(DOWN, keys.option_text(option))
+                pressed["what-if"] += latencies(screen, [*keys.changes(option, -1, 5), *keys.changes(option, 1, 4)])
+    how = f"an iteration of {SAMPLES} samples x {TOKENS} tokens"
+    longest = f"(longest {max(opened):.2f})"
+    yield Row(
+        "open the inspector", "0.5 s", f"{statistics.median(opened):.2f} s {longest}", f"{how}, median of {repeats}"
+    )
+    for name, found in pressed.items():
+        yield Row(f"key to screen: {name}", "50 ms at the 95th percentile", format_latencies(found), how)
+
+
 def reader_rows(repeats: int) -> Iterator[Row]:
     rates = []
     with tempfile.TemporaryDirectory() as folder:
@@ -371,6 +402,7 @@ def table() -> Iterator[Row]:
     yield from launch_rows(5)
     yield from large_run_rows(3)
     yield from chart_rows(30)
+    yield from inspector_rows(5)
     yield from reader_rows(5)
 
 
