@@ -244,28 +244,25 @@ def _update_means(
     mask, weights = stored.columns["mask"], columns["weight"]
     seen = np.where(columns["share"] > 0, weights, 0)  # with target_kl, the last epoch may not contain all steps
     kl = formulas.ratio_kl(columns["ratio"], columns["logprob"] - _valid(stored, stored.columns["logprob_old"]))
-    outside, loss = columns["outside"] != 0, _mean(columns["loss"], seen)
+    outside, loss = columns["outside"] != 0, columns["loss"]
     if not isinstance(moment, int):
-        after = {"policy/clip_fraction_after": _mean(outside, mask), "policy/kl_after": _mean(kl, mask)}
-        return after | {"loss/policy": loss}
-    entropy = _mean(columns["entropy"], seen)
-    return {
-        "loss/policy": loss,
-        # the LLM adapter logs the value loss of a group baseline, over all responses
-        "loss/value": _mean(columns["value_loss"], seen if settings.baseline == "critic" else weights),
-        "loss/entropy": -entropy,
-        "policy/entropy": entropy,
-        "policy/kl": _mean(kl, seen),
-        "policy/clip_fraction": _mean(outside, seen),
-        "policy/ratio_max": float(np.where(seen > 0, columns["ratio"], 0).max()),
-    }
+        after = _means(mask, {"policy/clip_fraction_after": outside, "policy/kl_after": kl})
+        return after | _means(seen, {"loss/policy": loss})
+    means = {"loss/policy": loss, "policy/entropy": columns["entropy"], "policy/kl": kl}
+    means["policy/clip_fraction"] = outside
+    found = _means(seen, means)
+    # the LLM adapter logs the value loss of a group baseline, over all responses
+    found |= _means(seen if settings.baseline == "critic" else weights, {"loss/value": columns["value_loss"]})
+    largest = float(np.where(seen > 0, columns["ratio"], 0).max())
+    return found | {"loss/entropy": -found["policy/entropy"], "policy/ratio_max": largest}
 
 
-def _mean(x: Array, weights: Array) -> float:
-    """Return the weighted mean over the steps whose weight is positive."""
+def _means(weights: Array, quantities: Mapping[str, Array]) -> dict[str, float]:
+    """Return the weighted mean of each quantity over the steps whose weight is positive."""
     chosen = weights > 0
-    w = weights[chosen].astype(np.float64)
-    return float(np.dot(x[chosen], w) / w.sum())
+    shares = weights[chosen].astype(np.float64)
+    shares /= shares.sum()
+    return {name: float((x[chosen] * shares).sum()) for name, x in quantities.items()}
 
 
 def _rollout_means(stored: StoredIteration, settings: Settings, columns: Mapping[str, Array]) -> dict[str, float]:

@@ -122,12 +122,14 @@ class StoredIteration:
 
     def samples(self) -> list[Sample]:
         """Split each row into samples. A sample ends at each valid step for which `continues` is False."""
-        found = []
-        for row, (valid, continues) in enumerate(zip(self.columns["mask"], self.columns["continues"], strict=True)):
-            own = np.flatnonzero(valid)
-            ends = np.flatnonzero(~continues[own]) + 1
-            found += [Sample(row, part) for part in np.split(own, ends) if part.size]
-        return found
+        rows, columns = self.columns["mask"].nonzero()
+        is_last = np.append(rows[1:], -1) != rows  # in its row
+        ends = np.flatnonzero(is_last | ~self.columns["continues"][rows, columns]) + 1
+        starts = np.append(0, ends[:-1])
+        return [
+            Sample(int(rows[start]), columns[start:end])
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ]
 
     def text_before(self, sample: Sample) -> str:
         """Return the text, such as a prompt, between the row's previous sample and the first step of `sample`."""

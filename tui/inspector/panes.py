@@ -5,6 +5,7 @@ from __future__ import annotations
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal, Vertical
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
 from ppo_unified.runs.folder import Run
@@ -163,10 +164,10 @@ class PanesScreen(Screen[None]):
             self.update_head()
             return
         for pane in self.query(LinesPane):
-            if pane.display:
+            if _is_displayed(pane):
                 pane.update_shown(shown)
         for frame in self.query(FramePane):
-            if frame.display:
+            if _is_displayed(frame):
                 frame.show(self.run_folder, shown.stored.iteration, shown.number, shown.step)
         self.query_one("#sample", LineWidget).set_line([("   ".join(format_sample(inspection, shown)), "bold")])
         self.update_head()
@@ -190,3 +191,8 @@ class PanesScreen(Screen[None]):
     def action_table(self) -> None:
         self._layout = LAYOUTS[(LAYOUTS.index(self._layout) + 1) % len(LAYOUTS)]
         self.arrange_panes()
+
+
+def _is_displayed(widget: Widget) -> bool:
+    """Return True if neither the widget nor a container of it is hidden."""
+    return all(node.display for node in widget.ancestors_with_self if isinstance(node, Widget))
