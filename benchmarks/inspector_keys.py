@@ -56,7 +56,8 @@ class InspectorKeys:
             "next sample": self._press(count, DOWN, lambda: state.move_sample(1), self._sample_text),
             "next cut token": self._press(count, "n", lambda: state.move_to_cut(1), self.step_text),
             "heat": self._press(count, "h", state.next_heat, self._heat_text),
-            "order of the list": self._press(count, "o", state.next_sort, lambda: SORTS[state.view.sort].encode()),
+            "epoch": [*self._moment("[", -1), *self._moment("]", 1), *self._moment("[", -1)],
+            "order of the list": self._press(count, "o", state.next_sort, self._order_text),
         }
 
     def changes(self, option: str, by: int, count: int) -> Keys:
@@ -73,6 +74,11 @@ class InspectorKeys:
         """Return the text of an option when it is selected in the what-if pane."""
         return re.escape(f"< {format_value(getattr(self._state.settings, option))} >").encode()
 
+    def _moment(self, key: str, by: int) -> Keys:
+        """Return keys that show the first epoch, or the numbers after the update."""
+        state = self._state
+        return self._press(len(state.moments) - 1, key, lambda: state.move_moment(by), self._moment_text)
+
     def _press(self, count: int, key: str, effect: Callable[[], object], text: Callable[[], bytes]) -> Keys:
         keys: Keys = []
         for _ in range(count):
@@ -82,6 +88,13 @@ class InspectorKeys:
 
     def _sample_text(self) -> bytes:
         return f"sample {self._state.number} of ".encode()
+
+    def _order_text(self) -> bytes:
+        return SORTS[self._state.view.sort].encode()
+
+    def _moment_text(self) -> bytes:
+        moment = self._state.view.moment
+        return b"after the update" if moment == "after" else f"epoch {moment} of ".encode()
 
     def _heat_text(self) -> bytes:
         label = next(heat.label for heat in self._state.heats if heat.name == self._state.view.heat)

@@ -67,37 +67,39 @@ class SampleList:
     """The samples of an iteration with their numbers."""
 
     stored: StoredIteration
-    samples: list[Sample]
     columns: dict[str, Array]  # [S] each: a number of every sample; only those in COLUMNS that the iteration has
 
     @classmethod
     def of(cls, stored: StoredIteration, recomputed: Recomputed) -> SampleList:
         """List the samples with the clip flags, advantages and KL estimates of `recomputed`."""
-        samples, found = stored.samples(), recomputed.columns
-        lengths = np.array([len(sample.columns) for sample in samples])
-        rows = np.repeat([sample.row for sample in samples], lengths)
-        places = rows, np.concatenate([sample.columns for sample in samples])
-        starts = np.cumsum(lengths) - lengths
+        found, places, ends = recomputed.columns, stored.columns["mask"].nonzero(), stored.sample_ends()
+        lengths = np.diff(ends, prepend=0)
+        starts = ends - lengths
 
         def add_up(x: Array) -> Array:
             return np.asarray(np.add.reduceat(x[places].astype(np.float64), starts))
 
         scores = stored.columns.get("score", stored.columns["reward"])
         columns = {
-            "number": np.arange(len(samples)),
+            "number": np.arange(len(ends)),
             "score": add_up(scores),
             "cut": add_up(found["cut"]).astype(int),
             "outside": add_up(found["outside"] != 0).astype(int),
             "advantage": add_up(np.abs(found["advantage"])) / lengths,
             "length": lengths,
         }
-        return cls(stored, samples, columns | ({"kl": add_up(found["kl"])} if "kl" in found else {}))
+        return cls(stored, columns | ({"kl": add_up(found["kl"])} if "kl" in found else {}))
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The samples in the order of their numbers."""
+        return self.stored.samples()
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """The prompt and the response of each sample; '' in environments."""
         if "text" not in self.stored.columns:
-            return [("", "")] * len(self.samples)
+            return [("", "")] * len(self.columns["number"])
         text = self.stored.columns["text"]
         return [
             (self.stored.text_before(sample), "".join(text[sample.row, sample.columns].tolist()))
@@ -118,7 +120,7 @@ class SampleList:
         """
         if key not in self.columns:
             raise ValueError(f"sort key: expected one of {', '.join(self.columns)}, got {key!r}")
-        chosen = np.arange(len(self.samples)) if numbers is None else np.asarray(sorted(numbers), dtype=int)
+        chosen = self.columns["number"] if numbers is None else np.asarray(sorted(numbers), dtype=int)
         values = self.columns[key][chosen]
         descending = COLUMNS[key].descending != reverse
         return [int(number) for number in chosen[np.argsort(-values if descending else values, kind="stable")]]
@@ -136,7 +138,7 @@ class SampleList:
             texts = self.texts[number] if searched else ("", "")
             return texts if key == WORDS else texts[TEXTS.index(key)]
 
-        return [n for n in range(len(self.samples)) if query.matches(lambda key, n=n: lookup(n, key))]  # type: ignore[misc]
+        return [n for n in self.columns["number"].tolist() if query.matches(lambda key, n=n: lookup(n, key))]  # type: ignore[misc]
 
     def _resolve_key(self, word: str, token: str) -> str:
         known = (*self.columns, *TEXTS)

@@ -120,16 +120,20 @@ class StoredIteration:
             actions=None if self.actions is None else self.actions[:rows],
         )
 
-    def samples(self) -> list[Sample]:
-        """Split each row into samples. A sample ends at each valid step for which `continues` is False."""
+    def sample_ends(self) -> np.ndarray:
+        """Return the end of each sample, int [S], as the number of valid steps up to its last one, row by row.
+
+        A sample ends at the last valid step of its row and at each valid step for which `continues` is False.
+        """
         rows, columns = self.columns["mask"].nonzero()
-        is_last = np.append(rows[1:], -1) != rows  # in its row
-        ends = np.flatnonzero(is_last | ~self.columns["continues"][rows, columns]) + 1
-        starts = np.append(0, ends[:-1])
-        return [
-            Sample(int(rows[start]), columns[start:end])
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-        ]
+        is_last = np.append(rows[1:], -1) != rows
+        return np.flatnonzero(is_last | ~self.columns["continues"][rows, columns]) + 1
+
+    def samples(self) -> list[Sample]:
+        """Split each row into samples, see `sample_ends`."""
+        rows, columns = self.columns["mask"].nonzero()
+        ends = self.sample_ends().tolist()
+        return [Sample(int(rows[start]), columns[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
 
     def text_before(self, sample: Sample) -> str:
         """Return the text, such as a prompt, between the row's previous sample and the first step of `sample`."""

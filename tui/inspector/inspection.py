@@ -95,11 +95,6 @@ class Inspection:
         if len(cache) >= max(3, min(most, 30)):
             cache.pop(next(iter(cache)), None)
 
-    def prepare(self) -> None:
-        """Recompute the last epochs with the run's options in advance. Another thread may use this object meanwhile."""
-        for moment in self.moments[:-4:-1]:
-            self.recomputed(self.own, moment)
-
     def _scale(self) -> Scale:
         key = (self.view.heat, self.settings, self.view.moment)
         if key not in self._scales:

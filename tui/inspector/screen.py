@@ -99,8 +99,6 @@ class InspectorScreen(WhatIfActions):
             is_stored = samples.sample_path(self.run_folder, iteration).exists()
             found = clean(error) if is_stored else f"Iteration {iteration} is no longer stored."
         self.post_message(self.Loaded(iteration, found))
-        if isinstance(found, Inspection):
-            found.prepare()
 
     def on_inspector_screen_loaded(self, message: Loaded) -> None:
         if message.iteration != self._chosen:
