@@ -39,9 +39,9 @@ class Look(NamedTuple):
         count = max(2, room // (7 if self.axis == "step" else 10))
         if self.log_x:
             placed = ticks.log_ticks(view.left, view.right, count)
-            if self.axis == "relative":
-                placed = [Tick(at, ticks.span_label(10.0**at) if at >= 0 else label) for at, label in placed]
-            return placed
+            if self.axis != "relative":
+                return placed
+            return [Tick(at, ticks.span_label(10.0**at) if at >= 0 else label) for at, label in placed]
         if self.axis == "step":
             return ticks.plain_ticks(view.left, view.right, count)
         return ticks.time_ticks(view.left, view.right, count, self.axis == "time")
