@@ -289,11 +289,12 @@ def build(config: GymConfig, device: torch.device) -> GymAdapter:
 
 
 @torch.no_grad()
-def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor] | None:
+def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor, None] | None:
     """Return the likeliest actions at each step under the current policy, [N, T, K], and their log-probs.
 
-    The actions are numbered as in the environment. Return None for the reference model, which does not exist, and if
-    the actions are continuous or have several components.
+    The actions are numbered as in the environment. The log-probs of the chosen actions are not returned, because
+    evaluating the policy again takes little time. Return None for the reference model, which does not exist, and if the
+    actions are continuous or have several components.
     """
     flat = map_obs(lambda x: x.flatten(0, 1), rollout.obs)
     starts = [] if reference else range(0, rollout.mask.numel(), CHUNK)
@@ -302,7 +303,7 @@ def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tupl
     if not parts:
         return None
     actions, logprobs = (torch.cat(part).unflatten(0, rollout.mask.shape) for part in zip(*parts, strict=True))
-    return actions + adapter.actions.start[0], logprobs
+    return actions + adapter.actions.start[0], logprobs, None
 
 
 def record(adapter: GymAdapter, rollout: Rollout) -> dict[str, Any]:

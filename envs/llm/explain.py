@@ -48,8 +48,9 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     }
 
 
-def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor]:
-    """Return the likeliest next tokens and their log-probs at each step, each [N, T, K], on the CPU.
+def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the likeliest next tokens and their log-probs at each step, each [N, T, K], and the log-probs [N, T] of
+    the chosen tokens, on the CPU.
 
     K is ALTERNATIVES, or the size of the vocabulary if it is smaller. The most likely token comes first. The entries of
     columns where the policy did not choose the next token are 0. `reference` selects the reference model instead of the
@@ -63,11 +64,15 @@ def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tupl
         chosen = mask[rows, :longest]
         row, column = chosen.nonzero().unbind(1)
         places.append((rows[row], column))
-        parts.append(policy.likeliest(rollout.obs[rows, :longest], chosen, ALTERNATIVES, model))
+        parts.append(
+            policy.likeliest(*(x[rows, :longest] for x in (rollout.obs, mask, rollout.actions)), ALTERNATIVES, model)
+        )
     where = tuple(torch.cat(x).cpu() for x in zip(*places, strict=True))
     found = [torch.cat(x).cpu() for x in zip(*parts, strict=True)]
-    actions, logprobs = (torch.zeros(*mask.shape, x.shape[-1], dtype=x.dtype).index_put_(where, x) for x in found)
-    return actions, logprobs
+    actions, logprobs, taken = (
+        torch.zeros(*mask.shape, *x.shape[1:], dtype=x.dtype).index_put_(where, x) for x in found
+    )
+    return actions, logprobs, taken
 
 
 def action_texts(adapter: LLMAdapter, actions: list[int]) -> dict[int, str]:

@@ -111,21 +111,25 @@ class TokenPolicy(ActorCritic):
         return Comparison(*(scatter(x, chosen) for x in (logprobs, values, ref_logprobs, kl)))
 
     @torch.no_grad()
-    def likeliest(self, tokens: Tensor, chosen: Tensor, count: int, model: Reference) -> tuple[Tensor, Tensor]:
-        """Return the likeliest next tokens of `model` and their log-probs, each [n, K], most likely first.
+    def likeliest(
+        self, tokens: Tensor, chosen: Tensor, actions: Tensor, count: int, model: Reference
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the likeliest next tokens of `model` and their log-probs, each [n, K], and the log-probs [n] of
+        `actions` [R, L]. The most likely token comes first.
 
         n is the number of steps at which `chosen` [R, L] is True. K is `count`, or the size of the vocabulary if it is
         smaller. The log-probs are those at the policy's temperature.
         """
-        network, lora = model
+        (network, lora), parts = model, []
         hidden = network.trunk(tokens, lora)[chosen.to(network.device)]
-        parts = []
-        for h in hidden.split(_chunk_size(network)):
+        size, taken = _chunk_size(network), actions[chosen].to(network.device)
+        for h, a in zip(hidden.split(size), taken.split(size), strict=True):
             logits = _divide(network.logits(h, lora), self.temperature)
-            values, actions = logits.topk(min(count, logits.shape[-1]))
-            parts.append((actions, values - logits.logsumexp(-1, keepdim=True)))
-        actions, logprobs = (torch.cat(x) for x in zip(*parts, strict=True))
-        return actions, logprobs
+            total = logits.logsumexp(-1, keepdim=True)
+            values, found = logits.topk(min(count, logits.shape[-1]))
+            parts.append((found, values - total, (logits.gather(-1, a[:, None]) - total).squeeze(-1)))
+        likeliest, logprobs, own = (torch.cat(x) for x in zip(*parts, strict=True))
+        return likeliest, logprobs, own
 
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
         """Return log pi(action) [n], at temperature 1, for the n steps at which `chosen` is True."""

@@ -45,7 +45,8 @@ class AdapterSpec:
     # fit the weights, or "" if it fits
     explain: str = ""  # (adapter, rollout) -> {column: array [N, T] of numbers or strings}: columns for `inspect`
     alternatives: str = ""  # (adapter, rollout, reference: bool) -> the likeliest actions at each step under the policy
-    # or the reference model, int64 [N, T, K], and their log-probs, most likely first; None if they are unknown
+    # or the reference model, int64 [N, T, K], their log-probs, most likely first, and the log-probs [N, T] of the
+    # rollout's actions, or None to let the engine evaluate them; None instead of the tuple if all this is unknown
     action_texts: str = (
         ""  # (adapter, actions: list[int]) -> {action: text}: how `alternatives` are shown; default: ids
     )

@@ -129,10 +129,14 @@ class Recorder:
         progress = self.state.learner.progress
         return replace(progress, steps=progress.steps + steps, iteration=progress.iteration + 1)
 
-    def _add_alternatives(self, name: str, rollout: Rollout, reference: bool) -> None:
+    def _add_alternatives(self, name: str, rollout: Rollout, reference: bool) -> Tensor | None:
+        """Compute the likeliest actions. Return the log-probs [N, T] of the rollout's actions if they are known."""
         found = load(self.spec.alternatives)(self.state.adapter, rollout, reference) if self.spec.alternatives else None
-        if found is not None:
-            self._alternatives[name] = found
+        if found is None:
+            return None
+        actions, logprobs, taken = found
+        self._alternatives[name] = actions, logprobs
+        return taken  # type: ignore[no-any-return] # returned by a function that is loaded by name
 
     def end(self, iteration: Iteration, metrics: dict[str, float], is_last: bool) -> dict[str, np.ndarray] | None:
         """Store the iteration if it is due. Return its histograms, or None if it is not. Adds entries to `metrics`."""
@@ -151,7 +155,8 @@ class Recorder:
     def _store(
         self, observer: UpdateObserver, iteration: Iteration, metrics: dict[str, float]
     ) -> dict[str, np.ndarray]:
-        table = make_step_table(self.state.learner, iteration)
+        logprobs = self._add_alternatives("new", iteration.rollout, reference=False)
+        table = make_step_table(self.state.learner, iteration, logprobs)
         metrics |= table.metrics
         stored = self._collect(observer, iteration, table, metrics)
         with self.best_effort.attempt("samples/"):
@@ -164,7 +169,6 @@ class Recorder:
         self, observer: UpdateObserver, iteration: Iteration, table: StepTable, metrics: Mapping[str, float]
     ) -> StoredIteration:
         learner, rollout, adapter = self.state.learner, iteration.rollout, self.state.adapter
-        self._add_alternatives("new", rollout, reference=False)
         own = load(self.spec.explain)(adapter, rollout) if self.spec.explain else {}
         observations = name_observations(rollout.obs)
         tensors = [*observations.values(), rollout.actions, *table.columns.values(), *observer.quantities.values()]

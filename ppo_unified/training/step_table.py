@@ -28,8 +28,11 @@ class StepTable(NamedTuple):
 
 
 @torch.no_grad()
-def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
-    """Create the step table for the iteration that the learner has just completed. Evaluates the policy once.
+def make_step_table(learner: Learner, iteration: Iteration, logprobs: Tensor | None = None) -> StepTable:
+    """Create the step table for the iteration that the learner has just completed.
+
+    `logprobs` [N, T] are the log-probs of the rollout's actions after the update. If it is None, the policy is
+    evaluated once.
 
     As in policy/clip_fraction, `clipped` is True if the ratio is outside the clip range. Such a step has no gradient
     only if the objective uses clipping and the advantage would move the ratio further out of the range.
@@ -39,10 +42,7 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     raw = batch
     if ppo.normalize_advantages == "batch":
         raw = make_batch(rollout, ppo.model_copy(update={"normalize_advantages": "none"}))
-    after = torch.where(rollout.mask, rollout.logprobs, 0.0)
-    for part in microbatches(batch, ppo.microbatch_columns):
-        new = learner.policy.evaluate(part.obs, part.actions)
-        after.view(-1)[part.places[part.mask]] = new.logprobs[part.mask].to(after)
+    after = _evaluate(learner, iteration) if logprobs is None else logprobs.to(rollout.logprobs)
     log_ratio = torch.where(rollout.mask, after - rollout.logprobs, 0.0)
     ratio = log_ratio.exp()
     clipped = (ratio < 1 - low) | (ratio > 1 + high)
@@ -71,6 +71,15 @@ def make_step_table(learner: Learner, iteration: Iteration) -> StepTable:
     histograms = {"histogram/advantages": batch.advantages[batch.mask], "histogram/ratios": valid}
     arrays = {tag: x.float().cpu().numpy() for tag, x in histograms.items()}
     return StepTable({"mask": rollout.mask} | columns, metrics, arrays, low, high)
+
+
+def _evaluate(learner: Learner, iteration: Iteration) -> Tensor:
+    """Return the current log-prob of each action of the rollout, [N, T]."""
+    logprobs = torch.zeros_like(iteration.rollout.logprobs)
+    for part in microbatches(iteration.batch, learner.ppo.microbatch_columns):
+        new = learner.policy.evaluate(part.obs, part.actions)
+        logprobs.view(-1)[part.places[part.mask]] = new.logprobs[part.mask].to(logprobs)
+    return logprobs
 
 
 def _used_clip_range(learner: Learner, learned: int) -> tuple[float, float]:

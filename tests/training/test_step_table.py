@@ -22,6 +22,16 @@ def iteration_of(rollout: Rollout, ppo: PPO) -> Iteration:
     return Iteration({}, rollout, make_batch(rollout, ppo))
 
 
+def test_known_logprobs_replace_the_evaluation() -> None:
+    rollout, ppo = with_next_values(random_rollout(n=7, row_len=4, ragged=True, holes=0.4)), PPO()
+    learner, iteration = make_learner(make_policy(BanditPolicy), ppo, Optim()), iteration_of(rollout, ppo)
+    expected = make_step_table(learner, iteration)
+    learner.policy.evaluate = None  # type: ignore[assignment, method-assign] # a call would fail
+    seen = make_step_table(learner, iteration, expected.columns["logprob_new"])
+    assert all(torch.equal(seen.columns[name], x) for name, x in expected.columns.items())
+    assert seen.metrics == expected.metrics
+
+
 @pytest.mark.parametrize("row_len", [1, 4, 12])
 @pytest.mark.parametrize("normalize", ["batch", "minibatch", "none"])
 @pytest.mark.parametrize("columns", [5, 24, 10_000])

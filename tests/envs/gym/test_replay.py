@@ -194,7 +194,7 @@ def test_alternatives_contain_the_likeliest_actions(env_id: str, options: dict[s
     rollout = adapter.collect()
     found = alternatives(adapter, rollout, reference=False)
     assert found is not None
-    actions, logprobs = found
+    actions, logprobs, _ = found
     assert actions.shape == logprobs.shape == (*rollout.mask.shape, count)
     assert (logprobs.diff() <= 0).all()
     taken = rollout.actions + adapter.actions.start[0]

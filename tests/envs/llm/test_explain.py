@@ -96,13 +96,15 @@ def test_alternatives_equal_topk(folder: Path, name: str, monkeypatch: pytest.Mo
     rollout = adapter.collect()
     mask, tolerance = rollout.mask, 2e-2 if "bf16" in name else 1e-5
     for reference in (False, True):
-        actions, logprobs = alternatives(adapter, rollout, reference)
+        actions, logprobs, taken = alternatives(adapter, rollout, reference)
         assert actions.shape == logprobs.shape == (*mask.shape, ALTERNATIVES)
         assert not (actions.any(-1) | logprobs.any(-1))[~mask].any()
         assert isinstance(rollout.obs, Tensor)
         expected = all_logprobs(adapter, rollout.obs, reference)
         torch.testing.assert_close(logprobs[mask], expected.topk(ALTERNATIVES).values[mask], atol=tolerance, rtol=0)
         torch.testing.assert_close(logprobs[mask], expected.gather(-1, actions)[mask], atol=tolerance, rtol=0)
+        own = expected.gather(-1, rollout.actions.clamp(min=0)[..., None]).squeeze(-1)
+        torch.testing.assert_close(taken, torch.where(mask, own, 0), atol=tolerance, rtol=0)
         assert len({*map(tuple, actions[mask].sort(-1).values.tolist())}) > 10
     assert all(p.requires_grad for p in adapter.policy.parameters()) == (not adapter.policy.network.has_lora)
 
@@ -111,7 +113,7 @@ def test_alternatives_of_a_small_vocabulary(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("envs.llm.explain.ALTERNATIVES", 1000)
     adapter = changed_adapter(folder, "llama")
     rollout = adapter.collect()
-    _, logprobs = alternatives(adapter, rollout, reference=False)
+    _, logprobs, _ = alternatives(adapter, rollout, reference=False)
     assert logprobs.shape[-1] == 260
     torch.testing.assert_close(logprobs[rollout.mask].exp().sum(-1), torch.ones(int(rollout.mask.sum())))
 
