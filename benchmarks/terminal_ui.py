@@ -350,7 +350,8 @@ def chart_rows(repeats: int) -> Iterator[Row]:
 
 
 def inspector_rows(repeats: int) -> Iterator[Row]:
-    opened, pressed = [], {}
+    opened: list[float] = []
+    pressed: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         make_run(Path(folder) / "tokens", POINTS)
         stored = store_iteration(Run(Path(folder) / "tokens"))

@@ -64,15 +64,14 @@ def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tupl
         chosen = mask[rows, :longest]
         row, column = chosen.nonzero().unbind(1)
         places.append((rows[row], column))
-        parts.append(
-            policy.likeliest(*(x[rows, :longest] for x in (rollout.obs, mask, rollout.actions)), ALTERNATIVES, model)
-        )
+        tokens, actions = rollout.obs[rows, :longest], rollout.actions[rows, :longest]
+        parts.append(policy.likeliest(tokens, chosen, actions, ALTERNATIVES, model))
     where = tuple(torch.cat(x).cpu() for x in zip(*places, strict=True))
     found = [torch.cat(x).cpu() for x in zip(*parts, strict=True)]
-    actions, logprobs, taken = (
+    likeliest, logprobs, own = (
         torch.zeros(*mask.shape, *x.shape[1:], dtype=x.dtype).index_put_(where, x) for x in found
     )
-    return actions, logprobs, taken
+    return likeliest, logprobs, own
 
 
 def action_texts(adapter: LLMAdapter, actions: list[int]) -> dict[int, str]:
