@@ -1,4 +1,4 @@
-"""States in one plain sentence or two what the update does to the probability of one step's action, and why."""
+"""States in one or two plain sentences what the update does to the probability of one step's action, and why."""
 
 from __future__ import annotations
 

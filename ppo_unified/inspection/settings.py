@@ -1,4 +1,4 @@
-"""The options with which a stored iteration can be recomputed, and which of them its data allows to change."""
+"""The options that `recompute` applies to a stored iteration, and which of them can be changed for it."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def unavailable(stored: StoredIteration, settings: Settings | None = None) -> di
 
 
 def missing_data(stored: StoredIteration) -> dict[str, str]:
-    """Return the settings that the stored arrays do not allow to change, with the reason."""
+    """Return the settings that cannot be changed because arrays that this needs are not stored, with the reason."""
     columns, found = stored.columns, list[tuple[str, str]]()
     older = "the iteration was stored by an older version"
     if "logprob_ref" not in columns:

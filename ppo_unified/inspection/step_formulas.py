@@ -37,14 +37,14 @@ def show(x: float) -> str:
     return f"{x:.0f}" if x == round(x) else text
 
 
-def subtract(x: float) -> str:
+def minus(x: float) -> str:
     """Format a number as a subtrahend: '- 2.208', or '+ 2.208' if it is negative."""
     return f"+ {show(-x)}" if x < 0 else f"- {show(x)}"
 
 
-def add(x: float) -> str:
+def plus(x: float) -> str:
     """Format a number as an addend: '+ 2.208', or '- 2.208' if it is negative."""
-    return subtract(-x)
+    return minus(-x)
 
 
 class Step:
@@ -106,17 +106,17 @@ class Step:
 
 
 def explain(step: Step) -> list[Line]:
-    """Return the formulas of a step in the order of computation: from the KL estimate to the derivative of the loss."""
+    """Return the formulas of a step in the order of computation: from the KL estimate to the share of the loss."""
     lines = [*_kl(step), *_reward(step), *_baseline(step)]
     r, v, after, gamma = step["reward"], step["value"], step["next_value"], step.settings.gamma
-    delta = f"{show(r)} + {gamma:g}*{show(after)} {subtract(v)}"
+    delta = f"{show(r)} + {gamma:g}*{show(after)} {minus(v)}"
     lines += [Line("delta", "r + gamma*V' - V", delta, step["delta"]), _advantage(step)]
     if step.settings.baseline == "critic":
         lines.append(_value_target(step))
     if not step.is_trained:
         return lines
     lines.append(_used_advantage(step))
-    numbers = f"exp({show(step['logprob'])} {subtract(step['logprob_old'])})"
+    numbers = f"exp({show(step['logprob'])} {minus(step['logprob_old'])})"
     lines.append(Line("ratio", "exp(log new - log old)", numbers, step["ratio"]))
     lines += [_loss(step), _derivative(step)]
     share = f"{show(step['loss'])}*{show(step['share'])}"
@@ -127,14 +127,14 @@ def _kl(step: Step) -> list[Line]:
     if "logprob_ref" not in step or "kl" not in step:
         return []
     old, ref = step["logprob_old"], step["logprob_ref"]
-    difference = f"{show(old)} {subtract(ref)}"
+    difference = f"{show(old)} {minus(ref)}"
     if "token_reward" not in step:  # an older version did not store the kind of the estimate
         return [Line("kl", "estimate of log old - log ref", "", step["kl"])]
     symbols, numbers = {
         "k1": ("log old - log ref", difference),
         "abs": ("|log old - log ref|", f"abs({difference})"),
         "k2": ("(log old - log ref)^2 / 2", f"({difference})^2 / 2"),
-        "k3": ("ref/old - 1 + log old - log ref", f"exp({show(ref)} {subtract(old)}) - 1 {add(old)} {subtract(ref)}"),
+        "k3": ("ref/old - 1 + log old - log ref", f"exp({show(ref)} {minus(old)}) - 1 {plus(old)} {minus(ref)}"),
         "full": ("sum over all tokens of old * (log old - log ref)", ""),
     }[step.settings.kl]
     return [Line("kl", symbols, numbers, step["kl"])]
@@ -172,7 +172,7 @@ def _whiten(step: Step) -> str:
     if ("reward", 0, 0) not in known:
         known["reward", 0, 0] = formulas.moments_of(rewards[step.stored.columns["mask"]])
     mean, std = known["reward", 0, 0]
-    return f"({show(step['token_reward'])} {subtract(mean)}) / {show(std)} {add(mean)}"
+    return f"({show(step['token_reward'])} {minus(mean)}) / {show(std)} {plus(mean)}"
 
 
 def _used_score(step: Step) -> float:
@@ -194,7 +194,7 @@ def _score(step: Step, score: float) -> list[Line]:
     if limit:
         symbols, numbers = f"clip({symbols}, -{limit:g}, {limit:g})", f"clip({numbers}, -{limit:g}, {limit:g})"
     if not math.isclose(clipped, score, rel_tol=1e-4, abs_tol=1e-4):
-        symbols, numbers = f"{symbols} - penalty", f"{numbers} {subtract(clipped - score)}"
+        symbols, numbers = f"{symbols} - penalty", f"{numbers} {minus(clipped - score)}"
     return [Line("score", symbols, numbers, score)]
 
 
@@ -246,7 +246,7 @@ def _value_target(step: Step) -> Line:
         return _reward_to_go(step, "return", "return")
     v, target = step["value"], step["return"]
     symbol = "A" if step.settings.advantage == "gae" else "GAE"
-    return Line("return", f"{symbol} + V", f"{show(target - v)} {add(v)}", target)
+    return Line("return", f"{symbol} + V", f"{show(target - v)} {plus(v)}", target)
 
 
 def _used_advantage(step: Step) -> Line:
@@ -255,7 +255,7 @@ def _used_advantage(step: Step) -> Line:
     if kind == "none" or std == 0:
         return Line("A used", "A", show(a), used)
     over = "" if kind == "batch" else " of the minibatch"
-    return Line("A used", f"(A - mean) / std{over}", f"({show(a)} {subtract(mean)}) / {show(std)}", used)
+    return Line("A used", f"(A - mean) / std{over}", f"({show(a)} {minus(mean)}) / {show(std)}", used)
 
 
 def _normalization(step: Step) -> tuple[float, float]:
@@ -299,7 +299,7 @@ def _loss(step: Step) -> Line:
         case "penalty":
             symbols = "penalty_coef*(ratio - 1 - log ratio) - ratio*A_used"
             log_ratio = step["logprob"] - step["logprob_old"]
-            numbers = f"{terms.penalty_coef:g}*({show(ratio)} - 1 {subtract(log_ratio)}) - {gain}"
+            numbers = f"{terms.penalty_coef:g}*({show(ratio)} - 1 {minus(log_ratio)}) - {gain}"
         case _:
             clipped = min(max(ratio, 1 - terms.below), 1 + terms.above)
             limited = show(ratio) if clipped == ratio else f"{clipped:.6g}"

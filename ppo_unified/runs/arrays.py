@@ -1,4 +1,4 @@
-"""Read and write .npz files. Reading executes no code and limits the memory that a small file can decompress to."""
+"""Read and write .npz files. Reading executes no code, and the memory that it takes is limited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ppo_unified.parsing import open_file
 LEVEL = 1  # of compression: about three times as fast as the default, for files that are a few percent larger
 LARGE = 1 << 18  # bytes; smaller arrays are always compressed
 PROBE = 1 << 14  # bytes that decide whether a large array is compressed
-WORTHWHILE = 0.8  # maximum relative size of compressed bytes
+WORTHWHILE = 0.8  # a large array is compressed if its first bytes shrink to at most this fraction
 
 
 def write_arrays(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

@@ -6,7 +6,7 @@ the picture's pixels.
 
 The command first sends a Ready message. Afterwards, it sends one reply for each request, so a program that sends its
 next request only when it needs a frame never receives frames faster than it can show them. The command ends when its
-stdin is closed. If it cannot load or play the policy, it writes the error to stderr and exits.
+stdin is closed. If it cannot start or continue, it writes the error to stderr and exits.
 
 `play` answers FrameRequests with FrameReplies, or PromptRequests with PromptReplies and ErrorReplies. `inspect` answers
 each ReplayRequest with a FrameReply, or with an ErrorReply if the step cannot be shown.
@@ -63,9 +63,9 @@ class PromptRequest:
 
 @dataclass(frozen=True)
 class Ready:
-    """The policy has been loaded."""
+    """The command accepts requests."""
 
-    chat: bool  # True if `play` accepts only PromptRequests, False if it accepts only FrameRequests
+    chat: bool  # True if `play` accepts only PromptRequests, False otherwise
     checkpoint: str  # such as 'best checkpoint, step 2,048'; "" for `inspect`
     code: str = ""  # code named in config.toml that `inspect` does not import without --trust; it then shows no frame
 
@@ -78,10 +78,10 @@ class FrameReply:
     lines: int
     text: str
     seconds: float  # display time of one step at the environment's frame rate
-    episode: int  # counted from 1
+    episode: int  # counted from 1; for `inspect`, the number of the sample, counted from 0
     step: int
     total: str  # return so far
-    reward: str  # of the last step; "" at the start of an episode
+    reward: str  # of the last step; "" at the start of an episode and for `inspect`
     action: str  # the last action; "" at the start of an episode
     ended: bool
     cut: bool  # True if the episode ended only because of this program's own limit on its length

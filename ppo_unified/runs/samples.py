@@ -214,7 +214,7 @@ def _check_epochs(epochs: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
 
 
 def _parse_document(name: str, array: np.ndarray) -> Any:
-    """Parse a JSON text. Raises ValueError if it is invalid or has not the expected type."""
+    """Parse a JSON text. Raises ValueError if it is invalid or does not have the expected type."""
     value = array.item() if array.ndim == 0 else None
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         raise ValueError(f"{name}: expected a JSON text of at most {LONGEST_TEXT:,} characters")

@@ -80,15 +80,16 @@ class Recorder:
         self._observer: UpdateObserver | None = None
         self._alternatives: dict[str, tuple[Tensor, Tensor]] = {}
         self._record: Any = None
-        self._as_used: dict[str, Any] = {}
+        self._used_state: dict[str, Any] = {}
         self._last_size = 0  # of the last rollout, an upper limit for the steps of the next one
         self.seconds = 0.0  # time taken for the current iteration
         self.plan()
 
     def plan(self) -> bool:
-        """Decide whether the next iteration is recorded. Return True if it is, or if it reaches the run's total.
+        """Decide whether the next iteration is recorded. Return True if a checkpoint has to precede it.
 
-        An iteration that may solve the task does not count: a checkpoint before each would slow down short runs.
+        It has to if the iteration is recorded or reaches the run's total. It does not have to if the iteration only may
+        solve the task, because a checkpoint before each such iteration would slow down short runs.
         """
         number, every = self.state.learner.progress.iteration + 1, self.config.log.samples_every
         is_scheduled = bool(every) and (number == 1 or number % every == 0)
@@ -96,14 +97,14 @@ class Recorder:
         return self.is_due or (bool(every) and self._advance(self._last_size).remaining <= 0)
 
     def begin(self, rollout: Rollout) -> None:
-        """Prepare to record the iteration of this rollout, if it is or may be recorded."""
+        """Prepare to record the iteration of this rollout, if it is due or may be the last one."""
         learner, started = self.state.learner, time.perf_counter()
         self._observer, learner.observe, self._alternatives = None, None, {}
         self._last_size = rollout.mask.numel()
         if not (self.is_due or self._may_be_last(int(rollout.mask.sum()))):
             return
         self._observer = learner.observe = UpdateObserver(learner, rollout)
-        self._as_used = {
+        self._used_state = {
             "clip_scale": learner.clip_scale,
             "penalty_coef": learner.progress.penalty_coef,
             "critic_only": learner.trains_critic_only,
@@ -117,7 +118,7 @@ class Recorder:
         self.seconds += time.perf_counter() - started
 
     def _may_be_last(self, steps: int) -> bool:
-        """Return True if the run may end after the next iteration of at most this number of steps."""
+        """Return True if the run may end after the next iteration, which has at most this number of valid steps."""
         if not self.config.log.samples_every:
             return False
         after = self._advance(steps)
@@ -194,7 +195,7 @@ class Recorder:
             metrics=dict(metrics),
             columns=convert_to_arrays(table.columns, own, self.spec.explain, rows),
             options=self.config.model_dump(mode="json"),
-            state=self._as_used,
+            state=self._used_state,
             epochs=observer.to_arrays(rows),
             alternatives=alternatives,
             observations={name: _array(x, rows) for name, x in observations.items()},
