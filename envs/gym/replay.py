@@ -1,4 +1,4 @@
-"""Draws the steps of a stored episode again, by repeating its actions in an environment that renders.
+"""Replays a stored episode: repeats its actions in an environment that renders, and draws each state.
 
 An episode starts again from the seed or the random state that the training environment recorded. Each replayed
 observation is compared with the stored one, so that a frame never shows a state that differs from the policy's. If an
@@ -27,12 +27,12 @@ from ppo_unified.config.spec import Frame, ReplayError, StoredEpisode
 TOLERANCE = 1e-4  # of observations after a state was set from an observation, which float32 has rounded
 
 
-def _place_cartpole(env: Any, obs: np.ndarray) -> None:
+def _set_cartpole_state(env: Any, obs: np.ndarray) -> None:
     env.state = obs.astype(np.float64)
 
 
 # environments whose state is their observation, with the function that sets the state of one environment
-PLACE: dict[type, Callable[[Any, np.ndarray], None]] = {CartPoleEnv: _place_cartpole}
+STATE_SETTERS: dict[type, Callable[[Any, np.ndarray], None]] = {CartPoleEnv: _set_cartpole_state}
 
 
 class Scaling:
@@ -78,7 +78,8 @@ def _find_start(record: Any, episode: StoredEpisode) -> dict[str, Any] | None:
     """Return how the episode starts, or None if the state is set from each observation. Raises ReplayError."""
     if not isinstance(record, dict):
         raise ReplayError(
-            "the samples contain no starts of episodes, because an older version stored them or there are too many"
+            "the starts of the episodes are not stored, because an older version stored the samples or because they "
+            "are too large"
         )
     if record.get("states"):
         return None
@@ -114,7 +115,7 @@ def _replay(
     components = len(actions.low if actions.continuous else actions.sizes)
     if stored.shape[1:] != (layout.size,) or episode.actions.shape[1:] != (components,):
         raise ReplayError(f"the observations or actions of {env_id} have changed since these samples were stored")
-    place = _find_place(env) if start is None else None
+    set_state = _find_state_setter(env) if start is None else None
     with guard(env_id, "reset()"):
         raw = _reset(env, start)
     total, ended, text = 0.0, False, ""
@@ -127,24 +128,24 @@ def _replay(
             with guard(env_id, f"step() before {name} of the replayed episode"):
                 raw, reward, terminated, truncated, _ = env.step(to_step_argument(action, actions))
                 total, ended, text = total + read_reward(reward), bool(terminated or truncated), to_text(action)
-        if step or place is None:
+        if step or set_state is None:
             found = scale.apply(encode(np.asarray(raw, env.observation_space.dtype)[None], layout, env_id)[0])
-            same = np.array_equal(found, obs) if place is None else np.allclose(found, obs, TOLERANCE, TOLERANCE)
+            same = np.array_equal(found, obs) if set_state is None else np.allclose(found, obs, TOLERANCE, TOLERANCE)
             if not same:
                 raise ReplayError(f"the replayed observation differs from the stored one at {name}", step)
-        if place is not None:
+        if set_state is not None:
             raw = scale.undo(obs)
             if raw is None:
                 raise ReplayError(f"gym.normalize_obs clipped the observation at {name}, so the state is unknown", step)
-            place(env.unwrapped, raw)
+            set_state(env.unwrapped, raw)
         if step >= first:
             yield Frame(draw(env, env_id, raw, describe), seconds, 1, step, total, text, ended)
 
 
-def _find_place(env: gym.Env[Any, Any]) -> Callable[[Any, np.ndarray], None]:
-    if type(env.unwrapped) not in PLACE:
+def _find_state_setter(env: gym.Env[Any, Any]) -> Callable[[Any, np.ndarray], None]:
+    if type(env.unwrapped) not in STATE_SETTERS:
         raise ReplayError(f"the state of {type(env.unwrapped).__name__} cannot be set")
-    return PLACE[type(env.unwrapped)]
+    return STATE_SETTERS[type(env.unwrapped)]
 
 
 def _reset(env: gym.Env[Any, Any], start: Mapping[str, Any] | None) -> Any:

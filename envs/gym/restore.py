@@ -31,7 +31,9 @@ from envs.gym.errors import DescribedError, describe_error
 from envs.gym.spaces import read_reward
 
 MAX_RECORDED_STEPS = 100_000  # per episode; 100,000 actions of four floats take 1.6 MB
-NO_STARTS = "its own vector version does not report how an episode starts; set gym.vectorization to sync or async"
+NO_STARTS = (
+    "the environment's vector version does not report how an episode starts; set gym.vectorization to sync or async"
+)
 INITIAL_CAPACITY = 64  # number of actions that fit in the array of a new episode
 
 
@@ -389,7 +391,7 @@ class FreshBox2DWorld(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def make_repeatable(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Wrap `env` so that each of its episodes depends only on its start and its actions, if it is known how."""
+    """Wrap `env`, if it is known to need it, so that an episode depends only on its start and its actions."""
     kinds = [kind for kind in type(env.unwrapped).__mro__ if kind.__module__.startswith("gymnasium.")]
     walks = any(kind.__name__ == "BipedalWalker" for kind in kinds)  # a class of another package may have no world
     return FreshBox2DWorld(env) if walks else env

@@ -32,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--html",
         type=Path,
         metavar="FILE",
-        help="write a page for a web browser that shows samples with all formulas; the file needs no other file",
+        help="write samples with all their formulas to FILE, a page for a web browser that needs no other files",
     )
     parser.add_argument(
         "--serve",
         action="store_true",
-        help="read requests from stdin and write the states of replayed episodes to stdout, as described in "
-        "ppo_unified/runs/play_messages.py",
+        help="read requests from stdin and write frames of stored episodes to stdout; "
+        "ppo_unified/runs/play_messages.py describes the messages",
     )
     parser.add_argument(
         "--trust", action="store_true", help="with --serve: import the code that the run's config.toml names"

@@ -24,7 +24,7 @@ from ppo_unified.runs.play_messages import ErrorReply, FrameReply, Ready, Replay
 from ppo_unified.runs.stored_iteration import StoredIteration
 from ppo_unified.text import format_number
 
-BACK = 16  # a replay that restarts also draws this many states before the requested one, for steps backwards
+BACK = 16  # a restarted replay also draws this many states before the requested one, in case the user steps back
 MAX_BYTES = 1 << 26  # of frames in memory
 
 
@@ -51,7 +51,7 @@ def serve(run: Run, trust: bool) -> int:
 
 
 class Replays:
-    """Draws states of stored samples. It replays one sample at a time and keeps the frames that were drawn last."""
+    """Draws states of stored samples. It replays one sample at a time and keeps the most recently used frames."""
 
     def __init__(self, run: Run, config: RunConfig) -> None:
         self._run, self._config = run, config
@@ -91,7 +91,7 @@ class Replays:
             self._keep(replace(request, step=frame.step), frame)
             if frame.step >= request.step:
                 return
-        raise ReplayError("the rollout ends before the state after this step, so it is not stored", request.step)
+        raise ReplayError("the state after the last step is not stored, because the rollout ends there", request.step)
 
     def _start(self, request: ReplayRequest) -> None:
         """Start the replay of a sample. Only the last states up to the requested one are drawn."""
@@ -110,7 +110,7 @@ class Replays:
         self._frames = self._replay(self._config, self._stored.record, episode, shows, first)
 
     def _keep(self, request: ReplayRequest, frame: Frame) -> None:
-        """Keep a frame as the reply to `request`, and drop the frames that were not used for the longest time."""
+        """Keep a frame as the reply to `request`, and drop the least recently used frames."""
         drawn = fit_frame(frame.picture, request)
         reply = FrameReply(
             columns=drawn.columns,

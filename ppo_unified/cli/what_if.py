@@ -40,8 +40,9 @@ LARGEST_ERROR = 1e-5  # if the repeated update differs by more from the logged o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "To change an option, add --section.key VALUE, such as --ppo.clip 0.1. The options in\n"
-        f"ppo and optim can change, and for language models {', '.join(REWARD_OPTIONS)}.\n"
+        "To change an option, add --section.key VALUE, such as --ppo.clip 0.1. You can change the\n"
+        "options in ppo and optim and, for language models,\n"
+        f"{', '.join(REWARD_OPTIONS)}.\n"
         "To list all options with their defaults, run: ppo-unified train PRESET --help"
     )
     add_run(parser)
@@ -82,8 +83,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _configure(
     own: RunConfig, flags: Sequence[str], name: str, command_flags: Sequence[str]
 ) -> tuple[RunConfig, dict[str, list[Any]]]:
-    """Return the options with the flags applied, and the changes as {option: [old, new]}. In the options, the section
-    `llm` remains unchanged, because it concerns only the rewards. Raises UsageError for an option that cannot change.
+    """Return the options for the update, and the changes of the flags as {option: [old, new]}.
+
+    The returned options contain only changes in `ppo` and `optim`; changes in `llm` concern only the rewards, which
+    `_recompute_rewards` computes. Raises UsageError for an option that cannot change.
     """
     if not flags:
         return own, {}
@@ -106,7 +109,7 @@ def _why_fixed(config: RunConfig, option: str) -> str:
         return ""
     if option.partition(".")[0] not in ("ppo", "optim"):
         others = [name for name in REWARD_OPTIONS if name in config.flatten()]
-        allowed = ", ".join(["the options in ppo and optim", *others])
+        allowed = ", ".join(others) + " and " * bool(others) + "the options in ppo and optim"
         return f"it concerns the rollout, which is not collected again; what-if can change {allowed}"
     return config.why_fixed(option)
 

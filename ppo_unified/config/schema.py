@@ -152,7 +152,7 @@ class Log(Section):
     samples_mb: float = Field(
         500.0,
         gt=0,
-        description="disk space for samples in MB; when it is used up, the oldest samples are thinned out first",
+        description="maximum disk space for samples in MB; above it, the oldest samples are thinned out first",
     )
 
 

@@ -1,4 +1,4 @@
-"""Collects what the page of `inspect --html` shows, as one JSON document that the page's script draws."""
+"""Creates the JSON document that the page of `inspect --html` shows."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def _head(page: Page, name: str, included: int) -> dict[str, Any]:
     facts = [f"up to step {stored.step:,}", _count(count, "sample"), _count(stored.steps, unit) + partial]
     facts += [f"gamma {stored.gamma:.6g}", f"lam {stored.lam:.6g}", f"clip {stored.clip:.6g}"]
     facts += [f"upper clip {stored.clip_high:.6g}"] * (stored.clip_high != stored.clip)
-    facts += [f"{outside:,} ratios outside the clip range after the update, {cut:,} of them without gradient"]
+    facts += [f"{outside:,} ratios outside the clip range after the update, {cut:,} of them cut"]
     command = f"ppo-unified inspect {name} --iteration {stored.iteration} --sample N --html FILE"
     return {
         "title": f"{clean(name)}, iteration {stored.iteration}",
@@ -212,7 +212,7 @@ def _facts(stored: StoredIteration, row: Row) -> str:
     facts = [f"{what} {row.score:.4g}"] if row.score is not None else []
     facts += [f"KL to the reference {row.kl:.3f}"] if row.kl is not None else []
     facts += [_count(row.length, unit)]
-    facts += [f"{row.outside:,} outside the clip range" + f", {row.cut:,} of them without gradient" * (row.outside > 0)]
+    facts += [f"{row.outside:,} outside the clip range" + f", {row.cut:,} of them cut" * (row.outside > 0)]
     continues = bool(stored.columns["continues"][row.sample.row, row.sample.columns[-1]])
     facts += ["the episode continues after the last step"] if continues else []
     text = "; ".join(facts)

@@ -149,7 +149,7 @@ function drawHeatBar() {
     number(scale.low), make("span", {}, ...swatches), number(scale.high)));
   show("meaning", `Blue: ${scale.meaning}. The middle is ${number(scale.middle)}; the ends ignore the most extreme 2 %. `,
     data.tokens ? "Line under a token: " : "Line in the strip of the ratio: ", make("span", { class: "outside" }, "ratio outside the clip range"), ", ",
-    make("span", { class: "cut" }, "outside, and the clip removed its gradient"), ".");
+    make("span", { class: "cut" }, "cut: outside, and the clip removed the gradient"), ".");
 }
 
 function drawText(sample) {
@@ -335,7 +335,7 @@ function drawHead() {
   show("run", make("bdi", {}, data.title));
   show("about", data.about + ".");
   const command = make("code", {}, data.command);
-  if (data.included) show("included", data.included + ". For another one: ", command);
+  if (data.included) show("included", data.included + ". To show another one: ", command);
   const pair = ([name, value, meaning]) => make("div", { title: meaning || null }, make("span", {}, name),
     make("span", {}, value));
   show("metrics", ...data.metrics.map(([tag, meaning, value]) => pair([tag, number(value), meaning])));

@@ -215,7 +215,7 @@ METRICS: dict[str, Metric] = {
     "time/collect_s": Metric("s", "time spent collecting an iteration's rollout"),
     "time/generate_s": Metric("s", "time spent generating responses (part of time/collect_s)"),
     "time/score_s": Metric("s", "time spent scoring responses (part of time/collect_s)"),
-    "time/samples_s": Metric("s", "time spent recording an iteration for `inspect`, in iterations that are recorded"),
+    "time/samples_s": Metric("s", "time spent recording an iteration for `inspect`; absent if none was spent"),
     "time/update_s": Metric("s", "time spent updating the policy and the critic in an iteration"),
     "invariant/first_ratio_error": Metric(
         "",

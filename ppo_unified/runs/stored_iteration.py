@@ -40,7 +40,7 @@ QUANTITIES: dict[str, Quantity] = {
         "A used", "advantage that the loss uses, normalized if ppo.normalize_advantages = 'batch'"
     ),
     "return": Quantity("return", "training target for the critic"),
-    "weight": Quantity("weight", "weight of the step in the loss: 1, or 1 / the steps of its sequence"),
+    "weight": Quantity("weight", "weight of the step in the loss: 1, or 1 / number of steps in its sequence"),
     "logprob_old": Quantity("log old", "log-prob of the action under the policy that collected the rollout", True),
     "logprob_new": Quantity(
         "log new", "log-prob of the action under the policy after the iteration's last update", True

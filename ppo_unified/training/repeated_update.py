@@ -42,7 +42,7 @@ class Update:
 
 @dataclass(frozen=True)
 class StoredRollout:
-    """A source for the engine that returns a stored rollout."""
+    """Gives the engine a stored rollout instead of collecting one."""
 
     rollout: Rollout
     extra_loss: ExtraLoss
@@ -142,8 +142,10 @@ def options_of(run: Run, stored: StoredIteration) -> RunConfig:
 
 
 def find_start(run: Run, stored: StoredIteration) -> Path | None:
-    """Return the checkpoint before a stored iteration. Return None for iteration 1 without one: it starts with the
-    run's initial policy. Raises UsageError if there is no checkpoint, with the iterations that have one."""
+    """Return the checkpoint before a stored iteration, or None if iteration 1 starts from the run's initial policy.
+
+    Raises UsageError if there is no checkpoint.
+    """
     found: dict[int, Path] = {}  # iteration after the checkpoint -> folder
     for _, _, folder in run.checkpoint_folders():
         try:
@@ -154,7 +156,7 @@ def find_start(run: Run, stored: StoredIteration) -> Path | None:
         return found.get(stored.iteration)
     usable = [number for number in samples.iterations(run) if number in found or number == 1]
     raise UsageError(
-        f"{run.name} has no checkpoint from before iteration {stored.iteration}; stored iterations with one: "
+        f"{run.name} has no checkpoint from before iteration {stored.iteration}; iterations that can be repeated: "
         f"{', '.join(map(str, usable)) or 'none'}"
     )
 

@@ -97,7 +97,7 @@ def test_impossible_requests_are_explained(tmp_path: Path) -> None:
         (ask(0, sample=9), "iteration 1 has no sample 9"),
         (ask(0, iteration=7), "the samples of iteration 7 have been deleted"),
         (ask(2, sample=2), ""),
-        (ask(4, sample=2), "the rollout ends before the state after this step, so it is not stored"),
+        (ask(4, sample=2), "the state after the last step is not stored, because the rollout ends there"),
         (ask(3, sample=2), ""),
     ):
         reply, _ = replays.answer(request)
@@ -165,6 +165,8 @@ def test_samples_of_older_versions_are_explained(tmp_path: Path) -> None:
     run = train_dots(tmp_path)
     stored = samples.read(run, 1)
     samples.write(run, type(stored)(**{**vars(stored), "record": None}))
-    assert "no starts of episodes, because an older version" in str(make_replays(run).answer(ask(0))[0])
+    assert "the starts of the episodes are not stored, because an older version" in str(
+        make_replays(run).answer(ask(0))[0]
+    )
     samples.write(run, type(stored)(**{**vars(stored), "actions": None}))
     assert "no observations, because an older version" in str(make_replays(run).answer(ask(0))[0])

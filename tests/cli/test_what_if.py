@@ -189,7 +189,7 @@ MISTAKES = {
     ("--ppo.clip", "2"): r"--?ppo\.clip: expected a number .*, got '?2",
     ("--ppo.clipp", "0.1"): r"--ppo\.clipp.*did you mean --ppo\.clip",
     ("--ppo.penalty-coef", "2"): r"ppo\.penalty_coef = 2.* has no effect because ppo\.objective = 'clip'",
-    ("--iteration", "3"): r"run has no checkpoint from before iteration 3; stored iterations with one: 1, 8$",
+    ("--iteration", "3"): r"run has no checkpoint from before iteration 3; iterations that can be repeated: 1, 8$",
     ("--iteration", "5"): r"--iteration: run has no stored samples of iteration 5; available: 1, 3, 6, 8$",
 }
 

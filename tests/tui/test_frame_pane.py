@@ -102,7 +102,7 @@ def test_frames_follow_the_cursor_in_both_directions(dots: Run, monkeypatch: pyt
             places.append(dot_place(pilot.app))
         assert [(place - places[0]) // 2 for place in places] == [0, 1, 2, 1, 12, 11, 0]
         pane.show(dots, 1, 2, 4)
-        await shows(pilot, "No frame: the rollout ends before the state after this step, so it is not stored.")
+        await shows(pilot, "No frame: the state after the last step is not stored, because the rollout ends there.")
 
     drive(replay_command, act, size=(32, 12), color=False)
 

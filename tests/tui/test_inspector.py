@@ -133,7 +133,7 @@ def test_keys_move_through_steps_and_samples(tmp_path: Path) -> None:
         assert found.number == found.order[0]
         await pilot.press("home", "n")
         assert found.step == 2
-        assert "No step after" in await type_text(pilot, *["n"] * 5)
+        assert "The clip cut no gradient at a later" in await type_text(pilot, *["n"] * 5)
         await pilot.press("b")
         assert found.number == 0
         await pilot.press("B")

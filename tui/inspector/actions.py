@@ -6,7 +6,9 @@ from tui.action import ALWAYS, Action
 
 INSPECTOR_ACTIONS: tuple[Action, ...] = (
     Action("step_right", "right", "Next step", "Move the cursor to the next token or step", "inspector", 1, "sample"),
-    Action("step_left", "left", "Previous step", "Move the cursor to the previous one", "inspector", 1, "sample"),
+    Action(
+        "step_left", "left", "Previous step", "Move the cursor to the previous token or step", "inspector", 1, "sample"
+    ),
     Action("sample_next", "down", "Next sample", "Select the next sample of the list", "inspector", 1, "sample"),
     Action("sample_previous", "up", "Previous sample", "Select the previous sample", "inspector", 1, "sample"),
     Action(
@@ -18,7 +20,15 @@ INSPECTOR_ACTIONS: tuple[Action, ...] = (
         rank=2,
         needs="sample",
     ),
-    Action("cut_previous", "N", "Previous cut", "Move to the previous step that was cut", "inspector", 9, "sample"),
+    Action(
+        "cut_previous",
+        "N",
+        "Previous cut",
+        "Move to the previous step whose gradient was cut",
+        "inspector",
+        9,
+        "sample",
+    ),
     Action("line_down", "pagedown", "Lines down", "Move the cursor several lines down", "inspector", 9, "sample"),
     Action("line_up", "pageup", "Lines up", "Move the cursor several lines up", "inspector", 9, "sample"),
     Action("step_first", "home", "First step", "Move the cursor to the first token or step", "inspector", 9, "sample"),
@@ -102,7 +112,7 @@ INSPECTOR_ACTIONS: tuple[Action, ...] = (
         "table",
         "t",
         "Table/text",
-        "Give the space of the formulas to the table of all steps, then to the text, then to the formulas again",
+        "Switch between the formulas, the table of all steps, and the text as the largest pane",
         "inspector",
         rank=5,
         needs="sample",
@@ -111,7 +121,7 @@ INSPECTOR_ACTIONS: tuple[Action, ...] = (
         "frames",
         "f",
         "Allow frames",
-        "Allow the code that the run's configuration names, if you trust it, so that it can draw the environment",
+        "Import the code that the run's config.toml names, and show frames; do this only if you trust the code",
         "inspector",
         rank=2,
         needs="permission",

@@ -78,8 +78,8 @@ class CursorActions(PanesScreen):
     def _move_to_cut(self, by: int) -> None:
         if inspection := self.need():
             if not inspection.move_to_cut(by):
-                where = "after" if by > 0 else "before"
-                self.notify(f"No step {where} this one was cut, in this sample and the rest of the list.", markup=False)
+                where = "a later step or sample" if by > 0 else "an earlier step or sample"
+                self.notify(f"The clip cut no gradient at {where} of the list.", markup=False)
             self.update_panes()
 
     def action_heat(self) -> None:

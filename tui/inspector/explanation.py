@@ -8,15 +8,16 @@ of a response. In an environment, a step is one action.
 
 1. The policy acts: it samples a response, or plays an episode. The probability of each sampled token at that time is \
 stored: this is the old policy.
-2. A response gets one score, at its last token. Each token pays a small penalty (kl_coef*KL) for leaving the \
-reference model. Together they are the reward r.
-3. The critic predicts, before each step, the sum of rewards that is still to come: V. The advantage A says how much \
-better the rest went than predicted. A > 0: the token gets more likely. A < 0: it gets less likely.
-4. The update repeats this for several epochs. The ratio says how far it has moved a token: 1.2 means 20 % more likely \
-than when it was sampled, 0.8 means 20 % less likely.
+2. A response gets one score, at its last token. Each token pays a small penalty (kl_coef*KL) for deviating from \
+the reference model. Together they are the reward r.
+3. The critic predicts, before each step, the sum of rewards that is still to come: V. The advantage A is the \
+amount by which the rest went better than predicted. A > 0: the token becomes more likely. A < 0: it becomes less \
+likely.
+4. The update visits each step once per epoch. The ratio shows how far it has moved a token: 1.2 means 20 % more \
+likely than when it was sampled, 0.8 means 20 % less likely.
 5. The clip limits this: once A has pushed a ratio past the clip range (by default 0.8 to 1.2), the gradient of this \
-token is zero (mark x, "cut"). A ratio can also be outside because other tokens moved it; then the gradient is not cut \
-if it pulls the ratio back (mark ▲ or ▼).
+token is zero (mark x, "cut"). The gradients of other tokens can also move a ratio out of the range. If the \
+gradient of the token itself pulls it back, it is not cut (mark ▲ or ▼).
 
 Below the text or the strips, a table shows the steps around the cursor. Every formula is filled with the numbers of \
 the step under the cursor. Press [ to see the same step in each epoch of the update, and w to try other options."""

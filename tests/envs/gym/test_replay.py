@@ -143,7 +143,7 @@ def test_shorter_episode_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("env_id", "reason"),
     [
-        ("tests.gym_envs:OwnCounter-v0", "its own vector version does not report how an episode starts"),
+        ("tests.gym_envs:OwnCounter-v0", "the environment's vector version does not report how an episode starts"),
         ("tests.gym_envs:KeepsCounters-v0", "set gym.vectorization to sync or async"),
         ("tests.faulty_envs:OddRandom-v0", "its np_random is not a numpy.random.Generator"),
     ],
