@@ -61,6 +61,8 @@ def describe_not_shown(entry: Entry) -> str:
 
 def select_entries(entries: Iterable[Entry], query: Query) -> list[Entry]:
     """Return the entries that a query selects. An entry with an unreadable config.toml has no options to match."""
+    if not query.groups:
+        return list(entries)
     return [entry for entry in entries if query.matches(_lookup(entry))]
 
 

@@ -373,7 +373,8 @@ class RunList(ScrollView, can_focus=True):
         arrow = ("▲" if ascending else "▼") if self._unicode else ("^" if ascending else "v")
         for name, size in self._widths.items():
             column = self.columns[name]
-            self._heads.append((display_width(text), display_width(text) + size - 1, name))
+            start = display_width(text)
+            self._heads.append((start, start + size - 1, name))
             head = column.head + (arrow if name == self.sorted_by else "")
             head = head.rjust(size) if column.right else head
             text += head + " " * (size + 2 - display_width(head))  # the arrow may be in the gap between two columns
