@@ -22,7 +22,7 @@ from ppo_unified.runs import samples
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import LOCK, Run, Status
 from ppo_unified.runs.samples import StoredIteration
-from tests.stored_tokens import CHINESE, ENGLISH, make_token_iteration
+from tests.stored_tokens import CHINESE, ENGLISH, Response, make_token_iteration
 from tui.app import Terminal
 from tui.charts.plot import Plot
 from tui.runs.run_list import RunList
@@ -107,6 +107,11 @@ RESPONSES = [
     {"prompt": "the second half", "response": "drags, yet the cast is a joy to watch", "score": 0.88, "kl": 4.0},
 ]
 
+REVIEWS = (  # the update makes ' mess' less likely
+    Response("the film was ", ("a", " slow", " mess", ",", " dull", " from", " start", " on", "</s>"), -0.93),
+    *ENGLISH[1:],
+)
+
 
 class _FixedTimeWriter(EventWriter):
     """Writes events with a given time stamp."""
@@ -170,7 +175,7 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     if config.kind == "llm":
         for iteration in (POINTS // 2, POINTS):
             samples.append_responses(run, int(steps[iteration - 1]), iteration, RESPONSES)
-            responses = ENGLISH if iteration < POINTS else CHINESE
+            responses = REVIEWS if iteration < POINTS else CHINESE
             samples.write(run, make_token_iteration(responses, iteration, int(steps[iteration - 1])))
     else:
         samples.write(run, _make_samples(scene, config, rng))

@@ -28,7 +28,7 @@ def _name(step: Step) -> str:
 
 
 def _reason(step: Step) -> str:
-    """Return what the sign of the advantage says about the action, such as 'A < 0: it did worse than expected'."""
+    """Return what the sign of the advantage says about the action, such as "A < 0: it did worse than expected"."""
     raw, used, name, settings = step["advantage"], step["advantage_used"], _name(step), step.settings
     sign, place, amount, quality = {
         1: (">", "above", "more than 0", "better than"),
@@ -43,7 +43,7 @@ def _reason(step: Step) -> str:
     if settings.advantage == "return":
         return f"A {sign} 0: the rewards of its episode add up to {amount}"
     expected = {
-        "critic": "expected",
+        "critic": "the critic expected",
         "rloo": "the other responses to its prompt",
         "grpo": "the average response to its prompt",
     }[settings.baseline]

@@ -318,7 +318,7 @@ def _derivative(step: Step) -> Line:
     if step.stored.state.get("critic_only"):
         return Line(name, "0; this iteration trains only the critic", "0", derivative)
     if step["cut"]:
-        return Line(name, "0; the clipped term is a constant", "0", derivative)
+        return Line(name, "0; the clipped term is constant", "", derivative)
     if terms.kind == "policy-gradient":
         return Line(name, "-A_used", show(-used), derivative)
     if terms.kind == "penalty":

@@ -67,7 +67,7 @@ def example(used: float = -2.117, ratio: float | None = None, actions: Any = Non
 def test_lines_of_the_example() -> None:
     lines = {line.name: (line.symbols, line.numbers, line.result) for line in explain(example())}
     assert lines["kl"] == ("log old - log ref", "-2.208 + 2.485", "0.277")
-    assert lines["d loss"] == ("0; the clipped term is a constant", "0", "0")
+    assert lines["d loss"] == ("0; the clipped term is constant", "", "0")
     assert lines["loss"] == (
         "-min(ratio*A_used, clip(ratio)*A_used)",
         "-min(0.308*-2.117, 0.8*-2.117)",
@@ -80,8 +80,8 @@ def test_lines_of_the_example() -> None:
     assert lines["ratio"] == ("exp(log new - log old)", "exp(-3.387 + 2.208)", "0.308")
 
 
-WORSE = "A < 0: this token did worse than expected, so the update tries to make it less likely. "
-BETTER = "A > 0: this token did better than expected, so the update tries to make it more likely. "
+WORSE = "A < 0: this token did worse than the critic expected, so the update tries to make it less likely. "
+BETTER = "A > 0: this token did better than the critic expected, so the update tries to make it more likely. "
 WORSE_SENTENCES: dict[str, dict[str, Any]] = {
     "Its probability is already 69 % lower (ratio 0.308 < 0.8), so the clip stops the gradient: no further push.": {},
     "Its probability is 10 % lower (ratio 0.900, still inside 0.8 to 1.2), so the gradient pushes it further down.": {

@@ -169,7 +169,7 @@ def test_iterations_keep_the_view(tmp_path: Path) -> None:
         assert (shown(screen).view.heat, shown(screen).view.sort, shown(screen).view.moment) == ("ratio", "score", 3)
         assert "no older stored iteration" in await type_text(pilot, "left_curly_bracket")
         samples.write(run, make_token_iteration(ENGLISH, 9))  # a new one does not replace the shown one
-        await wait_until(pilot, lambda: "2 newer: }" in screen_text(cast("Terminal", pilot.app)))
+        await wait_until(pilot, lambda: "} shows 2 newer" in screen_text(cast("Terminal", pilot.app)))
         assert shown(screen).stored.iteration == 3
 
     drive(tmp_path, act)
@@ -308,7 +308,10 @@ def test_long_and_strange_texts_keep_the_layout(tmp_path: Path, size: tuple[int,
             lines = pane.paint(*pane.size)
             assert len(lines) <= pane.size.height
             cursor = [
-                part for line in lines for part, style in line if style == "cursor" or getattr(style, "reverse", False)
+                part
+                for line in lines
+                for part, style in line
+                if style in ("cursor", "inverse") or getattr(style, "reverse", False)
             ]
             assert cursor, keys
 
@@ -380,7 +383,7 @@ def test_episodes_are_strips_over_time(tmp_path: Path) -> None:
         row = lines.index(strip)
         start = strip.index("│ action") + 11
         assert strip[start : start + 9] == "".join(str(action) for action in columns["action"][0, 1:10])
-        assert "this action did better than expected" in " ".join(lines)
+        assert "this action did better than the critic expected" in " ".join(lines)
         await pilot.click(offset=(start + 5, row))
         assert shown(screen).step == 5
         await pilot.press("end", "pageup")

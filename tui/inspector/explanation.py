@@ -21,24 +21,27 @@ gradient of the token itself pulls it back, it is not cut (mark ▲ or ▼).
 
 Below the text or the strips, a table shows the steps around the cursor. Every formula is filled with the numbers of \
 the step under the cursor. Press [ to see the same step in each epoch of the update, and w to try other options."""
+QUANTITIES = {  # name -> meaning, the most important first
+    "A": "> 0: the rest went better than the critic predicted; < 0: worse",
+    "V": "the critic's prediction of the sum of the rewards still to come",
+    "ratio": "new / old probability; A pushes it only up to the clip range",
+    "r": "reward; of a token: the score (at the last one) - kl_coef*KL",
+    "delta": "what this step alone changed; V' is V after it, 0 at the end",
+    "KL": "> 0: likelier than in the reference model; this costs reward",
+    "return": "what the critic should have predicted: its training target",
+    "A used": "A, scaled to mean 0 and variance 1 if the run's options say so",
+    "loss": "what the update minimizes; clip: the ratio limited to its range",
+    "d loss": "< 0: pushes the probability up; > 0: down; 0: no push (cut)",
+    "share": "part of this step in the loss of the minibatch or iteration",
+    "log old": "log-probability of the step when it was sampled",
+    "log new": "the same, in the shown epoch or after the update",
+    "log ref": "the same, under the reference model (frozen copy from the start)",
+    "V now": "the prediction of the critic while it is trained",
+    "full KL": "the exact KL of the step, over all tokens of the vocabulary",
+    "entropy": "how undecided the policy is: 0 = certain",
+}
 LEGEND: tuple[tuple[str, dict[str, str]], ...] = (
-    (
-        "Quantities",
-        {
-            "log old": "log-probability of the step when it was sampled; log new: at the shown epoch or after the "
-            "update; log ref: under the reference model",
-            "ratio": "exp(log new - log old): how much more (> 1) or less (< 1) likely the step is than when sampled",
-            "KL": "distance to the reference model at this step; the reward is reduced by kl_coef times this",
-            "r": "reward of the step",
-            "V, V'": "the critic's prediction before and after the step: the sum of rewards still to come",
-            "delta": "r + gamma*V' - V: how much this one step changed the outlook",
-            "A": "advantage: delta plus the discounted deltas of the later steps",
-            "A used": "the advantage after normalization, as used in the loss",
-            "return": "what the critic should have predicted; its training target",
-            "loss": "the quantity that the update minimizes; d loss is its derivative with respect to log new",
-            "share": "this step's part of the minibatch's loss (after the update: of the iteration's)",
-        },
-    ),
+    ("Quantities", QUANTITIES),
     (
         "Signs",
         {

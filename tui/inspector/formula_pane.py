@@ -22,7 +22,7 @@ NAME, RESULT = 7, 9  # columns of a formula's name, and of a result
 GAP = "  "
 PROBABILITIES = {"reference": "logprob_ref", "old": "logprob_old", "new": "logprob"}
 NARROW = 64  # columns; a narrower pane shows only symbols and results
-MOST_SENTENCE = 215  # columns of most sentences about the clip
+MOST_SENTENCE = 226  # columns of most sentences about the clip
 CHANGED = "run"  # heading of the results with the run's own options
 
 
@@ -83,34 +83,36 @@ def title(shown: Shown, is_short: bool = False) -> str:
 
 
 def title_line(shown: Shown, width: int) -> Line:
-    """Return a rule with the title at its start and, if it fits, the probabilities at its end.
+    """Return a rule with the title at its start and, if they fit, the probabilities at its end.
 
     Both are abbreviated if that makes them fit.
     """
-    for is_short in (False, True):
+    texts = chances(shown)
+    for is_short, ends in ((False, texts[:-1]), (True, texts)):
         start, style = rule(title(shown, is_short), width, shown.unicode)[0]
         room = width - display_width(title(shown, is_short)) - 6
-        end = chances(shown, room)
-        if len(end) <= room:
-            return [(start[: len(start) - len(end) - 2], style), (f" {end} ", "bold")]
+        for end in ends:
+            if len(end) <= room:
+                return [(start[: len(start) - len(end) - 2], style), (f" {end} ", "bold")]
     return rule(title(shown), width, shown.unicode)
 
 
-def chances(shown: Shown, width: int) -> str:
+def chances(shown: Shown) -> list[str]:
     """Return the probability of the chosen token or action under each policy, oldest first, at the shown moment.
 
-    Names are abbreviated if the text is wider than `width` columns next to the title.
+    Shorter versions of the text follow. The last one omits the reference policy.
     """
     actions = shown.stored.actions
     is_density = not shown.has_text and actions is not None and actions.dtype.kind == "f"
-    parts = []
+    parts = list[str]()
     for name, column in PROBABILITIES.items():
         if quantity(shown.stored, shown.now, column) is not None:
             logprob = float(shown.values(column)[shown.step])
             parts.append(f"{name} {f'{math.exp(min(logprob, 700)):.3g}' if is_density else percent(logprob)}")
     arrow = " → " if shown.unicode else " -> "
-    text = ("density: " if is_density else "p: ") + arrow.join(parts)
-    return text if len(text) <= width else text.replace("reference", "ref")
+    name, all_parts = "density" if is_density else "probability", arrow.join(parts)
+    short = all_parts.replace("reference", "ref")
+    return [f"{name}: {all_parts}", f"p: {all_parts}", f"p: {short}", f"p: {arrow.join(parts[-2:])}"]
 
 
 def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width: int) -> list[Line]:

@@ -43,11 +43,11 @@ def _facts(inspection: Inspection, numbers: Sequence[int], short: bool) -> list[
     stands = f"{of - newer}/{of}" if short else f"{of - newer} of {of} stored"
     stands = stands if at in numbers else "no longer stored"
     facts = [f"iteration {at} ({stands})"]
-    facts += [f"{newer} newer: }}"] if newer else []
+    facts += [f"}} shows {newer} newer"] if newer else []
     facts.append("after the update" if moment == "after" else f"epoch {moment} of {len(inspection.moments) - 1}")
     if inspection.view.changes:
         facts.append("what if: " + ", ".join(inspection.view.changes))
-    for label, metric in (("score", "reward/score"), ("clip_fraction", "policy/clip_fraction")):
+    for label, metric in (("mean score", "reward/score"), ("clip_fraction", "policy/clip_fraction")):
         if (value := stored.metrics.get(metric)) is not None:
             facts.append(f"{label} {format_number(value)}")
     return [*facts, f"step {stored.step:,}"]
@@ -60,4 +60,5 @@ def format_sample(inspection: Inspection, shown: Shown) -> list[str]:
     facts = [f"sample {number} of {shown.count}", f"score {format_number(float(shown.values(score).sum()))}"]
     facts += [f"KL {shown.values('kl').sum():.3f}"] if "kl" in shown.now.columns else []
     facts += ["not in the filtered list"] if number not in inspection.order else []
-    return [*facts, f"{int(shown.values('cut').sum())} of {len(shown.sample.columns)} {unit} cut"]
+    facts.insert(2, f"{int(shown.values('cut').sum())} of {len(shown.sample.columns)} {unit} cut")
+    return facts

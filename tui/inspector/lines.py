@@ -16,7 +16,7 @@ from tui.inspector.shown import Shown
 
 Span: TypeAlias = tuple[str, str | Style]  # a text and its style: the name of a component class, or the style itself
 Line: TypeAlias = Sequence[Span]
-STYLES = ("muted", "bold", "cursor", "accent", "cut")
+STYLES = ("muted", "bold", "cursor", "inverse", "accent", "cut")
 
 
 class StripWidget(Widget):
@@ -29,6 +29,7 @@ class StripWidget(Widget):
     StripWidget > .lines--muted { color: $foreground-muted; }
     StripWidget > .lines--bold { text-style: bold; }
     StripWidget > .lines--cursor { background: $primary; color: $text; text-style: bold; }
+    StripWidget > .lines--inverse { background: $foreground; color: $background; text-style: bold; }
     StripWidget > .lines--accent { color: $text-accent; text-style: bold; }
     StripWidget > .lines--cut { color: $text-error; text-style: bold; }
     """

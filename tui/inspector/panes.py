@@ -23,6 +23,7 @@ from tui.inspector.summary_pane import SummaryPane
 from tui.inspector.table_pane import TablePane
 from tui.inspector.text_pane import TextPane
 from tui.inspector.what_if_pane import WhatIfPane
+from tui.inspector.words_pane import LEAST, WordsPane
 from tui.services import Services
 from tui.status_row import StatusRow
 from tui.store import Store
@@ -31,7 +32,8 @@ from tui.watch.player import replay_command
 TINY = 70  # columns of a screen in which the what-if pane covers everything else
 WIDE, HUGE = 110, 170  # columns of a screen with one pane at its left, and with two
 LIST, LARGE_LIST = 36, 50  # columns of a pane at the left
-BESIDE, CHANCES = 140, 50  # columns: of a right side with the probabilities beside the formulas, and of the former
+BESIDE, CHANCES = 140, 62  # columns: of a right side with the probabilities beside the formulas, and of the former
+FORMULAS = 110  # columns; in a wider pane, the results would be far from the formulas
 LOW = 30  # lines; a lower screen has a single line of facts
 LAYOUTS = ("formulas", "table", "text")  # what gets most of the space
 
@@ -68,6 +70,7 @@ class PanesScreen(Screen[None]):
                 with Container(id="bottom"):
                     yield FormulaPane("formulas")
                     yield ProbabilityPane("probabilities")
+                yield WordsPane("words")
         yield StatusRow()
 
     @property
@@ -109,7 +112,7 @@ class PanesScreen(Screen[None]):
         is_beside = has_list or self.what_if
         what_if.set_class(has_list, "-beside")
         right.set_class(is_beside, "-beside")
-        width = self.size.width - beside * has_list - (LIST + 2 * has_list) * self.what_if - (2 if is_beside else 0)
+        width = self.size.width - beside * has_list - (LIST + 2 * has_list) * self.what_if - (3 if is_beside else 2)
         self._arrange_right(inspection, max(20, width), self.size.height - (2 if low else 3))
         self.update_panes()
 
@@ -126,23 +129,27 @@ class PanesScreen(Screen[None]):
         for pane in (self.query_one(TextPane), self.query_one(StripsPane)):
             pane.display = pane is steps
         formulas, chances = self.query_one(FormulaPane), self.query_one(ProbabilityPane)
-        bottom, table = self.query_one("#bottom"), self.query_one(TablePane)
+        bottom, table, words = self.query_one("#bottom"), self.query_one(TablePane), self.query_one(WordsPane)
         bottom.display, table.display = self._layout == "formulas", self._layout != "text"
+        words.display = bottom.display and not low
         beside = width >= BESIDE and bool(shown.stored.alternatives)
         bottom.set_class(beside, "-beside")
         formulas.is_compact, formulas.compares = low, self.what_if
-        formula_lines = formulas.lines_wanted(shown, width - CHANCES - 2 if beside else width)
-        below = 7 if shown.stored.alternatives and not beside and height - formula_lines >= 18 else 0
+        formula_lines = formulas.lines_wanted(shown, width - CHANCES - 2 if beside else min(width, FORMULAS))
+        below = 0 if beside or height - formula_lines < 18 else chances.lines_wanted(shown)
         chances.display = beside or bool(below)
         chances.styles.height = formula_lines if beside else below
         formulas.styles.height, bottom.styles.height = formula_lines, formula_lines + below
         room = height - (formula_lines + below if bottom.display else 0)
         longest = 1 + max(len(sample.columns) for sample in inspection.samples)
-        wanted = steps.lines_wanted(shown, width) + 1
-        rows = min(longest, max(3 if low else 5, room // 2)) if table.display else 0
+        wanted = steps.lines_wanted(shown, width) + (not low)
+        rows = min(longest, max(3 if low else 5, room // 3)) if table.display else 0
         lines = max(3, min(wanted, room - rows)) if table.display or self.query_one("#frame").display else room
         steps.styles.height = lines
-        table.styles.height = max(2, min(longest, room - lines))
+        least = LEAST if words.display else 0
+        rows = max(2, min(longest, max(rows, room - lines - least)))
+        table.styles.height = rows
+        words.styles.height = max(0, min(words.lines_wanted(shown, width), room - lines - rows))
 
     @property
     def has_colors(self) -> bool:
@@ -168,6 +175,7 @@ class PanesScreen(Screen[None]):
                 pane.update_shown(shown)
         for frame in self.query(FramePane):
             if _is_displayed(frame):
+                frame.border_title = f" before the action of step {shown.column} "
                 frame.show(self.run_folder, shown.stored.iteration, shown.number, shown.step)
         self.query_one("#sample", LineWidget).set_line([("   ".join(format_sample(inspection, shown)), "bold")])
         self.update_head()

@@ -14,16 +14,20 @@ from tui.inspector.numbers import percent
 from tui.inspector.shown import Shown
 
 MOST = 30  # columns of one policy
-POLICIES = {"ref": "reference", "old": "old (sampled from)", "new": "new"}  # key of the alternatives -> heading
+POLICIES = {"ref": "reference model", "old": "when sampled (old)", "new": "after update (new)"}  # key -> heading
 
 
 class ProbabilityPane(LinesPane):
     """Shows the likeliest tokens or actions under the reference, old and new policy, side by side."""
 
+    def lines_wanted(self, shown: Shown) -> int:
+        """Return the number of lines that the pane needs, or 0 if there are no alternatives."""
+        return max((2 + found.actions.shape[-1] for found in shown.stored.alternatives.values()), default=0)
+
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         policies = [name for name in POLICIES if name in shown.stored.alternatives]
         unit = "tokens" if shown.has_text else "actions"
-        lines: list[Line] = [rule(f"likeliest {unit} at this step; > the one that was sampled", width, shown.unicode)]
+        lines: list[Line] = [rule(f"likeliest {unit} here (> marks the sampled one)", width, shown.unicode)]
         room = min(MOST, (width - 2 * (len(policies) - 1)) // max(1, len(policies)))
         blocks = [_alternatives(shown, name, room) for name in policies]
         for number in range(max(map(len, blocks), default=0)):

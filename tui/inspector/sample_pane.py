@@ -66,7 +66,8 @@ class SamplePane(LinesPane):
         self._top = max(0, min(self._top, at, len(order) - room), at - room + 1)
         names = _choose_columns(inspection, width)
         text = width - 5 - sum(NUMBERS[name][1] for name in names)
-        head = f"{'#':>5} {'prompt > response' if shown.has_text else 'episode':<{text - 1}}"
+        what = "episode" if not shown.has_text else "prompt > response" if text > 17 else "sample"
+        head = f"{'#':>5} {pad(what, text - 1)}"
         lines: list[Line] = [[(pad(f"{of} samples, {SORTS[view.sort]}{filtered}", width), "bold")]]
         lines.append([(head + "".join(f"{NUMBERS[name][0]:>{NUMBERS[name][1]}}" for name in names), "muted")])
         for number in order[self._top : self._top + room]:
@@ -92,8 +93,7 @@ def _sample_line(inspection: Inspection, number: int, text: int, names: Sequence
     found, is_selected = inspection.listing, number == shown.number
     if shown.has_text:
         prompt, response = found.texts[number]
-        half = max(0, (text - 3) // 2)
-        before = prompt[-half:] if len(prompt) > half else prompt
+        before = _end(prompt.rstrip(), max(2, (text - 1) // 2))
         words = visible_text(f"{before} > {response[: 2 * text]}" if before else response[: 2 * text], shown.unicode)
     else:
         sample = inspection.samples[number]
@@ -102,6 +102,11 @@ def _sample_line(inspection: Inspection, number: int, text: int, names: Sequence
     label = words + " " * (text - size) if size <= text else pad(words, text)
     cells = "".join(f"{_cell(name, found.columns[name][number]):>{NUMBERS[name][1]}}" for name in names)
     return [(f"{'>' if is_selected else ' '}{number:>4} {label}{cells}", "cursor" if is_selected else "")]
+
+
+def _end(text: str, width: int) -> str:
+    """Return the end of a text that has at most `width` characters, with a mark if the start is missing."""
+    return text if len(text) <= width else f"~{text[1 - width :]}"
 
 
 def _cell(name: str, value: float) -> str:

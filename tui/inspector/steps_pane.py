@@ -11,6 +11,8 @@ from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.shown import Shown
 
+CUT, ABOVE, BELOW = "x", ("▲", "^"), ("▼", "v")  # marks below a token; with and without Unicode
+
 
 class StepsPane(LinesPane):
     """Shows all steps of a sample with a cursor."""
@@ -43,7 +45,7 @@ class StepsPane(LinesPane):
 def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
     """Return a line with the name, the colors and the range of the heat."""
     heat, scale, letters = shown.heat, shown.scale, not shown.colors
-    spans: list[Span] = [(f"heat {heat.label} ", "bold"), (f" {scale.low:.2g} ", "muted")]
+    spans: list[Span] = [(f"heat {heat.label}", "bold"), (f" {scale.low:.2g} ", "muted")]
     for level in range(-LEVELS, LEVELS + 1):
         if level == 0:
             spans.append((f" {scale.middle:.2g} ", ""))
@@ -52,7 +54,7 @@ def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
             spans.append((heat_letter(level) if letters else " ", style))
     spans.append((f" {scale.high:.2g}", "muted"))
     meaning = heat.meaning if not letters else heat.meaning.replace("orange", "abcd")
-    spans.append((f"   {'ABCD' if letters else 'blue'}: {meaning}", "muted"))
+    spans.append((f"  {'ABCD' if letters else 'blue'}: {meaning}", "muted"))
     end = f"  {note}" if note else ""
     used = sum(display_width(text) for text, _ in spans[:-1])
     if used + display_width(spans[-1][0] + end) > width:
@@ -60,3 +62,24 @@ def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
     else:
         used += display_width(spans[-1][0])
     return [*spans, (f"{end:>{max(0, width - used)}}", "")] if end else spans
+
+
+def clip_marks(shown: Shown) -> list[str]:
+    """Return a mark for each step: x if its gradient was cut, an arrow if its ratio is only outside the clip range."""
+    signs = {0: "", 1: ABOVE[0 if shown.unicode else 1], -1: BELOW[0 if shown.unicode else 1]}
+    outside, cut = shown.values("outside").tolist(), shown.values("cut").tolist()
+    return [CUT if is_cut else signs[side] for side, is_cut in zip(outside, cut, strict=True)]
+
+
+def mark_legend(shown: Shown, width: int) -> list[Line]:
+    """Return a line that explains the marks of the clip, or no line if it does not fit."""
+    above, below = (signs[0 if shown.unicode else 1] for signs in (ABOVE, BELOW))
+    for cut, outside in (
+        (": the clip stops its gradient   ", ": outside the clip range, but not stopped"),
+        (": the clip stops its gradient   ", ": outside the clip range"),
+        (": stopped by the clip   ", ": outside it"),
+    ):
+        line: Line = [(CUT, "cut"), (cut, "muted"), (f"{above} {below}", "cut"), (outside, "muted")]
+        if sum(len(text) for text, _ in line) <= width:
+            return [line]
+    return []

@@ -13,10 +13,9 @@ from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, Span
 from tui.inspector.numbers import cell
 from tui.inspector.shown import Shown
-from tui.inspector.steps_pane import StepsPane, heat_legend
+from tui.inspector.steps_pane import StepsPane, clip_marks, heat_legend, mark_legend
 from tui.inspector.summary_pane import BARS
 from tui.inspector.table_pane import step_labels
-from tui.inspector.text_pane import clip_marks
 
 NAME, VALUE = 9, 9  # columns of a strip's name, and of its number at the cursor
 BAR_STRIPS = {"reward": "reward", "value": "V", "entropy": "entropy"}  # quantities that are drawn as bars
@@ -35,7 +34,7 @@ class StripsPane(StepsPane):
 
     def lines_wanted(self, shown: Shown, width: int) -> int:
         bars = [name for name in BAR_STRIPS if quantity(shown.stored, shown.now, name) is not None]
-        return 4 + len(action_components(shown.stored)) + len(bars)
+        return 5 + len(action_components(shown.stored)) + len(bars)
 
     def step_by_lines(self, by: int) -> int:
         assert self.shown is not None
@@ -68,9 +67,10 @@ class StripsPane(StepsPane):
                 strips[name] = _bar_strip(shown, name, BAR_STRIPS[name], seen)
         strips["place"] = _place(shown, self._left, width)
         strips |= actions
+        legend = mark_legend(shown, width)[: max(0, height - 1 - len(strips))]
         chosen = list(strips)[: max(1, height - 1)]
         order = [*parts, "reward", "value", "heat", "clip", "entropy", "place"]
-        return [heat_legend(shown, width), *(strips[name] for name in order if name in chosen)]
+        return [heat_legend(shown, width), *(strips[name] for name in order if name in chosen), *legend]
 
 
 def _place(shown: Shown, left: int, width: int) -> Line:
@@ -84,7 +84,12 @@ def _strip(shown: Shown, label: str, signs: Sequence[str], seen: slice, value: s
     """Return a line with a name, one character per visible step, and the number at the cursor."""
     at = shown.step - seen.start
     text = "".join(sign or " " for sign in signs)
-    spans: list[Span] = [(pad(label, NAME), "muted"), (text[:at], style), (text[at], "cursor"), (text[at + 1 :], style)]
+    spans: list[Span] = [
+        (pad(label, NAME), "muted"),
+        (text[:at], style),
+        (text[at], "cursor"),
+        (text[at + 1 :], style),
+    ]
     return [*spans, (f"{value:>{VALUE}}", "bold")]
 
 
@@ -116,10 +121,11 @@ def _heat_strip(shown: Shown, seen: slice) -> Line:
     levels = shown.scale.levels(x)[seen].tolist()
     spans: list[Span] = [(pad(shown.heat.label, NAME), "muted")]
     for step, level in enumerate(levels, seen.start):
+        heat = heat_style(level, shown.dark, shown.background) if level and shown.colors else ""
         if step == shown.step:
-            spans.append((" " if shown.colors else heat_letter(level), "cursor"))
+            spans.append(("┃", heat) if shown.colors else (heat_letter(level), "inverse"))
         elif shown.colors:
-            spans.append((" ", heat_style(level, shown.dark, shown.background) if level else ""))
+            spans.append((" ", heat))
         else:
             spans.append((heat_letter(level), ""))
     return [*spans, (f"{cell(float(x[shown.step])):>{VALUE}}", "bold")]

@@ -10,7 +10,6 @@ from tui.inspector.lines import Line, LinesPane, rule
 from tui.inspector.numbers import cell
 from tui.inspector.shown import Shown
 
-HEIGHT = 9  # lines
 BARS = (" ▁▂▃▄▅▆▇█", " .:-=+*#@")  # with and without Unicode
 
 
@@ -31,12 +30,12 @@ class SummaryPane(LinesPane):
         lines.append([(f"{'ratio outside':<14}{outside:>9,}", ""), (f"  {share(outside, mask)}", "muted")])
         lines.append([(f"{'gradient cut':<14}{cut:>9,}", ""), (f"  {share(cut, mask)}", "muted")])
         low, high = (cell(float(ratio.min())), cell(float(ratio.max()))) if ratio.size else ("-", "-")
-        lines.append([(f"{'ratio':<14}{low:>9} .. {high}", "")])
+        lines.append([(f"{'ratios':<14}{low:>9} .. {high}", "")])
         terms = now.settings.terms
         lines += histogram(ratio, (1 - terms.below, 1 + terms.above), width, shown.unicode)
         logged = shown.stored.metrics.get("policy/clip_fraction")
         if logged is not None:
-            lines.append([(f"clip_fraction in training {logged:.3f}", "muted")])
+            lines.append([(f"outside in the last epoch{100 * logged:6.1f} %", "muted")])
         return lines[:height]
 
 

@@ -14,8 +14,7 @@ from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.numbers import WIDTH, cell
 from tui.inspector.shown import Shown
-from tui.inspector.steps_pane import StepsPane
-from tui.inspector.text_pane import clip_marks
+from tui.inspector.steps_pane import StepsPane, clip_marks
 
 TEXT = 9  # columns of a token or action
 COLUMNS: dict[str, str] = {  # column -> header, in the order of the table
@@ -35,7 +34,7 @@ COLUMNS: dict[str, str] = {  # column -> header, in the order of the table
     "value_new": "V now",
     "loss": "loss",
     "loss_share": "share",
-    "derivative": "dL/dlogp",
+    "derivative": "d loss",
     "entropy": "entropy",
 }
 IMPORTANT = (  # those that fit are shown

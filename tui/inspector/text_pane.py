@@ -11,10 +11,8 @@ from ppo_unified.inspection.pieces import pieces_of, visible_text
 from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, Span
 from tui.inspector.shown import Shown
-from tui.inspector.steps_pane import StepsPane, heat_legend
+from tui.inspector.steps_pane import StepsPane, clip_marks, heat_legend, mark_legend
 from tui.inspector.token_layout import PROMPT, TokenLayout, arrange_tokens
-
-CUT, ABOVE, BELOW = "x", ("▲", "^"), ("▼", "v")  # marks below a token; with and without Unicode
 
 
 class TextPane(StepsPane):
@@ -31,9 +29,9 @@ class TextPane(StepsPane):
         self._rows: list[int] = []  # the line of the layout that each painted line belongs to
 
     def lines_wanted(self, shown: Shown, width: int) -> int:
-        """Return the number of lines that the whole sample needs, including the legend."""
+        """Return the number of lines that the whole sample needs, including the legends."""
         layout = self._arranged(shown, width)
-        return 1 + (2 if shown.colors else 3) * len(layout.lines)
+        return 2 + (2 if shown.colors else 3) * len(layout.lines)
 
     def _arranged(self, shown: Shown, width: int) -> TokenLayout:
         key = (id(shown.stored), shown.number, width, shown.unicode)
@@ -52,7 +50,8 @@ class TextPane(StepsPane):
         layout = self._arranged(shown, width)
         levels = shown.scale.levels(shown.values(shown.heat.name)).tolist()
         marks = clip_marks(shown)
-        room, cursor = height - 1, layout.line_of[shown.step]
+        legend = mark_legend(shown, width) if height > 3 else []
+        room, cursor = height - 1 - len(legend), layout.line_of[shown.step]
         marked = [any(i != PROMPT and marks[i] for i, _ in line) for line in layout.lines]
         self._scroll(cursor, [1 + (not shown.colors) + mark for mark in marked], room)
         lines, self._rows = list[Line](), list[int]()
@@ -67,7 +66,7 @@ class TextPane(StepsPane):
             self._rows += [number] * len(block)
         lines, last = lines[:room], self._rows[-1] + 1
         place = "" if last - self._top >= len(layout.lines) else f"lines {self._top + 1}-{last} of {len(layout.lines)}"
-        return [heat_legend(shown, width, place), *lines]
+        return [heat_legend(shown, width, place), *lines, *legend]
 
     def _scroll(self, cursor: int, heights: Sequence[int], room: int) -> None:
         """Move the visible part so that it contains the cursor's line with its letters and marks."""
@@ -98,7 +97,7 @@ def _token(shown: Shown, levels: Sequence[int], index: int, text: str) -> Span:
     if index == PROMPT:
         return text, "muted"
     if index == shown.step:
-        return text, "cursor" if shown.colors else Style(reverse=True, bold=True)
+        return text, "inverse" if shown.colors else Style(reverse=True, bold=True)
     level = int(levels[index])
     return text, heat_style(level, shown.dark, shown.background) if level and shown.colors else ""
 
@@ -109,10 +108,3 @@ def _letters(levels: Sequence[int], index: int, text: str) -> Span:
 
 def _mark(marks: Sequence[str], index: int, text: str) -> Span:
     return ("" if index == PROMPT else marks[index]).ljust(cell_len(text)), "cut"
-
-
-def clip_marks(shown: Shown) -> list[str]:
-    """Return a mark for each step: x if its gradient was cut, an arrow if its ratio is only outside the clip range."""
-    signs = {0: "", 1: ABOVE[0 if shown.unicode else 1], -1: BELOW[0 if shown.unicode else 1]}
-    outside, cut = shown.values("outside").tolist(), shown.values("cut").tolist()
-    return [CUT if is_cut else signs[side] for side, is_cut in zip(outside, cut, strict=True)]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import lru_cache
 from typing import Any
 
+from ppo_unified.config.registry import config_model
+from ppo_unified.config.schema import typed_options
 from ppo_unified.errors import UsageError
 from ppo_unified.inspection.what_if import Recomputed, Settings, choices, missing_data, unavailable
 from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span, rule
 from tui.inspector.numbers import cell
@@ -27,13 +31,13 @@ LADDERS: dict[str, tuple[float, ...]] = {  # the values that the keys < and > of
 CLIPS = (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 1)
 LIMITS = {"gamma": (0.0, 1.0), "lam": (0.0, 1.0)}  # of the other numbers: >= 0
 MEANS = {  # mean of the iteration -> its name
-    "policy/clip_fraction": "outside",
-    "policy/clip_fraction_after": "outside",
-    "cut": "cut",
+    "policy/clip_fraction": "ratio outside",
+    "policy/clip_fraction_after": "ratio outside",
+    "cut": "gradient cut",
     "loss/policy": "policy loss",
     "loss/value": "value loss",
     "reward/total": "reward",
-    "value/explained_variance": "expl. var.",
+    "value/explained_variance": "explained var",
 }
 NAME, VALUE = 13, 9  # columns
 
@@ -56,24 +60,38 @@ class WhatIfPane(LinesPane):
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         run, now = shown.run.settings, shown.now.settings
         reasons = unavailable(shown.stored, now)
-        lines: list[Line] = [rule("what if", width, shown.unicode)]
+        lines: list[Line] = [rule("what if", width - 1, shown.unicode)]
         lines.append([(f"{'':<{NAME}} {'run':>{VALUE}} {'now':>{VALUE + 2}}", "muted")])
         results = _results(shown, width)
         names = listed_options(shown.stored)
         at = names.index(self.option) if self.option in names else 0
+        about = wrap_text(describe_option(str(shown.stored.options.get("kind", "")), self.option), max(20, width - 1))
+        about = about if height - len(lines) - len(results) - 1 - len(names) >= len(about) else []
         room = max(3, height - len(lines) - len(results) - 1)
         top = max(0, min(at - room // 2, len(names) - room))
         lines += [_option_line(name, run, now, name == self.option, reasons) for name in names[top : top + room]]
         reason = reasons.get(self.option, "")
         hint = f"{self.option}: {reason}" if reason else "< > change   Enter type   r reset"
         lines.append([(hint[: max(0, width)], "muted")])
+        lines += [[(text, "")] for text in about]
         return [*lines, *results][:height]
+
+
+@lru_cache
+def describe_option(kind: str, name: str) -> str:
+    """Return the description of an option of `ppo` or `llm`, or '' if the adapter's package is not installed."""
+    try:
+        declared = typed_options(config_model(kind))
+    except UsageError:
+        return ""
+    found = declared.get(f"ppo.{name}") or declared.get(f"llm.{name}")
+    return f"{name}: {found.description}" if found is not None else ""
 
 
 def _option_line(name: str, run: Settings, now: Settings, is_selected: bool, reasons: dict[str, str]) -> Line:
     before, after = (format_value(getattr(settings, name)) for settings in (run, now))
     value = f"< {after} >" if is_selected else f"{after}  "
-    label = {"normalize_advantages": "normalize"}.get(name, name)
+    label = {"normalize_advantages": "normalize", "whiten_rewards": "whiten"}.get(name, name)
     style = "cursor" if is_selected else "muted" if name in reasons else "accent" if before != after else ""
     first = max(0, VALUE + min(0, VALUE + 2 - len(value)))  # a long value takes columns of the run's value
     return [(f"{label:<{NAME}} {pad(before, min(first, len(before))):>{first}} {value:>{VALUE + 2}}", style)]
@@ -81,7 +99,7 @@ def _option_line(name: str, run: Settings, now: Settings, is_selected: bool, rea
 
 def _results(shown: Shown, width: int) -> list[Line]:
     """Return the means of the iteration, with the run's options and now."""
-    lines: list[Line] = [rule("this iteration", width, shown.unicode)]
+    lines: list[Line] = [rule("this iteration", width - 1, shown.unicode)]
     run, now = (iteration_means(shown.stored, x) for x in (shown.run, shown.now))
     lines += [_result_line(label, run[name], now[name]) for name, label in MEANS.items() if name in run]
     return lines
