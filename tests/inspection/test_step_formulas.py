@@ -136,7 +136,7 @@ def test_sentence_without_a_push() -> None:
     """If A used is 0, only the KL penalty can push."""
     even = example(used=0.0)
     even.recomputed.columns["advantage"][0, 2] = 0.0
-    neutral = "A = 0: this token did exactly as well as expected, so its advantage does not push it."
+    neutral = "A = 0: this token did exactly as well as the critic expected, so its advantage does not push it."
     assert describe_clip(even) == neutral
     above = example(used=0.0)
     assert (

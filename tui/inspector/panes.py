@@ -143,7 +143,7 @@ class PanesScreen(Screen[None]):
         room = height - (formula_lines + below if bottom.display else 0)
         longest = 1 + max(len(sample.columns) for sample in inspection.samples)
         wanted = steps.lines_wanted(shown, width) + (not low)
-        rows = min(longest, max(3 if low else 5, room // 3)) if table.display else 0
+        rows = min(longest, max(3 if low else 5, room // 4)) if table.display else 0
         lines = max(3, min(wanted, room - rows)) if table.display or self.query_one("#frame").display else room
         steps.styles.height = lines
         least = LEAST if words.display else 0
