@@ -171,10 +171,20 @@ def _restore_learner(run: Run, config: RunConfig, start: Path | None) -> Iterato
         learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
         state = TrainingState(adapter, learner, Health(True), Evaluations())
         if start is not None:
-            restore_state(run, config, state, checkpoint.load(start, device))
+            restore_state(run, config, state, _load(run, start, device))
         elif record := run.read_status().init:
             initialize(adapter, record, device)
         yield learner, adapter
+
+
+def _load(run: Run, start: Path, device: torch.device) -> checkpoint.LoadedCheckpoint:
+    """Load a checkpoint. Raises UsageError if the trainer of an active run has removed it in the meantime."""
+    try:
+        return checkpoint.load(start, device)
+    except checkpoint.DamagedCheckpointError:
+        if start.exists():
+            raise
+    raise UsageError(f"{run.name} has removed the checkpoint {start.name} meanwhile; choose a newer iteration")
 
 
 def repeat_iteration(run: Run, config: RunConfig, stored: StoredIteration) -> Update:

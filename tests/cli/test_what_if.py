@@ -19,7 +19,7 @@ from ppo_unified.cli.main import main
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import Run
-from ppo_unified.training import checkpoint
+from ppo_unified.training import checkpoint, repeated_update
 from tests.cli.commands import Call
 from tests.cli.test_inspect import gym_config
 from tests.models import save_model
@@ -201,6 +201,16 @@ def test_what_if_mistake_is_one_line(arguments: tuple[str, ...], tmp_path: Path,
     code, out, err = call("what-if", "run", *arguments)
     assert (code, out) == (2, "")
     assert re.search(MISTAKES[arguments], err.splitlines()[-1])
+
+
+@pytest.mark.usefixtures("sequences")
+def test_removed_checkpoint_is_reported(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer of an active run can remove the checkpoint while what-if creates the models."""
+    train(make_config(), tmp_path / "runs", "run")
+    monkeypatch.setattr(repeated_update, "find_start", lambda run, stored: run.checkpoints / "000000000001")
+    code, out, err = call("what-if", "run", "--ppo.clip", "0.1")
+    assert (code, out) == (2, "")
+    assert err == "run has removed the checkpoint 000000000001 meanwhile; choose a newer iteration\n"
 
 
 @pytest.mark.usefixtures("sequences")
