@@ -28,7 +28,7 @@ FAST = [
     *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
     *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces")),
     "tests/test_contract.py",
-    "tests/inspection/test_formulas.py",
+    *(f"tests/inspection/test_{name}.py" for name in ("formulas", "own_numbers", "what_if")),
 ]
 LEARNING = ["tests/test_learning.py"]
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no")
@@ -43,12 +43,13 @@ class Mutant(NamedTuple):
 
 PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
-FORMULAS = "ppo_unified/inspection/formulas.py"
+FORMULAS, WHAT_IF = "ppo_unified/inspection/formulas.py", "ppo_unified/inspection/what_if.py"
 NEAREST = {
     VECTOR: "test_vector.py",
     SPACES: "test_vector.py",
     POLICY: "test_policy.py",
     FORMULAS: "test_formulas.py",
+    WHAT_IF: "test_own_numbers.py",
 }  # test file to run first
 
 LEARNED = [  # the short CartPole run must catch these, without the other tests
@@ -169,6 +170,18 @@ MUTANTS = [
     Mutant("inspector: penalty without gradient", FORMULAS, "objective.penalty_coef * (ratio - 1) + derivative", "derivative"),
     Mutant("inspector: value clip takes the smaller error", FORMULAS, "loss = np.maximum(loss, np.square(clipped", "loss = np.minimum(loss, np.square(clipped"),
     Mutant("inspector: value loss not halved", FORMULAS, "np.asarray(0.5 * loss)", "np.asarray(loss)"),
+    Mutant("what-if: penalties of the score lost", WHAT_IF, "settings.score_clip) - penalties", "settings.score_clip)"),
+    Mutant("what-if: score of a group at every token", WHAT_IF, "np.where(last & mask, returns", "np.where(mask, returns"),
+    Mutant("what-if: baseline of a group after the end", WHAT_IF, "np.where(mask & ~last, baselines", "np.where(mask, baselines"),
+    Mutant("what-if: log-prob of the last epoch", WHAT_IF, 'stored.epochs["logprob"][moment - 1]', 'stored.epochs["logprob"][-1]'),
+    Mutant("what-if: value of the last epoch", WHAT_IF, 'stored.epochs["value"][moment - 1]', 'stored.epochs["value"][-1]'),
+    Mutant("what-if: after the update, the first epoch counts", WHAT_IF, "range(count_epochs(stored), 0, -1)", "range(1, count_epochs(stored) + 1)"),
+    Mutant("what-if: share of a minibatch ignores weights", WHAT_IF, "max(float(weights[chosen].sum()), 1e-9)", "max(float(chosen.sum()), 1e-9)"),
+    Mutant("what-if: means include steps after a stop", WHAT_IF, 'np.where(columns["share"] > 0, weights, 0)', "weights"),
+    Mutant("what-if: means ignore weights", WHAT_IF, "float((x[chosen] * shares).sum())", "float(x[chosen].mean())"),
+    Mutant("what-if: value loss of a group over an epoch", WHAT_IF, 'seen if settings.baseline == "critic" else weights', "seen"),
+    Mutant("what-if: unexplained variance", WHAT_IF, "1 - float((targets - values)", "float((targets - values)"),
+    Mutant("what-if: KL penalty without coefficient", WHAT_IF, "settings.kl_coef * float(", "float("),
     Mutant("components: log-probs averaged", POLICY, "taken.sum(-1), entropy.sum(-1)", "taken.mean(-1), entropy.sum(-1)"),
 ]  # fmt: skip
 

@@ -137,8 +137,15 @@ def _to_arrays(stored: StoredIteration) -> dict[str, np.ndarray]:
     arrays |= {f"epochs.{name}": x for name, x in stored.epochs.items()}
     arrays |= {f"observations.{name}": x for name, x in stored.observations.items()}
     for policy, (actions, logprobs) in stored.alternatives.items():
-        arrays |= {f"alternatives.{policy}.actions": actions, f"alternatives.{policy}.logprobs": logprobs}
+        arrays |= {f"alternatives.{policy}.actions": _shrink(actions), f"alternatives.{policy}.logprobs": logprobs}
     return arrays | ({"raw.actions": stored.actions} if stored.actions is not None else {})
+
+
+def _shrink(integers: np.ndarray) -> np.ndarray:
+    """Return the integers with the smallest type that can represent them, which is faster to read and write."""
+    low, high = integers.min(initial=0), integers.max(initial=0)
+    kinds = (np.iinfo(kind) for kind in (np.int16, np.int32, np.int64))
+    return integers.astype(next(kind.dtype for kind in kinds if kind.min <= low and high <= kind.max))
 
 
 def _from_arrays(found: dict[str, np.ndarray]) -> StoredIteration:

@@ -307,3 +307,17 @@ def test_documented_quantities_match_declaration() -> None:
         assert f"| `{name}` | {header} | {quantity.meaning} |" in page
     for name in samples.SINGLE:
         assert f"`{name}`" in page
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "kind"), [(-1, 300, "int16"), (0, 1 << 15, "int32"), (-(1 << 40), 0, "int64")]
+)
+def test_likeliest_actions_have_the_smallest_type(tmp_path: Path, lowest: int, highest: int, kind: str) -> None:
+    before = make_complete()
+    actions, logprobs = before.alternatives["old"]
+    actions = actions.copy()
+    actions.flat[:2] = lowest, highest
+    samples.write(Run(tmp_path), replace(before, alternatives={"old": samples.Alternatives(actions, logprobs)}))
+    found = samples.read(Run(tmp_path), 3).alternatives["old"].actions
+    assert found.dtype == kind
+    assert np.array_equal(found, actions)
