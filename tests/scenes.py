@@ -425,7 +425,7 @@ async def _visit_inspector(pilot: Pilot[None], app: Terminal, list_: RunList, lo
             "inspector-episode",
             "iteration 80",
             "A used",
-            *(["▀"] if app.home.has_colors and app.size.height >= 40 else []),
+            *(["▀"] if app.home.has_colors and app.size.height >= 30 else []),
         )
         await pilot.press("escape")
 
