@@ -153,10 +153,8 @@ def _layers(lines: Sequence[DrawnCurve], span: View, room: int, glyphs: Glyphs, 
         points = places.few_points(one.curve, log_y)
         complete, partial = one.split()
         if partial is not None:
-            ends, small = (
-                _dotted(*places.minmax(partial, log_y), glyphs.columns),
-                mark.lower() if mark.isalpha() else "-",
-            )
+            ends = _dotted(*places.minmax(partial, log_y), glyphs.columns)
+            small = mark.lower() if mark.isalpha() else "-"
             dotted = None if points is None else places.few_points(partial, log_y)
             curves.append(Layer(*ends, 2 * len(lines) + k, small, points=dotted))
             points = None if points is None else places.few_points(complete, log_y)
