@@ -49,7 +49,7 @@ NEAREST = {
     SPACES: "test_vector.py",
     POLICY: "test_policy.py",
     FORMULAS: "test_formulas.py",
-    WHAT_IF: "test_own_numbers.py",
+    WHAT_IF: "test_what_if.py",
 }  # test file to run first
 
 LEARNED = [  # the short CartPole run must catch these, without the other tests

@@ -74,6 +74,27 @@ def test_changed_settings_give_the_engines_numbers(changes: dict[str, Any], norm
     close(found.columns["loss_share"].sum(), sum(means), "loss_share")
 
 
+def test_each_moment_shows_what_its_minibatches_saw() -> None:
+    """Also if the update stops in the middle of an epoch."""
+    options = {"epochs": 10, "minibatches": 3, "target_kl": 0.02, "loss_mean": "sequence"}
+    stored, rollout = record(sequences(), PPO.model_validate(options | {"normalize_advantages": "minibatch"}))
+    own, valid, epochs = Settings.of(stored), rollout.mask.numpy(), stored.epochs
+    count, expected = len(epochs["minibatch"]), np.zeros(valid.shape)
+    assert count > 1
+    assert (epochs["minibatch"][-1][valid] < 0).any()
+    for epoch in range(1, count + 1):
+        found = recompute(stored, own, epoch).columns
+        numbers = np.where(valid, epochs["minibatch"][epoch - 1], -1)
+        reached = numbers >= 0
+        close(found["logprob"][reached], epochs["logprob"][epoch - 1][reached], "logprob")
+        close(found["value_new"][reached], epochs["value"][epoch - 1][reached], "value_new")
+        close(found["advantage_used"][reached], epochs["advantage_used"][epoch - 1][reached], "advantage_used")
+        for number in range(numbers.max() + 1):
+            close(found["share"][numbers == number].sum(), 1, "share")
+        expected[reached] = epochs["advantage_used"][epoch - 1][reached]
+    close(recompute(stored, own, "after").columns["advantage_used"][valid], expected[valid], "advantage_used")
+
+
 TOKEN_CHANGES: list[dict[str, Any]] = [
     {"kl": "k3", "kl_coef": 0.3, "whiten_rewards": True},
     {"kl": "full", "score_clip": 0.4},
