@@ -98,4 +98,4 @@ class InspectorKeys:
 
     def _heat_text(self) -> bytes:
         label = next(heat.label for heat in self._state.heats if heat.name == self._state.view.heat)
-        return re.escape(f"heat {label} ").encode()
+        return re.escape(f"heat {label}").encode() + rb"[\x1b ]"  # the label may be bold
