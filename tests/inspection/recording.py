@@ -135,5 +135,6 @@ LLM_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "abs, shared critic": ({"kl": "abs", "critic": "shared"}, {"dual_clip": 2.0}),
     "rloo": ({"baseline": "rloo", "group_size": 3}, GROUP),
     "rloo, sequence": ({"baseline": "rloo", "group_size": 3}, GROUP | {"loss_mean": "sequence"}),
+    "rloo, target KL": ({"baseline": "rloo", "group_size": 3}, GROUP | {"target_kl": 0.003, "epochs": 8}),
     "grpo": ({"baseline": "grpo", "group_size": 4, "kl": "k3"}, GROUP | {"clip_high": 0.3}),
 }
