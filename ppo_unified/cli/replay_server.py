@@ -65,7 +65,7 @@ class Replays:
         self._bytes = 0  # in `_kept`
 
     def answer(self, request: ReplayRequest) -> tuple[FrameReply | ErrorReply, bytes]:
-        """Return the requested frame with its pixels, or the reason why there is none."""
+        """Return the requested frame with its pixels, or the reason why it cannot be shown."""
         try:
             if request not in self._kept:
                 self._advance(request)

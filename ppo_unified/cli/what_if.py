@@ -35,7 +35,7 @@ METRICS = (
     "optim/steps",
 )
 REWARD_OPTIONS = ("llm.kl", "llm.kl_coef", "llm.score_clip")  # the rewards can be recomputed from stored arrays
-LARGEST_ERROR = 1e-5  # if the repeated update differs by more from the logged one, the command says so
+LARGEST_ERROR = 1e-5  # a larger difference between the repeated and the logged update causes a warning
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -55,7 +55,7 @@ class Step:
         self.settings: Settings = recomputed.settings
 
     def __getitem__(self, name: str) -> float:
-        """Return a quantity of the step, recomputed or, if there is none, stored."""
+        """Return a recomputed quantity of the step, or the stored one if it was not recomputed."""
         found = self.recomputed.columns.get(name)
         return float((self.stored.columns[name] if found is None else found)[self.row, self.column])
 

@@ -174,7 +174,7 @@ class Inspection:
     def move_to_cut(self, by: int) -> bool:
         """Move the cursor to the next (1) or previous (-1) cut step, in the following samples of the list if needed.
 
-        Returns False if there is none.
+        Returns False if no further step is cut.
         """
         cut = self.now.columns["cut"]
         at = self.order.index(self.number) if self.number in self.order else 0
@@ -191,7 +191,7 @@ class Inspection:
     # choices
 
     def move_moment(self, by: int) -> bool:
-        """Show the next or previous moment. Returns False if there is none."""
+        """Show the next or previous moment. Returns False at the last or first one."""
         at = self.moments.index(self.view.moment) + by
         if not 0 <= at < len(self.moments):
             return False
