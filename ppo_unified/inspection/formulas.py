@@ -224,18 +224,17 @@ def passed_gradient(ratio: Array, advantages: Array, objective: Objective) -> Ar
     if objective.kind != "clip":
         return np.ones_like(gain)
     clipped = np.clip(ratio, 1 - objective.below, 1 + objective.above) * advantages
-    passed = _fraction_kept(clipped, gain)
-    passed[outside(ratio, objective) == 0] = 1
+    passed = 1 - _fraction_below(clipped, gain) * (outside(ratio, objective) != 0)
     if objective.dual_clip:
-        kept = _fraction_kept(np.minimum(gain, clipped), objective.dual_clip * advantages)
-        passed = np.where(advantages < 0, passed * kept, passed)
-    return passed
+        below = _fraction_below(np.minimum(gain, clipped), objective.dual_clip * advantages)
+        passed *= 1 - below * (advantages < 0)
+    return np.asarray(passed)
 
 
-def _fraction_kept(larger: Array, smaller: Array) -> Array:
-    """Return 1 where `larger` > `smaller`, 0 where it is less, and 1/2 where they are equal."""
-    difference = larger - smaller
-    return np.asarray(0.5 * np.sign(difference, out=difference) + 0.5)
+def _fraction_below(x: Array, y: Array) -> Array:
+    """Return 1 where `x` < `y`, 0 where it is greater, and 1/2 where they are equal."""
+    # arithmetic with flags is several times faster than np.where if they have no regular pattern
+    return np.asarray(0.5 * np.add(x < y, x <= y, dtype=x.dtype))
 
 
 def is_cut(ratio: Array, advantages: Array, objective: Objective) -> Array:
