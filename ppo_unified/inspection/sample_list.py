@@ -72,12 +72,12 @@ class SampleList:
     @classmethod
     def of(cls, stored: StoredIteration, recomputed: Recomputed) -> SampleList:
         """List the samples with the clip flags, advantages and KL estimates of `recomputed`."""
-        found, places, ends = recomputed.columns, stored.columns["mask"].nonzero(), stored.sample_ends()
+        found, mask, ends = recomputed.columns, stored.columns["mask"], stored.sample_ends()
         lengths = np.diff(ends, prepend=0)
         starts = ends - lengths
 
         def add_up(x: Array) -> Array:
-            return np.asarray(np.add.reduceat(x[places].astype(np.float64), starts))
+            return np.asarray(np.add.reduceat(x[mask].astype(np.float64), starts))
 
         scores = stored.columns.get("score", stored.columns["reward"])
         columns = {
@@ -98,13 +98,7 @@ class SampleList:
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
         """The prompt and the response of each sample; '' in environments."""
-        if "text" not in self.stored.columns:
-            return [("", "")] * len(self.columns["number"])
-        text = self.stored.columns["text"]
-        return [
-            (self.stored.text_before(sample), "".join(text[sample.row, sample.columns].tolist()))
-            for sample in self.samples
-        ]
+        return [(self.stored.text_before(sample), self.stored.text_of(sample)) for sample in self.samples]
 
     def row(self, number: int) -> Row:
         """Return a sample by its number."""

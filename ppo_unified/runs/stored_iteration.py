@@ -125,9 +125,10 @@ class StoredIteration:
 
         A sample ends at the last valid step of its row and at each valid step for which `continues` is False.
         """
-        rows, columns = self.columns["mask"].nonzero()
-        is_last = np.append(rows[1:], -1) != rows
-        return np.flatnonzero(is_last | ~self.columns["continues"][rows, columns]) + 1
+        mask = self.columns["mask"]
+        ends_of_rows = mask.sum(1).cumsum()
+        breaks = np.flatnonzero(~self.columns["continues"][mask]) + 1
+        return np.union1d(ends_of_rows[ends_of_rows > 0], breaks)
 
     def samples(self) -> list[Sample]:
         """Split each row into samples, see `sample_ends`."""
@@ -143,6 +144,11 @@ class StoredIteration:
         own = np.flatnonzero(self.columns["mask"][row, :first])
         texts = self.columns["text"][row, own[-1] + 1 if own.size else 0 : first]
         return decode_bytes("".join(texts.tolist()))
+
+    def text_of(self, sample: Sample) -> str:
+        """Return the text of a sample, such as a response; '' in environments."""
+        text = self.columns.get("text")
+        return "" if text is None else "".join(text[sample.row, sample.columns].tolist())
 
     def episode(self, sample: Sample) -> StoredEpisode:
         """Return what is needed to replay a sample. Raises ReplayError if the observations are not stored."""

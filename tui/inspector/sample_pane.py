@@ -90,13 +90,12 @@ def _choose_columns(inspection: Inspection, width: int) -> list[str]:
 
 
 def _sample_line(inspection: Inspection, number: int, text: int, names: Sequence[str], shown: Shown) -> Line:
-    found, is_selected = inspection.listing, number == shown.number
+    found, sample, is_selected = inspection.listing, inspection.samples[number], number == shown.number
     if shown.has_text:
-        prompt, response = found.texts[number]
+        prompt, response = shown.stored.text_before(sample), shown.stored.text_of(sample)
         before = _end(prompt.rstrip(), max(2, (text - 1) // 2))
         words = visible_text(f"{before} > {response[: 2 * text]}" if before else response[: 2 * text], shown.unicode)
     else:
-        sample = inspection.samples[number]
         words = f"env {sample.row}, step {int(sample.columns[0])}"
     size = cell_len(words)
     label = words + " " * (text - size) if size <= text else pad(words, text)
