@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -22,18 +23,36 @@ from ppo_unified.inspection.settings import moments as moments
 from ppo_unified.inspection.settings import unavailable as unavailable
 from ppo_unified.runs.stored_iteration import StoredIteration
 
+OF_ROLLOUT = ("reward", "token_reward", "kl", "value", "next_value", "delta", "advantage", "return", "weight")
+
 
 @dataclass(frozen=True)
 class Recomputed:
     """The quantities of an iteration at one moment, computed with `settings`."""
 
+    stored: StoredIteration = field(repr=False)
     settings: Settings
     moment: Moment
     columns: dict[str, Array]  # [N, T] each, see `recompute`; entries are undefined at masked steps
-    means: dict[str, float]  # means over the iteration, named like the logged metrics
-    exact: bool  # False if rows that were not stored affect the results, for example in a mean
     normalizations: dict[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict, repr=False)
     # mean and standard deviation of a quantity by epoch and minibatch, which step_formulas computes only once
+
+    @property
+    def exact(self) -> bool:
+        """False if rows that were not stored affect the results, for example in a mean."""
+        return int(self.stored.columns["mask"].sum()) == self.stored.steps
+
+    @cached_property
+    def means(self) -> dict[str, float]:
+        """Means over the iteration, named like the logged metrics."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return _update_means(self) | _rollout_means(self)
+
+    def at(self, moment: Moment) -> Recomputed:
+        """Return the quantities at another moment. Both results share the arrays that are the same at all moments.
+        Raises ValueError for a moment that is not stored."""
+        of_rollout = {name: x for name, x in self.columns.items() if name in OF_ROLLOUT}
+        return _add_update(self.stored, self.settings, of_rollout, moment)
 
 
 def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "after") -> Recomputed:
@@ -54,22 +73,30 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
     """
     check_arrays(stored)
     own = Settings.of(stored)
-    if moment not in moments(stored):
-        raise ValueError(f"moment: expected one of {moments(stored)}, got {moment!r}")
     if settings.baseline not in choices(stored, "baseline"):
         raise ValueError(f"baseline: expected one of {choices(stored, 'baseline')}, got {settings.baseline!r}")
     with np.errstate(over="ignore", invalid="ignore"):  # a ratio may overflow, as in the engine
         columns = _rewards(stored, settings, own)
-        columns |= _advantages(stored, settings, columns)
-        columns["advantage_used"] = _used_advantages(stored, settings, own, columns["advantage"], moment)
-        columns["weight"] = _weights(stored, settings, own)
+        columns |= _advantages(stored, settings, columns) | {"weight": _weights(stored, settings, own)}
+    return _add_update(stored, settings, columns, moment)
+
+
+def _add_update(
+    stored: StoredIteration, settings: Settings, of_rollout: Mapping[str, Array], moment: Moment
+) -> Recomputed:
+    """Return all quantities, given those that do not depend on the moment (OF_ROLLOUT)."""
+    if moment not in moments(stored):
+        raise ValueError(f"moment: expected one of {moments(stored)}, got {moment!r}")
+    columns = dict(of_rollout)
+    with np.errstate(over="ignore", invalid="ignore"):
+        used = _used_advantages(stored, settings, Settings.of(stored), columns["advantage"], moment)
+        columns["advantage_used"] = used
         columns |= _policy_terms(stored, settings, columns, moment)
         if count_epochs(stored):
             columns["entropy"] = _entropy(stored, moment)
         if moment != "after":
             columns |= _value_terms(stored, settings, columns, moment)
-        means = _update_means(stored, settings, columns, moment) | _rollout_means(stored, settings, columns)
-    return Recomputed(settings, moment, columns, means, int(stored.columns["mask"].sum()) == stored.steps)
+    return Recomputed(stored, settings, moment, columns)
 
 
 def _valid(stored: StoredIteration, x: Array) -> Array:
@@ -237,22 +264,23 @@ def _value_terms(
     return {"value_new": old, "value_loss": formulas.value_loss(old, old, np.where(mask, returns[:, None], old))}
 
 
-def _update_means(
-    stored: StoredIteration, settings: Settings, columns: Mapping[str, Array], moment: Moment
-) -> dict[str, float]:
+def _update_means(recomputed: Recomputed) -> dict[str, float]:
     """Return the means that the update logs: weighted over an epoch, or over all valid steps after the update."""
+    stored, columns = recomputed.stored, recomputed.columns
     mask, weights = stored.columns["mask"], columns["weight"]
     seen = np.where(columns["share"] > 0, weights, 0)  # with target_kl, the last epoch may not contain all steps
     kl = formulas.ratio_kl(columns["ratio"], columns["logprob"] - _valid(stored, stored.columns["logprob_old"]))
     outside, loss = columns["outside"] != 0, columns["loss"]
-    if not isinstance(moment, int):
+    if not isinstance(recomputed.moment, int):
         after = _means(mask, {"policy/clip_fraction_after": outside, "policy/kl_after": kl})
         return after | _means(seen, {"loss/policy": loss})
     means = {"loss/policy": loss, "policy/entropy": columns["entropy"], "policy/kl": kl}
     means["policy/clip_fraction"] = outside
     found = _means(seen, means)
     # the LLM adapter logs the value loss of a group baseline, over all responses
-    found |= _means(seen if settings.baseline == "critic" else weights, {"loss/value": columns["value_loss"]})
+    found |= _means(
+        seen if recomputed.settings.baseline == "critic" else weights, {"loss/value": columns["value_loss"]}
+    )
     largest = float(np.where(seen > 0, columns["ratio"], 0).max())
     return found | {"loss/entropy": -found["policy/entropy"], "policy/ratio_max": largest}
 
@@ -265,10 +293,10 @@ def _means(weights: Array, quantities: Mapping[str, Array]) -> dict[str, float]:
     return {name: float((x[chosen] * shares).sum()) for name, x in quantities.items()}
 
 
-def _rollout_means(stored: StoredIteration, settings: Settings, columns: Mapping[str, Array]) -> dict[str, float]:
+def _rollout_means(recomputed: Recomputed) -> dict[str, float]:
     """Return the means that do not depend on the update. Rewards and KL are summed over each response, then averaged
     over responses."""
-    mask = stored.columns["mask"]
+    mask, columns = recomputed.stored.columns["mask"], recomputed.columns
     values, targets = (columns[name][mask].astype(np.float64) for name in ("value", "return"))
     variance = float(targets.var())
     means = {
@@ -277,5 +305,5 @@ def _rollout_means(stored: StoredIteration, settings: Settings, columns: Mapping
     }
     if "token_reward" in columns:
         means["reward/total"] = float(columns["token_reward"].sum(1).mean())
-        means["reward/kl_penalty"] = settings.kl_coef * float(columns["kl"].sum(1).mean())
+        means["reward/kl_penalty"] = recomputed.settings.kl_coef * float(columns["kl"].sum(1).mean())
     return means

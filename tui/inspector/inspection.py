@@ -77,7 +77,8 @@ class Inspection:
         key = (settings, moment)
         if key not in self._cache:
             self._make_room(self._cache)
-            self._cache[key] = recompute(self.stored, settings, moment)
+            other = next((found for found in self._cache.values() if found.settings == settings), None)
+            self._cache[key] = other.at(moment) if other is not None else recompute(self.stored, settings, moment)
         return self._cache[key]
 
     @property
