@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from textual import work
+from textual.app import ComposeResult
 from textual.binding import BindingType
 from textual.message import Message
 from textual.widgets import Static
@@ -49,25 +50,39 @@ class InspectorScreen(WhatIfActions):
         self._stamp: object = ()  # of the samples folder
         self._chosen = 0  # the iteration that was chosen last; it is shown once it is loaded
 
+    def compose(self) -> ComposeResult:
+        self._list_iterations()  # first, so that a thread reads the newest one while the widgets are mounted
+        yield from super().compose()
+
     def on_mount(self) -> None:
         self.query_one("#body").display = False
         self.set_interval(LOOK_S, self._poll)
         self.app.theme_changed_signal.subscribe(self, lambda _: self.update_panes())
-        self._poll()
+        self._update_list()
 
     # loading
 
     def _poll(self) -> None:
-        """List the stored iterations again if the folder has changed, and load the first one, or a requested one."""
+        if self._list_iterations():
+            self._update_list()
+
+    def _list_iterations(self) -> bool:
+        """List the stored iterations again if the folder has changed, and load the first one, or a requested one.
+
+        Returns True if the folder has changed. Does not access any widget."""
         stamp = stamp_if_any(self.run_folder.samples)
         if stamp == self._stamp:
-            return
+            return False
         self._stamp = stamp
         self.numbers = samples.iterations(self.run_folder)
         newest = self.numbers[-1] if self.numbers else None
         if newest is not None and (self.inspection is None or 0 < self.awaited <= newest):
             self.awaited = 0
             self._load(newest)
+        return True
+
+    def _update_list(self) -> None:
+        """Show which iterations are stored."""
         self._explain_emptiness()
         self.update_head()
         self.refresh_bindings()
