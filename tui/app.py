@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textual import work
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
 from textual.events import Event, InputEvent
@@ -37,6 +38,7 @@ from tui.view_state import ViewState
 if TYPE_CHECKING:
     from tui.new_run.launcher import Launcher
 
+PRELOAD_S = 0.5  # time from the start until the inspector is imported
 BELL_PAUSE_S = 5.0  # minimum time between two bells
 SWITCH_S = 0.0005  # thread switch interval; Python's default of 5 ms would delay keys while the reader runs
 
@@ -105,6 +107,12 @@ class Terminal(MessageApp):
         if not self.is_headless:  # a test process creates many applications
             gc.freeze()
             self.set_interval(1, self._end_without_terminal)
+            self.set_timer(PRELOAD_S, self._import_inspector)
+
+    @work(thread=True, group="import", exit_on_error=False)
+    def _import_inspector(self) -> None:
+        """Import the inspector in a thread once the first screen is shown, so that the inspector opens sooner."""
+        import tui.inspector.screen  # noqa: F401  # imported late to show the first screen sooner
 
     def _end_without_terminal(self) -> None:
         """Exit if the terminal has disappeared. Usually SIGHUP ends the UI first, but nohup ignores it."""
