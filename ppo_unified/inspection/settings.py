@@ -152,8 +152,8 @@ def moments(stored: StoredIteration) -> list[Moment]:
 
 def count_epochs(stored: StoredIteration) -> int:
     """Return the number of epochs that the update began, or 0 if the file does not contain epochs."""
-    numbers = stored.epochs.get("minibatch", ())
-    begun = (epoch for epoch in range(len(numbers), 0, -1) if (numbers[epoch - 1][stored.columns["mask"]] >= 0).any())
+    numbers, mask = stored.epochs.get("minibatch", ()), stored.columns["mask"]
+    begun = (epoch for epoch in range(len(numbers), 0, -1) if ((numbers[epoch - 1] >= 0) & mask).any())
     return next(begun, 0)
 
 

@@ -101,7 +101,7 @@ def _add_update(
 
 def _valid(stored: StoredIteration, x: Array) -> Array:
     """Return an array as float32, with 0 at masked steps."""
-    return np.where(stored.columns["mask"], x, 0).astype(np.float32, copy=False)
+    return np.where(stored.columns["mask"], x, np.float32(0)).astype(np.float32, copy=False)
 
 
 def _rewards(stored: StoredIteration, settings: Settings, own: Settings) -> dict[str, Array]:
