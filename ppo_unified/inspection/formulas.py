@@ -224,7 +224,9 @@ def passed_gradient(ratio: Array, advantages: Array, objective: Objective) -> Ar
     if objective.kind != "clip":
         return np.ones_like(gain)
     clipped = np.clip(ratio, 1 - objective.below, 1 + objective.above) * advantages
-    passed = 1 - _fraction_below(clipped, gain) * (outside(ratio, objective) != 0)
+    stopped = _fraction_below(clipped, gain)
+    stopped *= outside(ratio, objective) != 0
+    passed = np.subtract(1, stopped, out=stopped)
     if objective.dual_clip:
         below = _fraction_below(np.minimum(gain, clipped), objective.dual_clip * advantages)
         passed *= 1 - below * (advantages < 0)
@@ -234,7 +236,9 @@ def passed_gradient(ratio: Array, advantages: Array, objective: Objective) -> Ar
 def _fraction_below(x: Array, y: Array) -> Array:
     """Return 1 where `x` < `y`, 0 where it is greater, and 1/2 where they are equal."""
     # arithmetic with flags is several times faster than np.where if they have no regular pattern
-    return np.asarray(0.5 * np.add(x < y, x <= y, dtype=x.dtype))
+    fraction = np.add(x < y, x <= y, dtype=x.dtype)
+    fraction *= 0.5
+    return np.asarray(fraction)
 
 
 def is_cut(ratio: Array, advantages: Array, objective: Objective) -> Array:

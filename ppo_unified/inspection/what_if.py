@@ -288,20 +288,21 @@ def _update_means(recomputed: Recomputed) -> dict[str, float]:
 def _means(weights: Array, quantities: Mapping[str, Array]) -> dict[str, float]:
     """Return the weighted mean of each quantity over the steps whose weight is positive."""
     chosen = weights > 0
-    shares = weights[chosen].astype(np.float64)
-    shares /= shares.sum()
-    return {name: float((x[chosen] * shares).sum()) for name, x in quantities.items()}
+    positive = weights[chosen]
+    total = positive.sum(dtype=np.float64)
+    return {name: float((x[chosen] * positive).sum(dtype=np.float64) / total) for name, x in quantities.items()}
 
 
 def _rollout_means(recomputed: Recomputed) -> dict[str, float]:
     """Return the means that do not depend on the update. Rewards and KL are summed over each response, then averaged
     over responses."""
     mask, columns = recomputed.stored.columns["mask"], recomputed.columns
-    values, targets = (columns[name][mask].astype(np.float64) for name in ("value", "return"))
-    variance = float(targets.var())
+    values, targets = (columns[name][mask] for name in ("value", "return"))
+    variance = float(targets.var(dtype=np.float64))
+    unexplained = float((targets - values).var(dtype=np.float64))
     means = {
-        "value/mean": float(values.mean()),
-        "value/explained_variance": 1 - float((targets - values).var()) / variance if variance > 0 else 0.0,
+        "value/mean": float(values.mean(dtype=np.float64)),
+        "value/explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
     }
     if "token_reward" in columns:
         means["reward/total"] = float(columns["token_reward"].sum(1).mean())
