@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from textual import work
 from textual.binding import Binding, BindingType
 from textual.command import CommandPalette
@@ -38,6 +39,7 @@ from tui.view_state import ViewState
 if TYPE_CHECKING:
     from tui.new_run.launcher import Launcher
 
+REUSED_BYTES = 1 << 24  # size of freed arrays up to which the process keeps their memory
 PRELOAD_S = 0.5  # time from the start until the inspector is imported
 BELL_PAUSE_S = 5.0  # minimum time between two bells
 SWITCH_S = 0.0005  # thread switch interval; Python's default of 5 ms would delay keys while the reader runs
@@ -103,9 +105,12 @@ class Terminal(MessageApp):
         self.run_worker(self.reader.run, thread=True, exclusive=True, group="reader")
 
     def on_ready(self) -> None:
-        """Exclude long-lived objects from garbage collection, which would delay keys by 70 ms."""
+        """Tune memory management, which would otherwise delay keys: a garbage collection alone takes 70 ms."""
         if not self.is_headless:  # a test process creates many applications
             gc.freeze()
+            # with glibc, freeing a large array lets later ones reuse memory instead of returning it to the system each
+            # time, which would cost the inspector thousands of page faults per key
+            np.empty(REUSED_BYTES, np.uint8)
             self.set_interval(1, self._end_without_terminal)
             self.set_timer(PRELOAD_S, self._import_inspector)
 
