@@ -28,6 +28,7 @@ FAST = [
     *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
     *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces")),
     "tests/test_contract.py",
+    "tests/envs/llm/test_sampler_check.py",
     *(f"tests/inspection/test_{name}.py" for name in ("formulas", "own_numbers", "what_if")),
 ]
 LEARNING = ["tests/test_learning.py"]
@@ -44,7 +45,9 @@ class Mutant(NamedTuple):
 PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
 FORMULAS, WHAT_IF = "ppo_unified/inspection/formulas.py", "ppo_unified/inspection/what_if.py"
+GENERATE = "envs/llm/generate.py"
 NEAREST = {
+    GENERATE: "test_sampler_check.py",
     VECTOR: "test_vector.py",
     SPACES: "test_vector.py",
     POLICY: "test_policy.py",
@@ -183,6 +186,10 @@ MUTANTS = [
     Mutant("what-if: unexplained variance", WHAT_IF, "1 - float((targets - values)", "float((targets - values)"),
     Mutant("what-if: KL penalty without coefficient", WHAT_IF, "settings.kl_coef * float(", "float("),
     Mutant("components: log-probs averaged", POLICY, "taken.sum(-1), entropy.sum(-1)", "taken.mean(-1), entropy.sum(-1)"),
+    Mutant("sampler: positions do not advance", GENERATE, "self.positions = self.positions + 1", "self.positions = self.positions"),
+    Mutant("sampler: padding is attended", GENERATE, "attention_mask=self.attention.long() if self.padded else None", "attention_mask=None"),
+    Mutant("sampler: another temperature", GENERATE, "decoder.logits / temperature", "decoder.logits"),
+    Mutant("sampler: finished rows stay in the mask", GENERATE, "self.attention, self.positions = self.attention[rows], self.positions[rows]", "self.attention, self.positions = self.attention[: len(rows)], self.positions[: len(rows)]"),
 ]  # fmt: skip
 
 

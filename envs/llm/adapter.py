@@ -31,6 +31,7 @@ from envs.llm.prompts import end_tokens
 from envs.llm.rewards.functions import Reward, find_function, load_reward, score
 from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import ScoreTransforms
+from envs.llm.sampler_check import check_sampler
 from envs.llm.threads import choose_threads
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import pack_rows
@@ -132,10 +133,12 @@ class LLMAdapter:
         raw = score(self.reward, "llm.reward", prompts, texts, columns)
         gold = score(self.gold, "llm.proxy_of", prompts, texts, columns) if self.gold else None
         scored = time.perf_counter()
-        rollout = self._rollout(responses, self.compare(responses), raw)
+        compared = self.compare(responses)
+        sampler = check_sampler(responses, compared.logprobs, self.config)
+        rollout = self._rollout(responses, compared, raw)
         times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
         gold_metrics = {"reward/gold": float(np.mean(gold))} if gold else {}
-        return replace(rollout, metrics=dict(rollout.metrics) | times | gold_metrics)
+        return replace(rollout, metrics=dict(rollout.metrics) | times | gold_metrics | sampler)
 
     def compare(self, responses: Responses) -> Comparison:
         """Compute the responses' log-probs, values, reference log-probs and exact KL, each [N, T], in micro-batches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class Responses:
     prompt_lengths: Tensor  # [N]
     lengths: Tensor  # [N], total length of prompt and response
     ended: Tensor  # [N] bool, True if the response ends with an end token
+    # [N, S - 1], the log-prob with which each token was sampled, in the columns of `mask`; None if nothing was sampled
+    sampled_logprobs: Tensor | None = None
 
     def response(self, row: int) -> list[int]:
         """Return the tokens of the response in this row, including its end token."""
@@ -79,11 +81,16 @@ def generate(
     end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
     responses = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
+    logprobs = torch.zeros(count, max_new_tokens, device=device)
     lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
     rows = torch.arange(count, device=device)  # index of the response, 0 to N - 1, of each row in the cache
     decoder = Decoder(network, prompts, device)
     for column in range(max_new_tokens):
-        token = _choose_tokens(decoder.logits if temperature == 1.0 else decoder.logits / temperature, generator)
+        logits = decoder.logits if temperature == 1.0 else decoder.logits / temperature
+        if generator is None:
+            token = logits.argmax(-1)
+        else:
+            token, logprobs[rows, column] = sample_tokens(logits, generator)
         responses[rows, column] = torch.where(ended[rows], 0, token)
         lengths[rows] += (~ended[rows]).long()
         ended[rows] |= torch.isin(token, end)
@@ -98,7 +105,13 @@ def generate(
             decoder.keep(keep)
         decoder.step(token)
     counter.done = end_count
-    return _join(prompts, prompt_lengths, responses, lengths, ended)
+    tokens, totals = _join(prompts, prompt_lengths, responses, lengths), prompt_lengths + lengths
+    joined = Responses(tokens, prompt_lengths, totals, ended)
+    if generator is None:
+        return joined
+    written = torch.arange(max_new_tokens, device=device) < lengths[:, None]
+    placed = torch.zeros(joined.mask().shape, device=device).masked_scatter(joined.mask(), logprobs[written])
+    return replace(joined, sampled_logprobs=placed)
 
 
 class Decoder:
@@ -178,25 +191,22 @@ def _grow(x: Tensor, columns: int) -> Tensor:
     return buffer
 
 
-def _choose_tokens(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        return logits.argmax(-1)
+def sample_tokens(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sample a token from each row of `logits` [rows, V]. Return the tokens and their log-probs, each [rows]."""
     # This is much faster than `multinomial`, which draws one random number per vocabulary entry. The sums need float64:
     # adding a very small probability would not change a float32 sum, so most rare tokens could never be drawn.
-    bounds = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
+    probs = logits.softmax(-1)
+    bounds = probs.cumsum(-1, dtype=torch.float64)
     drawn = torch.rand(len(bounds), 1, dtype=torch.float64, generator=generator, device=bounds.device)
     # right=True ensures that a token with probability 0 is never drawn
-    token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True)
-    return token.squeeze(1).clamp(max=logits.shape[-1] - 1)
+    token = torch.searchsorted(bounds, drawn * bounds[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+    return token.squeeze(1), probs.gather(1, token).log().squeeze(1)
 
 
-def _join(
-    prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor, ended: Tensor
-) -> Responses:
-    """Concatenate each prompt with its response, without padding in between."""
-    totals = prompt_lengths + lengths
-    tokens = torch.zeros(len(prompts), int(totals.max()), dtype=torch.long, device=responses.device)
+def _join(prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
+    """Return each prompt with its response, without padding in between: tokens [N, S], padded with 0 on the right."""
+    tokens = torch.zeros(len(prompts), int((prompt_lengths + lengths).max()), dtype=torch.long, device=responses.device)
     for row, (prompt, size) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
         tokens[row, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
         tokens[row, len(prompt) : len(prompt) + size] = responses[row, :size]
-    return Responses(tokens, prompt_lengths, totals, ended)
+    return tokens

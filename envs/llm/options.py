@@ -221,6 +221,12 @@ class LLMConfig(RunConfig):
         """The allowed first-ratio error, larger for bfloat16 because its rounding depends on the batch shape."""
         return 1e-2 if self.llm.dtype == "float32" else 0.2
 
+    @property
+    def sampler_tolerances(self) -> tuple[float, float]:
+        """The allowed largest and mean invariant/sampler_error. A temperature below 1 magnifies the rounding of logits."""
+        largest, mean = (1e-4, 1e-5) if self.llm.dtype == "float32" else (0.25, 0.005)
+        return largest / min(1.0, self.llm.temperature), mean / min(1.0, self.llm.temperature)
+
     @model_validator(mode="after")
     def _check_llm_options(self) -> Self:
         llm = self.llm

@@ -222,6 +222,14 @@ METRICS: dict[str, Metric] = {
         "largest deviation of the probability ratio from 1 in the first minibatch, before any optimizer step",
         "should stay below 1e-5 in float32",
     ),
+    "invariant/sampler_error": Metric(
+        "",
+        "largest difference between the log-prob with which a token was sampled and its log-prob in training",
+        "should stay below 1e-4 in float32 and 0.05 in bfloat16",
+    ),
+    "invariant/sampler_error_mean": Metric(
+        "", "mean of these differences over all sampled tokens", "should stay below a tenth of these limits"
+    ),
     "invariant/gae_error": Metric(
         "",
         "largest difference between the computed advantages and the sum that defines GAE, in the first "
