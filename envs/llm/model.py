@@ -49,6 +49,7 @@ class Network(nn.Module):
         self.bf16 = bf16
         self._peft_model: Any = None  # peft's wrapper around `model`, if it has LoRA
         self._active: str | None = POLICY
+        self._lora_layers: list[Any] = []
         self._trained: list[nn.Parameter] = []  # LoRA weights of policy and critic
         self._frozen: list[nn.Parameter] = []  # LoRA weights of reward models
 
@@ -92,9 +93,8 @@ class Network(nn.Module):
                 raise UsageError(
                     f"llm.lora_targets = {options.lora_targets}: cannot add LoRA weights ({why})"
                 ) from None
-        self.eval()
         self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
-        self._restore_requires_grad()
+        self._finish_adding(POLICY)
 
     def add_frozen_lora(self, name: str, folder: LoRAFolder, option: str) -> nn.Linear:
         """Add a reward model's frozen LoRA weights under `name`, and return its score head.
@@ -121,19 +121,10 @@ class Network(nn.Module):
         self._frozen += self.lora_parameters(name)
         for parameter in self._frozen:
             parameter.data = parameter.data.to(self.device)
-        self.eval()
-        active, self._active = self._active, name
-        self.use_lora(active)
+        self._finish_adding(self._active)
         layer = nn.Linear(head["weight"].shape[1], 1, bias="bias" in head)
         layer.load_state_dict(head)
         return layer.to(self.device).requires_grad_(False)
-
-    def _restore_requires_grad(self) -> None:
-        """Restore requires_grad of all LoRA weights, which peft changes when it enables or disables them."""
-        for parameter in self._trained:
-            parameter.requires_grad_(True)
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
 
     def _set_peft_model(self, peft_model: Any) -> None:
         object.__setattr__(self, "_peft_model", peft_model)  # not registered: `model` has its modules
@@ -156,15 +147,27 @@ class Network(nn.Module):
 
     def use_lora(self, lora: str | None) -> None:
         """Activate the LoRA weights with the name `lora`, or disable LoRA if `lora` is None."""
-        if self._peft_model is None or lora == self._active:
-            return
-        if lora is None:
-            self._peft_model.base_model.disable_adapter_layers()
-        else:
-            self._peft_model.base_model.enable_adapter_layers()
-            self._peft_model.base_model.set_adapter(lora)
-        self._restore_requires_grad()
+        if self._peft_model is not None and lora != self._active:
+            self._activate(lora)
+
+    def _activate(self, lora: str | None) -> None:
+        for layer in self._lora_layers:  # peft's own method is much slower and changes requires_grad
+            layer._disable_adapters = lora is None
+            if lora is not None:
+                layer._active_adapter = [lora]
         self._active = lora
+
+    def _finish_adding(self, active: str | None) -> None:
+        """Find the layers with LoRA weights, activate the weights `active`, and let only trained ones require grad."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self.eval()
+        self._lora_layers = [module for module in self.model.modules() if isinstance(module, BaseTunerLayer)]
+        self._activate(active)
+        for parameter in self._trained:
+            parameter.requires_grad_(True)
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
 
     def checkpoint_activations(self) -> None:
         """Make each layer recompute its activations in the backward pass, to save memory.
@@ -192,12 +195,9 @@ class Network(nn.Module):
 
     @contextmanager
     def _with_lora(self, lora: str | None) -> Iterator[None]:
-        before = self._active
+        """Activate `lora` and leave it active: the next layer of a backward pass usually needs the same weights."""
         self.use_lora(lora)
-        try:
-            yield
-        finally:
-            self.use_lora(before)
+        yield
 
     def precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()

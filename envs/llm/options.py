@@ -223,7 +223,7 @@ class LLMConfig(RunConfig):
 
     @property
     def sampler_tolerances(self) -> tuple[float, float]:
-        """The allowed largest and mean invariant/sampler_error. A temperature below 1 magnifies the rounding of logits."""
+        """The allowed largest and mean sampler error. A temperature below 1 magnifies the rounding of logits."""
         largest, mean = (1e-4, 1e-5) if self.llm.dtype == "float32" else (0.25, 0.005)
         return largest / min(1.0, self.llm.temperature), mean / min(1.0, self.llm.temperature)
 

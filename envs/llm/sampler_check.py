@@ -1,7 +1,7 @@
 """Checks that responses are sampled from the distribution that training assumes.
 
 The sampler decodes token by token with a cache, whereas training processes whole responses at once. If one of them is
-wrong, for example in the position of a token or in the attention mask, then their log-probs of the same token differ. The
+wrong, for example in the position of a token or in the attention mask, their log-probs of the same token differ. The
 ratio and the KL would then refer to a policy that did not choose the tokens.
 """
 
@@ -56,6 +56,6 @@ def _worst(responses: Responses, logprobs: Tensor) -> str:
     number = column + 2 - int(responses.prompt_lengths[row])
     sampled, trained = (float(x[row, column]) for x in (responses.sampled_logprobs, logprobs))
     return (
-        f"token {number} of response {row + 1} was sampled with log-prob {sampled:.6g}, but its log-prob in training is "
-        f"{trained:.6g}"
+        f"token {number} of response {row + 1} was sampled with log-prob {sampled:.6g}, but its log-prob in training "
+        f"is {trained:.6g}"
     )

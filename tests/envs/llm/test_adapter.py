@@ -312,3 +312,12 @@ def test_critic_warmup_leaves_the_policy_unchanged(folder: Path, kind: str) -> N
     moved = {id(p) for p, old in before if not torch.equal(p, old)}
     assert moved
     assert moved <= critic
+
+
+def test_update_switches_lora_twice_per_microbatch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recomputed layers need the LoRA weights of their own forward pass, but not one switch each."""
+    adapter = LLMAdapter(make_config(folder, {"gradient_checkpointing": True, "lora_rank": 2}), CPU)
+    rollout, activate, active = adapter.collect(), adapter.policy.network._activate, list[str | None]()
+    monkeypatch.setattr(adapter.policy.network, "_activate", lambda lora: (active.append(lora), activate(lora)))
+    gradient(adapter, rollout, adapter.config.ppo)
+    assert active == ["policy", "critic", "policy"]  # the first switch is from the reference, with which collect ends
