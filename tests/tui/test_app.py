@@ -933,7 +933,7 @@ def test_command_is_copied_to_clipboard(runs: Path) -> None:
     drive(runs, act)
 
 
-@pytest.mark.parametrize("readonly", [False, True])
+@pytest.mark.parametrize("readonly", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_watch_opens_a_screen_if_there_is_a_checkpoint(runs: Path, readonly: bool) -> None:
     (runs / "beta" / "checkpoints" / f"{0:012d}").mkdir(parents=True)
 

@@ -277,7 +277,11 @@ def test_copy_and_csv_contain_the_numbers(tmp_path: Path) -> None:
     drive(tmp_path, act)
 
 
-@pytest.mark.parametrize("size", [(60, 16), (80, 24), (120, 40), (200, 60)], ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize(
+    "size",
+    [(60, 16), *(pytest.param(size, marks=pytest.mark.exhaustive) for size in ((80, 24), (120, 40))), (200, 60)],
+    ids=lambda size: "x".join(map(str, size)),
+)
 @pytest.mark.parametrize("unicode", [True, False])
 def test_long_and_strange_texts_keep_the_layout(tmp_path: Path, size: tuple[int, int], unicode: bool) -> None:
     words = (" the", "影", "שלום", "مرحبا", "\n", "\x1b]0;x\x07", "[red]", "\udce5", "\udc9b\udcbd", "e\u0301",

@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16-copy": ("llama", {"llm": {"reference_dtype": "bfloat16"}}),
     "small-batches": ("llama", {"ppo": {"microbatch_columns": 20}}),
 }
+SIMILAR = ("gpt2-shared", "qwen2-bf16", "lora", "lora-shared", "bf16-copy")  # exhaustive if a test trains runs
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,9 @@ def stored_iteration(folder: Path, name: str) -> StoredIteration:
     return samples.read(Run(result.path), 2)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in SIMILAR else ()) for name in KINDS]
+)
 def test_stored_alternatives_agree_with_logprobs(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the alternatives include all tokens, the log-prob of the chosen one equals the step's own."""
     monkeypatch.setattr("envs.llm.explain.ALTERNATIVES", 1000)

@@ -27,7 +27,7 @@ from tests.models import FAMILIES, LONGROPE, OTHERS, SIZES, VOCABULARY, make_cau
 
 PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row in range(16)]
 WRONG = ("openai-gpt", "bert", "modernbert-decoder", "moshi", "cpmant")
-USUAL = ("opt", "mistral", "gpt_neox", "bloom", "falcon", "granite", "cohere", "opt-projected")  # others are exhaustive
+USUAL = ("opt", "gpt_neox", "bloom", "granite", "cohere", "opt-projected")  # others are exhaustive
 # name -> (family, options): OPT-350m also projects the last hidden state to another size
 SUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "opt-projected": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),

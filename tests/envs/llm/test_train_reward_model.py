@@ -119,7 +119,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("rank", [0, 8])
+@pytest.mark.parametrize("rank", [0, pytest.param(8, marks=pytest.mark.exhaustive)])
 def test_reward_model_learns_a_learnable_preference(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
@@ -202,7 +202,7 @@ def test_ordinary_token_never_becomes_special(tmp_path: Path) -> None:
     assert after(every_byte)["input_ids"] == tokenizer(every_byte)["input_ids"]
 
 
-@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.exhaustive), 4])
 def test_other_model_families_train(tmp_path: Path, rank: int) -> None:
     """GPT-2 has tied embeddings and transposed weight matrices."""
     tokenizer = byte_tokenizer(pad=EOS)
