@@ -127,7 +127,7 @@ def train_throttle(rescale: bool, **env_kwargs: float) -> tuple[GymAdapter, set[
     """Train on Throttle. Return the adapter and the names of the health checks that warned."""
     adapter = make_adapter("Throttle", {"hidden": []}, num_steps=64, rescale_actions=rescale, env_kwargs=env_kwargs)
     health, warned = Health(), set[str]()
-    ppo = adapter.config.ppo.model_copy(update={"minibatches": 4, "gamma": 0.0})
+    ppo = adapter.config.ppo.model_copy(update={"epochs": 4, "minibatches": 4, "gamma": 0.0})
     for step, metrics in enumerate(run_engine(adapter, 60, ppo, Optim(lr=0.01))):
         health.update(step, metrics)
         warned |= {warning["name"] for warning in health.active_warnings()}

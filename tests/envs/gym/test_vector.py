@@ -102,7 +102,7 @@ def train_values(ends: str, blind: bool, gamma: float) -> tuple[GymAdapter, dict
         policy={"hidden": [] if blind else [16]},
     )
     adapter = GymAdapter(config, torch.device("cpu"))
-    metrics = run_engine(adapter, 120 if blind else 150, config.ppo, Optim(lr=0.1 if blind else 0.02, max_grad_norm=0))
+    metrics = run_engine(adapter, 60 if blind else 75, config.ppo, Optim(lr=0.2 if blind else 0.04, max_grad_norm=0))
     return adapter, metrics[-1]
 
 
