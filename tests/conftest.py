@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,24 @@ def _use_one_thread() -> None:
     gc.freeze()  # examining all objects of torch takes 0.1 s per collection
     gc.set_threshold(20_000, 20, 100)
     gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _parse_style_sheets_once() -> Iterator[None]:
+    """Parse each style sheet of the terminal UI once per process instead of once per app."""
+    from textual.css.stylesheet import Stylesheet
+
+    parse, parsed = Stylesheet._parse_rules, dict[tuple[object, ...], Any]()
+
+    def parse_once(sheet: Stylesheet, *arguments: Any, **named: Any) -> Any:
+        key = (*sorted(sheet._variables.items()), *arguments, *sorted(named.items()))
+        if key not in parsed:
+            parsed[key] = parse(sheet, *arguments, **named)
+        return parsed[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stylesheet, "_parse_rules", parse_once)
+        yield
 
 
 @pytest.fixture
