@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests import fork_server
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -20,9 +20,7 @@ def run_example(name: str, folder: Path, short: dict[str, str]) -> str:
         assert line in source
         source = source.replace(line, replacement)
     (folder / name).write_text(source, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", name], cwd=folder, capture_output=True, text=True, check=False
-    )
+    done = fork_server.run(["-W", "error", name], folder, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.play_messages import FrameReply, Request, decode, encode, picture_bytes
+from tests import fork_server
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
@@ -19,11 +20,14 @@ LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-ste
 Call = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
 
 
-def command(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `ppo-unified` in a new process and capture its output."""
+def command(*arguments: str, cwd: Path, fresh: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run `ppo-unified` in a new process and capture its output. A fresh process has imported nothing before."""
     environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | more
-    words = [sys.executable, "-m", "ppo_unified", *arguments]
-    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
+    words = ["-m", "ppo_unified", *arguments]
+    if not fresh:
+        return fork_server.run(words, cwd, environment)
+    whole = [sys.executable, *words]
+    return subprocess.run(whole, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120, check=False)
 
 
 def serve(

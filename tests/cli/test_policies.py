@@ -45,6 +45,7 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.terminal.screen import ENTER, LEAVE
 from ppo_unified.training import checkpoint
 from ppo_unified.training.session import train_in
+from tests import fork_server
 from tests.fuzz.readers import is_harmless
 
 ROOT = Path(__file__).parents[2]
@@ -413,7 +414,9 @@ def start_on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
     return process, ours
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.exhaustive)]
+)
 def test_signal_restores_the_terminal(runs: Path, number: signal.Signals, code: int) -> None:
     process, terminal = start_on_a_terminal("play", "dot", "--fps", "0.01", "--runs", str(runs))
     text = read_until(terminal, "step 0")
@@ -478,8 +481,7 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
     np.save(tmp_path / "obs.npy", obs)
     files = [str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
     subprocess.run([sys.executable, "-c", WITHOUT_PROJECT, *files], cwd=export_folder, check=True)
-    script = [sys.executable, str(export_folder / "play.py")]
-    ended = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path, check=True)
+    ended = fork_server.run([str(export_folder / "play.py")], tmp_path)
     np.testing.assert_array_equal(np.load(files[1]), player(obs, {}))
     assert set(np.load(files[1])) == {0, 1}
     found = re.fullmatch(r"mean return ([\d.]+) over 10 episodes\n", ended.stdout)

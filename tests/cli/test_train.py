@@ -25,6 +25,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run, Status, create
+from tests import fork_server
 from tests.cli.commands import LONG, QUICK, Call, command, wait_for
 
 
@@ -46,7 +47,9 @@ def test_train_writes_run_folder_and_prints_next_step(tmp_path: Path) -> None:
 
 def test_config_toml_reproduces_the_run(tmp_path: Path, call: Call) -> None:
     assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
-    assert command("train", "runs/a/config.toml", "--name", "b", cwd=tmp_path).returncode == 0  # another hash seed
+    assert (
+        command("train", "runs/a/config.toml", "--name", "b", cwd=tmp_path, fresh=True).returncode == 0
+    )  # another hash seed
     curves = []
     for name in ("a", "b"):
         reader = EventReader(tmp_path / "runs" / name)
@@ -178,7 +181,7 @@ class Halve(gym.RewardWrapper):
 """
 
 
-@pytest.mark.parametrize("name", ["", ":Own"])
+@pytest.mark.parametrize("name", ["", pytest.param(":Own", marks=pytest.mark.exhaustive)])
 def test_file_works_from_training_to_export(name: str, tmp_path: Path) -> None:
     """All commands run in separate processes, and the environments in worker processes."""
     (tmp_path / "my games").mkdir()
@@ -195,9 +198,8 @@ def test_file_works_from_training_to_export(name: str, tmp_path: Path) -> None:
     done = command("eval", "a", "--json", "--episodes", "2", cwd=tmp_path)
     assert json.loads(done.stdout)["score"] == 3
     assert command("export", "a", "--to", "policy", cwd=tmp_path).returncode == 0
-    script = [sys.executable, "policy/play.py"]
-    played = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert played.stdout == "mean return 3 over 10 episodes\n"
+    played = fork_server.run(["policy/play.py"], tmp_path)
+    assert (played.returncode, played.stdout) == (0, "mean return 3 over 10 episodes\n")
 
 
 USAGE_ERRORS = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,6 +20,7 @@ from envs.gym.options import Gym, GymConfig, from_target, resolve
 from envs.gym.vector import GymAdapter
 from ppo_unified.config.presets import load_target
 from ppo_unified.errors import UsageError
+from tests import fork_server
 
 CLASS = """
 import gymnasium as gym, numpy as np
@@ -303,7 +303,7 @@ class Half(gym.RewardWrapper):
     ("path", "how"),
     [
         ("my envs/random.py", "no registration"),
-        ("my envs/random.py", "string"),
+        pytest.param("my envs/random.py", "string", marks=pytest.mark.exhaustive),
         ("sub/types.py", "string"),
         ("my.env-2.py", "name"),
         ("sub/own.py", "package"),
@@ -320,8 +320,7 @@ def test_exported_example_loads_any_file(path: str, how: str, folder: Path) -> N
     with closing(GymAdapter(config, torch.device("cpu"))) as adapter:
         export(adapter, folder, about)
     Path("count").unlink()
-    script = [sys.executable, "-W", "error::UserWarning", "play.py"]
-    played = subprocess.run(script, capture_output=True, text=True, check=False)
+    played = fork_server.run(["-W", "error::UserWarning", "play.py"])
     assert (played.stdout, played.stderr) == ("mean return 10.5 over 10 episodes\n", "")
     assert Path("count").read_text(encoding="utf-8") == "x"
 
