@@ -105,13 +105,7 @@ def generate(
             decoder.keep(keep)
         decoder.step(token)
     counter.done = end_count
-    tokens, totals = _join(prompts, prompt_lengths, responses, lengths), prompt_lengths + lengths
-    joined = Responses(tokens, prompt_lengths, totals, ended)
-    if generator is None:
-        return joined
-    written = torch.arange(max_new_tokens, device=device) < lengths[:, None]
-    placed = torch.zeros(joined.mask().shape, device=device).masked_scatter(joined.mask(), logprobs[written])
-    return replace(joined, sampled_logprobs=placed)
+    return _join(prompts, prompt_lengths, responses, lengths, ended, None if generator is None else logprobs)
 
 
 class Decoder:
@@ -203,10 +197,23 @@ def sample_tokens(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, T
     return token.squeeze(1), probs.gather(1, token).log().squeeze(1)
 
 
-def _join(prompts: Sequence[Sequence[int]], prompt_lengths: Tensor, responses: Tensor, lengths: Tensor) -> Tensor:
-    """Return each prompt with its response, without padding in between: tokens [N, S], padded with 0 on the right."""
-    tokens = torch.zeros(len(prompts), int((prompt_lengths + lengths).max()), dtype=torch.long, device=responses.device)
+def _join(
+    prompts: Sequence[Sequence[int]],
+    prompt_lengths: Tensor,
+    responses: Tensor,
+    lengths: Tensor,
+    ended: Tensor,
+    logprobs: Tensor | None,
+) -> Responses:
+    """Concatenate each prompt with its response, without padding in between."""
+    totals = prompt_lengths + lengths
+    tokens = torch.zeros(len(prompts), int(totals.max()), dtype=torch.long, device=responses.device)
     for row, (prompt, size) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
         tokens[row, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
         tokens[row, len(prompt) : len(prompt) + size] = responses[row, :size]
-    return tokens
+    joined = Responses(tokens, prompt_lengths, totals, ended)
+    if logprobs is None:
+        return joined
+    sampled = torch.arange(responses.shape[1], device=tokens.device) < lengths[:, None]
+    mask = joined.mask()
+    return replace(joined, sampled_logprobs=logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs[sampled]))

@@ -223,8 +223,11 @@ class LLMConfig(RunConfig):
 
     @property
     def sampler_tolerances(self) -> tuple[float, float]:
-        """The allowed largest and mean sampler error. A temperature below 1 magnifies the rounding of logits."""
-        largest, mean = (1e-4, 1e-5) if self.llm.dtype == "float32" else (0.25, 0.005)
+        """The allowed largest and mean sampler error. A temperature below 1 magnifies the rounding of logits.
+
+        In bfloat16, rounding alone causes errors of 0.26 and 0.044 for SmolLM2-135M with LoRA.
+        """
+        largest, mean = (1e-4, 1e-5) if self.llm.dtype == "float32" else (1.0, 0.1)
         return largest / min(1.0, self.llm.temperature), mean / min(1.0, self.llm.temperature)
 
     @model_validator(mode="after")

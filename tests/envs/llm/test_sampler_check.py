@@ -22,7 +22,7 @@ def make_adapter(folder: Path, dtype: str = "float32", temperature: float = 1.3)
     weights = torch.Generator().manual_seed(0)
     with torch.no_grad():  # the logits of an untrained model are almost equal, which would hide faults
         for parameter in adapter.policy.network.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=weights), alpha=0.03)
+            parameter.add_(torch.randn(parameter.shape, generator=weights), alpha=0.1)
     return adapter
 
 
