@@ -21,7 +21,7 @@ from envs.gym.errors import close_env, guard
 from envs.gym.make import read_actions, read_observations
 from envs.gym.options import GymConfig
 from envs.gym.restore import make_repeatable
-from envs.gym.spaces import encode, read_reward, to_env_actions, to_step_argument
+from envs.gym.spaces import ObservationLayout, encode, read_reward, to_env_actions, to_step_argument
 from ppo_unified.config.spec import Frame, ReplayError, StoredEpisode
 
 TOLERANCE = 1e-4  # of observations after a state was set from an observation, which float32 has rounded
@@ -38,11 +38,16 @@ STATE_SETTERS: dict[type, Callable[[Any, np.ndarray], None]] = {CartPoleEnv: _se
 class Scaling:
     """The normalization of the observations in a rollout, as recorded with its samples."""
 
-    def __init__(self, record: Mapping[str, Any] | None, dtype: str) -> None:
-        """Read the entry "scaling" of a record; None if the observations were not normalized."""
+    def __init__(self, record: Any, layout: ObservationLayout) -> None:
+        """Read the entry "scaling" of a record; None if the observations were not normalized. Raises ReplayError."""
         known = record or {"mean": 0.0, "factor": 1.0, "clip": np.inf}
-        self.mean, self.factor = np.asarray(known["mean"], dtype), np.asarray(known["factor"], dtype)
-        self.clip = float(known["clip"])
+        try:
+            self.mean, self.factor = (
+                np.broadcast_to(np.asarray(known[name], layout.dtype), layout.size) for name in ("mean", "factor")
+            )
+            self.clip = float(known["clip"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise _damaged(error) from None
 
     def apply(self, obs: np.ndarray) -> np.ndarray:
         """Normalize an observation [size]."""
@@ -90,7 +95,7 @@ def _find_start(record: Any, episode: StoredEpisode) -> dict[str, Any] | None:
         start: dict[str, Any] | None = next((x for x in known["starts"] if x["column"] == episode.column), None)
         obstacle = known["obstacle"] if start is not None and "seed" not in start and not start["random"] else ""
     except (KeyError, IndexError, TypeError) as error:
-        raise ReplayError(f"the stored starts of the episodes are damaged ({type(error).__name__}: {error})") from None
+        raise _damaged(error) from None
     if start is None:
         raise ReplayError("the episode began before this iteration's rollout, so its start is not stored")
     if obstacle:
@@ -98,11 +103,15 @@ def _find_start(record: Any, episode: StoredEpisode) -> dict[str, Any] | None:
     return start
 
 
+def _damaged(error: Exception) -> ReplayError:
+    return ReplayError(f"the stored record of the rollout is damaged ({type(error).__name__}: {error})")
+
+
 def _replay(
     env: gym.Env[Any, Any],
     config: GymConfig,
     start: dict[str, Any] | None,
-    scaling: Mapping[str, Any] | None,
+    scaling: Any,
     episode: StoredEpisode,
     seconds: float,
     describe: bool,
@@ -110,7 +119,7 @@ def _replay(
 ) -> Iterator[Frame]:
     env_id, layout = config.gym.env_id, read_observations(env, config.gym)
     actions = read_actions(env, config.gym)
-    scale = Scaling(scaling, layout.dtype)
+    scale = Scaling(scaling, layout)
     stored = episode.observations.get("obs", episode.observations.get("obs.obs", np.empty(0)))
     components = len(actions.low if actions.continuous else actions.sizes)
     if stored.shape[1:] != (layout.size,) or episode.actions.shape[1:] != (components,):

@@ -127,6 +127,8 @@ class Replays:
             greedy=False,
             checkpoint="",
         )
+        if request in self._kept:  # drawn again on the way to another state
+            self._bytes -= _size(*self._kept.pop(request))
         self._kept[request] = reply, drawn.pixels
         self._bytes += _size(reply, drawn.pixels)
         while self._bytes > MAX_BYTES and len(self._kept) > 1:

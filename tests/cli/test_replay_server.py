@@ -88,6 +88,15 @@ def test_long_way_forwards_is_not_drawn(tmp_path: Path, monkeypatch: pytest.Monk
     assert [request.step for request in replays._kept] == [0, 8, 9, 10]
 
 
+def test_frames_that_are_drawn_twice_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_server, "BACK", 2)
+    replays = make_replays(train_dots(tmp_path))
+    for step in (10, 5, 11):  # before step 11, steps 9 and 10 are drawn again
+        size = len(replays.answer(ask(step))[1])
+    assert sorted(request.step for request in replays._kept) == [3, 4, 5, 8, 9, 10, 11]
+    assert replays._bytes == size * len(replays._kept)
+
+
 def test_impossible_requests_are_explained(tmp_path: Path) -> None:
     run = train_dots(tmp_path)
     replays = make_replays(run)

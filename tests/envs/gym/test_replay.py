@@ -100,6 +100,9 @@ def test_states_of_cartpole_need_no_start() -> None:
     assert reason == f"the replayed observation differs from the stored one at step {episode.column + 3}"
     found.record["scaling"]["clip"] = 0.001
     assert found.replay(0)[1].startswith("gym.normalize_obs clipped the observation at step ")
+    for damaged in ([1], {"mean": [0.0] * 4, "clip": 1}, {"mean": "x", "factor": [1.0] * 4, "clip": 1}):
+        found.record["scaling"] = damaged
+        assert found.replay(0)[1].startswith("the stored record of the rollout is damaged (")
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
