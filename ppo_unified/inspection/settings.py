@@ -73,7 +73,8 @@ class Settings:
 _NAMES = {f.name for f in fields(Settings)}
 LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
 COLUMNS = ("logprob_old", "logprob_new", "ratio", "reward", "value", "next_value")  # all that `recompute` needs
-SCORE_COLUMNS = ("kl", "kl_full", "score", "score_normalized")  # needed for responses with "score_used"
+REFERENCE_COLUMNS = ("logprob_ref", "kl")
+REWARD_COLUMNS = (*REFERENCE_COLUMNS, "kl_full", "score", "score_normalized", "score_used")  # the terms of rewards
 EPOCHS = ("logprob", "value", "entropy", "minibatch")
 MOST_MINIBATCHES = 1 << 15
 # the values that rloo and grpo require
@@ -102,22 +103,30 @@ def _check_value(stored: StoredIteration, name: str, value: Any) -> None:
     if value not in known if known else not is_number:
         expected = f"one of {', '.join(map(str, known))}" if known else "a number"
         raise UsageError(
-            f"samples of iteration {stored.iteration}: {option_name(name)}: expected {expected}, got "
-            f"{clean(repr(value))[:50]}; delete the file"
+            f"{stored.where}: {option_name(name)}: expected {expected}, got {clean(repr(value))[:50]}; delete the file"
         )
 
 
 def check_arrays(stored: StoredIteration) -> None:
     """Raise UsageError if arrays are missing or have the wrong type."""
     columns, epochs = stored.columns, stored.epochs
-    needed = COLUMNS + (SCORE_COLUMNS if "score_used" in columns else ())
-    wrong = [name for name in needed if name not in columns or columns[name].dtype.kind not in "biuf"]
+    wrong = [name for name in COLUMNS if name not in columns or columns[name].dtype.kind not in "biuf"]
     wrong += [f"epochs.{name}" for name in EPOCHS if epochs and (name not in epochs or epochs[name].ndim != 3)]
     numbers = epochs.get("minibatch", np.zeros(1, int))
     if numbers.dtype.kind != "i" or numbers.max(initial=0) >= MOST_MINIBATCHES or numbers.min(initial=0) < -1:
         wrong.append("epochs.minibatch")
     if wrong:
-        raise UsageError(f"samples of iteration {stored.iteration}: no valid {', '.join(wrong)}; delete the file")
+        raise UsageError(f"{stored.where}: no valid {', '.join(wrong)}; delete the file")
+
+
+def has_reference(stored: StoredIteration) -> bool:
+    """Return True if the file contains a KL to a reference model at each step."""
+    return all(name in stored.columns for name in REFERENCE_COLUMNS)
+
+
+def has_reward_terms(stored: StoredIteration) -> bool:
+    """Return True if the file contains the terms from which the rewards of a language model follow."""
+    return all(name in stored.columns for name in REWARD_COLUMNS)
 
 
 def option_name(setting: str) -> str:
@@ -188,12 +197,11 @@ def unavailable(stored: StoredIteration, settings: Settings | None = None) -> di
 
 def missing_data(stored: StoredIteration) -> dict[str, str]:
     """Return the settings that cannot be changed because arrays that this needs are not stored, with the reason."""
-    columns, found = stored.columns, list[tuple[str, str]]()
-    older = "the iteration was stored by an older version"
-    if "logprob_ref" not in columns:
+    found, older = list[tuple[str, str]](), "the iteration was stored by an older version"
+    if not has_reference(stored):
         found += [(name, "only language models have it") for name in LLM_SETTINGS]
-    elif "score_used" not in columns:
-        found += [(name, older) for name in LLM_SETTINGS]
+    elif not has_reward_terms(stored):
+        found += [(name, "the scores in the rewards are not stored") for name in LLM_SETTINGS]
     if group_size(stored) < 2:
         found.append(("baseline", "it needs several responses to each prompt (llm.group_size > 1)"))
     if not count_epochs(stored):

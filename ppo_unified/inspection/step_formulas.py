@@ -10,7 +10,7 @@ import numpy as np
 
 from ppo_unified.inspection import formulas
 from ppo_unified.inspection.formulas import Array
-from ppo_unified.inspection.settings import Settings, count_epochs, group_size, option
+from ppo_unified.inspection.settings import Settings, count_epochs, group_size, has_reference, has_reward_terms, option
 from ppo_unified.inspection.what_if import Recomputed, last_epochs
 from ppo_unified.runs.stored_iteration import StoredIteration
 
@@ -58,9 +58,6 @@ class Step:
         """Return a recomputed quantity of the step, or the stored one if it was not recomputed."""
         found = self.recomputed.columns.get(name)
         return float((self.stored.columns[name] if found is None else found)[self.row, self.column])
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.recomputed.columns or name in self.stored.columns
 
     @cached_property
     def following(self) -> Step | None:
@@ -124,11 +121,11 @@ def explain(step: Step) -> list[Line]:
 
 
 def _kl(step: Step) -> list[Line]:
-    if "logprob_ref" not in step or "kl" not in step:
+    if not has_reference(step.stored):
         return []
     old, ref = step["logprob_old"], step["logprob_ref"]
     difference = f"{show(old)} {minus(ref)}"
-    if "token_reward" not in step:  # an older version did not store the kind of the estimate
+    if not has_reward_terms(step.stored):  # the estimate of an older version or another adapter is unknown
         return [Line("kl", "estimate of log old - log ref", "", step["kl"])]
     symbols, numbers = {
         "k1": ("log old - log ref", difference),
@@ -143,14 +140,11 @@ def _kl(step: Step) -> list[Line]:
 def _reward(step: Step) -> list[Line]:
     """Return the lines of the score and the reward."""
     r, settings = step["reward"], step.settings
-    if "kl" not in step:
+    if not has_reference(step.stored):
         is_scaled = option(step.stored, "gym", "normalize_reward") is True
-        return [
-            Line(
-                "r", "scaled reward (gym.normalize_reward)" if is_scaled else "reward from the environment", show(r), r
-            )
-        ]
-    if "token_reward" not in step:
+        symbols = "scaled reward (gym.normalize_reward)" if is_scaled else "reward from the environment"
+        return [Line("r", symbols, show(r), r)]
+    if not has_reward_terms(step.stored):
         return [Line("r", "score - kl_coef*kl", "", r)]
     before, score = step["token_reward"], _used_score(step) if step.is_last else 0.0
     lines = _score(step, score) if step.is_last else []

@@ -14,7 +14,14 @@ import numpy as np
 
 from ppo_unified.inspection import formulas
 from ppo_unified.inspection.formulas import Array, Steps
-from ppo_unified.inspection.settings import LLM_SETTINGS, check_arrays, count_epochs, group_size, sequence_weights
+from ppo_unified.inspection.settings import (
+    LLM_SETTINGS,
+    check_arrays,
+    count_epochs,
+    group_size,
+    has_reward_terms,
+    sequence_weights,
+)
 from ppo_unified.inspection.settings import Moment as Moment
 from ppo_unified.inspection.settings import Settings as Settings
 from ppo_unified.inspection.settings import choices as choices
@@ -108,10 +115,8 @@ def _rewards(stored: StoredIteration, settings: Settings, own: Settings) -> dict
     """Return the rewards, values and next values; for language models also the KL estimates."""
     mask = stored.columns["mask"]
     columns = {name: _valid(stored, stored.columns[name]) for name in ("reward", "value", "next_value")}
-    if "logprob_ref" not in stored.columns:
-        return columns
-    if "score_used" not in stored.columns:
-        return columns | {"kl": _valid(stored, stored.columns["kl"])}
+    if not has_reward_terms(stored):
+        return columns | ({"kl": _valid(stored, stored.columns["kl"])} if "kl" in stored.columns else {})
     pair = (_valid(stored, stored.columns["logprob_old"]), _valid(stored, stored.columns["logprob_ref"]))
     kl = formulas.kl_estimate(settings.kl, *pair, _valid(stored, stored.columns["kl_full"]))
     ends = np.arange(len(mask)), formulas.last_steps(mask)

@@ -105,7 +105,7 @@ def read(run: Run, iteration: int) -> StoredIteration:
         found = read_arrays(path, MOST_BYTES)
         if missing := {*SINGLE, "mask", "continues"} - found.keys():
             raise ValueError(f"missing: {', '.join(sorted(missing))}")
-        return _from_arrays(found)
+        return _from_arrays(found, str(path))
     except ValueError as error:
         raise UsageError(f"{path}: invalid sample file ({clean(error)[:200]}); delete the file") from None
 
@@ -148,8 +148,9 @@ def _shrink(integers: np.ndarray) -> np.ndarray:
     return integers.astype(next(kind.dtype for kind in kinds if kind.min <= low and high <= kind.max))
 
 
-def _from_arrays(found: dict[str, np.ndarray]) -> StoredIteration:
-    """Return the content of a file. Raises ValueError if an array has an unexpected name, shape or type."""
+def _from_arrays(found: dict[str, np.ndarray], where: str) -> StoredIteration:
+    """Return the content of the file at the path `where`. Raises ValueError if an array has an unexpected name, shape
+    or type."""
     single = {name: _read_scalar(name, found.pop(name)) for name in SINGLE}
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in GROUPS}
     for name in [name for name in found if "." in name]:
@@ -178,6 +179,7 @@ def _from_arrays(found: dict[str, np.ndarray]) -> StoredIteration:
         actions=groups["raw"].get("actions"),
         record=documents.get("record"),
         vocabulary={int(action): str(text) for action, text in documents.get("vocabulary", {}).items()},
+        where=where,
     )
 
 
@@ -249,21 +251,28 @@ def _read_scalar(name: str, array: np.ndarray) -> Any:
 def _check_columns(columns: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError unless the columns have the shapes and types that `write` stores."""
     mask, continues = columns["mask"], columns["continues"]
-    if mask.ndim != 2 or any(x.shape != mask.shape for x in columns.values()):
-        raise ValueError("expected arrays [N, T] of the same shape")
-    if mask.dtype != bool or continues.dtype != bool or any(x.dtype.kind not in "biufUO" for x in columns.values()):
-        raise ValueError("expected arrays of numbers or strings, and mask and continues of type bool")
+    if mask.ndim != 2 or mask.dtype != bool or continues.dtype != bool:
+        raise ValueError("mask and continues: expected arrays [N, T] of type bool")
     for name, x in columns.items():
-        if not name.isidentifier() or name == "column":
-            raise ValueError(f"invalid column name {name!r}")
-        if (
-            name in QUANTITIES
-            and (name == "text" or QUANTITIES[name].adds_up)
-            and (x.dtype.kind in "UO") != (name == "text")
-        ):
-            raise ValueError(f"column {name} has the wrong type {x.dtype}")
+        check_column(name, x, mask.shape)
     if not mask.any():
         raise ValueError("it contains no steps")
+
+
+def check_column(name: str, x: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raise ValueError unless the name, shape and type of a column are valid. `shape` is [N, T]."""
+    if not name.isidentifier() or name == "column":
+        raise ValueError(f"column {name!r}: expected a Python identifier other than 'column' as its name")
+    known = QUANTITIES.get(name)
+    what, kinds = ("numbers", "biuf") if known is not None and known.adds_up else ("numbers or strings", "biufUO")
+    what, kinds = ("strings", "UO") if name == "text" else (what, kinds)
+    if x.shape != shape or x.dtype.kind not in kinds or not _has_only_strings(x):
+        raise ValueError(f"column {name!r}: expected {what} {[*shape]}, got {x.dtype} of shape {[*x.shape]}")
+
+
+def _has_only_strings(x: np.ndarray) -> bool:
+    """Return True unless an array contains other Python objects than strings."""
+    return x.dtype.kind != "O" or all(isinstance(text, str) for text in x.flat)
 
 
 def request_next(run: Run) -> None:

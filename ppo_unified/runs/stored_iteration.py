@@ -108,6 +108,7 @@ class StoredIteration:
     actions: np.ndarray | None = None  # [N, T, ...], in the policy's own units
     record: Any = None  # the adapter's own JSON, which it needs to draw the episodes again
     vocabulary: dict[int, str] = field(default_factory=dict)  # text of each action in `alternatives`
+    where: str = "samples"  # path of the file from which the iteration was read, for messages
 
     def head(self, rows: int) -> StoredIteration:
         """Return the same iteration with only its first `rows` rows."""

@@ -91,22 +91,22 @@ def cosine(one: Tensor, other: Tensor) -> float | None:
     return min(1.0, max(-1.0, float(one @ other) / norms)) if norms else None
 
 
-def check_completeness(stored: StoredIteration, where: str) -> None:
+def check_completeness(stored: StoredIteration) -> None:
     """Raise UsageError if a stored iteration does not contain its whole rollout."""
     if stored.actions is None or not stored.observations or "row_len" not in stored.state:
         raise UsageError(
-            f"{where}: the file contains no observations and actions, because an older version wrote it or because one "
-            "row of them is too large"
+            f"{stored.where}: the file contains no observations and actions, because an older version wrote it or "
+            "because one row of them is too large"
         )
     held = int(stored.columns["mask"].sum())
     if held != stored.steps:
         raise UsageError(
-            f"{where}: the file contains only {held:,} of the iteration's {stored.steps:,} steps, and the update needs "
-            "all of them"
+            f"{stored.where}: the file contains only {held:,} of the iteration's {stored.steps:,} steps, and the update "
+            "needs all of them"
         )
 
 
-def restore_rollout(stored: StoredIteration, where: str, device: torch.device) -> Rollout:
+def restore_rollout(stored: StoredIteration, device: torch.device) -> Rollout:
     """Return the rollout of a complete stored iteration. Raises UsageError if it is invalid."""
     columns = stored.columns
     named = {name.removeprefix("obs."): torch.from_numpy(x).to(device) for name, x in stored.observations.items()}
@@ -127,7 +127,7 @@ def restore_rollout(stored: StoredIteration, where: str, device: torch.device) -
             row_len=int(stored.state["row_len"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{where}: the file contains no valid rollout ({error})") from None
+        raise UsageError(f"{stored.where}: the file contains no valid rollout ({error})") from None
 
 
 def options_of(run: Run, stored: StoredIteration) -> RunConfig:
@@ -137,8 +137,7 @@ def options_of(run: Run, stored: StoredIteration) -> RunConfig:
     """
     names = ("ppo", "optim", "total_steps", "total_iterations", "threads")
     changes = {name: stored.options[name] for name in names if name in stored.options}
-    where = f"{samples.sample_path(run, stored.iteration)}: options"
-    return presets.apply_changes(presets.from_file(run.config), changes, where)
+    return presets.apply_changes(presets.from_file(run.config), changes, f"{stored.where}: options")
 
 
 def find_start(run: Run, stored: StoredIteration) -> Path | None:
@@ -193,10 +192,9 @@ def repeat_iteration(run: Run, config: RunConfig, stored: StoredIteration) -> Up
     Raises UsageError if the file does not contain the whole rollout, if there is no checkpoint, or if the update fails,
     for example because a gradient is not finite.
     """
-    where = str(samples.sample_path(run, stored.iteration))
-    check_completeness(stored, where)
+    check_completeness(stored)
     with _restore_learner(run, config, find_start(run, stored)) as (learner, adapter):
-        rollout = restore_rollout(stored, where, next(adapter.policy.parameters()).device)
+        rollout = restore_rollout(stored, next(adapter.policy.parameters()).device)
         try:
             return repeat_update(learner, rollout, adapter.extra_loss)
         except (RuntimeError, IndexError, FloatingPointError) as error:

@@ -14,7 +14,7 @@ from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.ppo import Iteration, Learner, clip_range, make_batch
 from ppo_unified.runs import samples
 
-RESERVED = {*samples.SINGLE, "advantage_used", "column", "file", "allow_pickle"}  # the last two belong to numpy.savez
+RESERVED = {*samples.SINGLE, "advantage_used"}  # names in sample files, besides those in a step table
 
 
 class StepTable(NamedTuple):
@@ -102,24 +102,19 @@ def convert_to_arrays(
     """Convert the first `rows` rows of each column to arrays.
 
     `own` contains additional columns from the adapter's function `hook`. Raises ValueError unless each of them has an
-    unused name and contains numbers or strings of shape [N, T].
+    unused name and satisfies `samples.check_column`.
     """
-    mask = columns["mask"]
     checked = {}
     for name, x in own.items():
-        array = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-        if name in RESERVED or name in columns or not name.isidentifier():
-            raise ValueError(f"{hook}: column name {name!r} is reserved, already used or not a Python identifier")
-        if array.shape != tuple(mask.shape) or not (array.dtype.kind in "biufU" or _has_strings(array)):
+        checked[name] = x.cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+        if name in RESERVED or name in columns:
             raise ValueError(
-                f"{hook}: column {name!r}: expected numbers or strings of shape [N, T] = {list(mask.shape)}, got "
-                f"{array.dtype} of shape {list(array.shape)}"
+                f"{hook}: column {name!r}: expected another name, because each sample file has its own {name!r}"
             )
-        checked[name] = array
+        try:
+            samples.check_column(name, checked[name], tuple(columns["mask"].shape))
+        except ValueError as error:
+            raise ValueError(f"{hook}: {error}") from None
     engine = {name: x[:rows] for name, x in columns.items()}
     engine = {name: x.float() if x.is_floating_point() else x for name, x in engine.items()}
     return {name: x.cpu().numpy() for name, x in engine.items()} | {name: x[:rows] for name, x in checked.items()}
-
-
-def _has_strings(array: np.ndarray) -> bool:
-    return array.dtype.kind == "O" and all(isinstance(x, str) for x in array.flat)

@@ -18,7 +18,10 @@ from ppo_unified.engine.ppo import make_batch, ppo_loss
 from ppo_unified.engine.rollout import Evaluation
 from ppo_unified.errors import UsageError
 from ppo_unified.inspection import what_if
+from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.what_if import Settings, recompute
+from ppo_unified.runs import samples
+from ppo_unified.runs.folder import Run
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training.step_table import scatter
 from tests.inspection.checks import close
@@ -205,10 +208,11 @@ def test_extreme_ratios_give_no_warning() -> None:
      ({"ppo": {"value_clip": "0.1"}}, "ppo.value_clip: expected a number, got '0.1'"),
      ({"ppo": {"dual_clip": [2]}}, r"ppo.dual_clip: expected a number, got \[2\]")],
 )  # fmt: skip
-def test_damaged_options_are_an_error(options: dict[str, Any], message: str) -> None:
+def test_damaged_options_are_an_error(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     stored, _ = record(BanditAdapter(), PPO(epochs=1))
-    with pytest.raises(UsageError, match=f"samples of iteration 1: {message}; delete the file"):
-        Settings.of(replace(stored, options=options))
+    samples.write(Run(tmp_path), replace(stored, options=options))
+    with pytest.raises(UsageError, match=rf"samples/00000001.npz: {message}; delete the file"):
+        Settings.of(samples.read(Run(tmp_path), 1))
     assert Settings.of(replace(stored, options={"ppo": [], "llm": 3})).objective == "clip"
 
 
@@ -219,11 +223,22 @@ def test_damaged_arrays_are_an_error() -> None:
     huge = replace(stored, epochs=stored.epochs | {"minibatch": stored.epochs["minibatch"].astype(np.int64) + 10**12})
     without_entropy = replace(stored, epochs={name: x for name, x in stored.epochs.items() if name != "entropy"})
     for damaged, name in ((without_ratio, "ratio"), (huge, "epochs.minibatch"), (without_entropy, "epochs.entropy")):
-        with pytest.raises(UsageError, match=f"samples of iteration 1: no valid {name}; delete the file"):
+        with pytest.raises(UsageError, match=f"samples: no valid {name}; delete the file"):
             recompute(damaged, own)
-    scores = stored.columns | {"score_used": stored.columns["reward"], "score": stored.columns["reward"]}
-    with pytest.raises(UsageError, match="no valid kl, kl_full, score_normalized; delete the file"):
-        recompute(replace(stored, columns=scores), own)
+
+
+@pytest.mark.parametrize("names", [("logprob_ref",), ("kl",), ("score", "score_used"), ("kl", "logprob_ref", "score")])
+def test_an_adapter_can_provide_some_columns_of_language_models(names: tuple[str, ...]) -> None:
+    stored, _ = record(BanditAdapter(), PPO(epochs=1))
+    stored = replace(stored, columns=stored.columns | dict.fromkeys(names, stored.columns["reward"]))
+    found = recompute(stored, Settings.of(stored))
+    assert ("kl" in found.columns) == ("kl" in names)
+    assert "token_reward" not in found.columns
+    assert {"kl", "kl_coef", "score_clip"} <= what_if.unavailable(stored).keys()
+    lines = explain(Step(stored, found, *map(int, np.argwhere(stored.columns["mask"])[0])))
+    assert ("kl" in [line.name for line in lines]) == ({"kl", "logprob_ref"} <= {*names})
+    reward = next(line for line in lines if line.name == "r")
+    assert ("kl_coef" in reward.symbols) == ({"kl", "logprob_ref"} <= {*names})
 
 
 @pytest.mark.parametrize("row_len", [1, 4, 8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 
 import numpy as np
@@ -104,3 +105,31 @@ def test_arrays_hold_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"mask": torch.from_numpy(mask), "value": torch.arange(12.0, dtype=torch.float64).view(4, 3)}
     arrays = convert_to_arrays(columns, {"text": [["a", "b", "c"]] * 4}, "hook", samples.rows_to_keep(mask))
     assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(("mask", "value", "text"), (3, 3))
+
+
+MISTAKES = {
+    "value": ("1", r"my:explain: column 'value': expected another name, because each sample file has its own 'value'"),
+    "gamma": ("1", "my:explain: column 'gamma': expected another name"),
+    "advantage_used": ("1", "my:explain: column 'advantage_used': expected another name"),
+    "a b": ("1", "my:explain: column 'a b': expected a Python identifier other than 'column' as its name"),
+    "column": ("1", "my:explain: column 'column': expected a"),
+    "shape": (
+        "[1]",
+        r"my:explain: column 'shape': expected numbers or strings \[2, 3\], got int64 of shape \[2, 3, 1\]",
+    ),
+    "complex": ("1j", "my:explain: column 'complex': expected numbers or strings .*, got complex128"),
+    "objects": ("None", "my:explain: column 'objects': expected numbers or strings .*, got object"),
+    "score": ("'a'", "my:explain: column 'score': expected numbers .*, got <U1"),
+    "text": ("1", "my:explain: column 'text': expected strings .*, got int64"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_in_an_adapters_columns_are_explained(name: str) -> None:
+    value, message = MISTAKES[name]
+    columns = {"mask": torch.ones(2, 3, dtype=torch.bool), "value": torch.zeros(2, 3)}
+    column = [[ast.literal_eval(value)] * 3] * 2
+    with pytest.raises(ValueError, match=f"^{message}"):
+        convert_to_arrays(columns, {name: column}, "my:explain", 2)
+    free = {"weight_": [[1] * 3] * 2, "file": [["a"] * 3] * 2, "score": np.zeros((2, 3))}
+    assert convert_to_arrays(columns, free, "my:explain", 2).keys() == columns.keys() | free.keys()
