@@ -26,6 +26,7 @@ from ppo_unified.cli.policy import (
     describe_checkpoint,
     describe_decoding,
     exchange_blocks,
+    held_out_exchanges,
     load_policy,
     play_frames,
 )
@@ -135,7 +136,7 @@ def _chat(loaded: LoadedPolicy, options: argparse.Namespace) -> None:
         except UsageError as error:
             print_err(str(error))
     if not answered and not typed:
-        for exchange in chat.examples(options.episodes or 1):
+        for exchange in held_out_exchanges(chat, options.episodes or 1):
             _print_exchange(exchange, how, with_prompt=True)
 
 

@@ -19,6 +19,7 @@ from ppo_unified.cli.policy import (
     describe_checkpoint,
     describe_decoding,
     exchange_blocks,
+    held_out_exchanges,
     load_newer,
     load_policy,
     play_frames,
@@ -167,6 +168,6 @@ def _serve_chat(loaded: LoadedPolicy, options: Namespace, requests: Iterator[byt
 
 
 def _example_exchanges(chat: Chat) -> Iterator[Exchange]:
-    """Endlessly yield responses to held-out prompts."""
+    """Endlessly yield responses to held-out prompts. Raises UsageError if there are none."""
     while True:
-        yield from chat.examples(MANY)
+        yield from held_out_exchanges(chat, MANY)

@@ -12,7 +12,7 @@ from ppo_unified.cli.common import preload
 from ppo_unified.config import presets
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.config.spec import Exchange, Frame, Reply
+from ppo_unified.config.spec import Chat, Exchange, Frame, Reply
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, find
 from ppo_unified.terminal.chat import Block
@@ -108,6 +108,16 @@ def exchange_blocks(exchange: Exchange, how: str) -> list[Block]:
         Block("policy", policy.text, f"{describe_reply(policy, how)}, KL {format_number(exchange.kl)}"),
         Block("reference", reference.text, describe_reply(reference, how)),
     ]
+
+
+def held_out_exchanges(chat: Chat, count: int) -> Iterator[Exchange]:
+    """Yield responses to `count` held-out prompts. Raises UsageError if there are none."""
+    exchanges = chat.examples(count)
+    first = next(exchanges, None)
+    if first is None:
+        raise UsageError("there are no held-out prompts; type a prompt")
+    yield first
+    yield from exchanges
 
 
 def play_frames(

@@ -243,9 +243,8 @@ def _fraction_below(x: Array, y: Array) -> Array:
 
 def is_cut(ratio: Array, advantages: Array, objective: Objective) -> Array:
     """Return True at steps whose policy gradient is exactly zero because a clipped term was selected, bool [N, T]."""
-    return np.asarray(
-        passed_gradient(ratio, advantages, objective) == 0
-    )  # at A = 0, the terms are equal: not 0 but 1/2
+    # at A = 0, the terms are equal, so half of the (zero) gradient passes and the step is not cut
+    return np.asarray(passed_gradient(ratio, advantages, objective) == 0)
 
 
 def policy_derivative(ratio: Array, advantages: Array, objective: Objective) -> Array:

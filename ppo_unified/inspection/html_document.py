@@ -29,21 +29,14 @@ MOST_TITLE = 120  # characters of a prompt in a title
 MOST_NUMBERS = 32  # of an observation; larger ones are omitted
 
 LABELS = {"number": "#", "kl": "KL", "advantage": "|A|"}  # headers of the list that differ from its columns
-STEP_COLUMNS: dict[str, tuple[str, str]] = (
-    {  # header and meaning of the table's columns
-        name: (QUANTITIES[name].header, QUANTITIES[name].meaning)
-        for name in ("logprob_old", "logprob_new", "logprob_ref", "ratio", "kl", "kl_full", "score", "reward", "value")
-    }
-    | {
-        name: (QUANTITIES[name].header, QUANTITIES[name].meaning)
-        for name in ("next_value", "delta", "advantage", "advantage_used", "return")
-    }
-    | {
-        "loss": ("loss", "policy loss of the step"),
-        "derivative": ("d loss", "derivative of the loss with respect to the log-prob; negative: more likely"),
-        "entropy": ("entropy", "entropy of the action distribution in the last epoch that reached the step"),
-    }
-)
+STORED = ("logprob_old", "logprob_new", "logprob_ref", "ratio", "kl", "kl_full", "score", "reward", "value",
+          "next_value", "delta", "advantage", "advantage_used", "return")  # fmt: skip
+STEP_COLUMNS = {  # header and meaning of the table's columns
+    **{name: (QUANTITIES[name].header, QUANTITIES[name].meaning) for name in STORED},
+    "loss": ("loss", "policy loss of the step"),
+    "derivative": ("d loss", "derivative of the policy loss with respect to the log-prob; negative: more likely"),
+    "entropy": ("entropy", "entropy of the action distribution in the last epoch that reached the step"),
+}
 
 
 class Page(NamedTuple):

@@ -93,7 +93,9 @@ class Step:
     def is_discarded(self) -> bool:
         """True if ppo.target_kl ended the update at the step's minibatch, whose gradients were therefore not used."""
         moment, target = self.recomputed.moment, option(self.stored, "ppo", "target_kl")
-        if not isinstance(target, int | float) or not target or moment != count_epochs(self.stored):
+        if not isinstance(target, int | float) or not target or moment == "after":
+            return False
+        if moment != count_epochs(self.stored):
             return False
         numbers = np.where(self.stored.columns["mask"], self.stored.epochs["minibatch"][moment - 1], -1)
         chosen, columns = numbers == numbers.max(), self.recomputed.columns

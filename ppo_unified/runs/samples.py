@@ -33,6 +33,7 @@ GROUPS = ("json", "strings", "epochs", "alternatives", "observations", "raw")  #
 POLICIES = ("old", "new", "ref")  # the policies whose likeliest actions are stored
 RESPONSES = "responses.jsonl"
 LONGEST_TEXT = 4 << 20  # maximum length of a JSON text in a file; its values can take twenty times as much memory
+LARGEST_INTEGER = 1 << 64  # in options, state and metrics
 HEADER = 1 << 10  # more than the bytes that a file needs for the name, type and shape of an array
 REQUEST = ".sample-next"  # this file requests the samples of the next iteration
 
@@ -230,6 +231,8 @@ def _parse_document(name: str, array: np.ndarray) -> Any:
     document = parse_json(value)
     if name in ("options", "state", "vocabulary") and not isinstance(document, dict):
         raise ValueError(f"json.{name}: expected a table, got {type(document).__name__}")
+    if name in ("options", "state"):
+        _check_integers(document)
     if name == "state" and not all(isinstance(x, int | float | None) for x in document.values()):
         raise ValueError("json.state: expected a table of numbers")
     if name == "options":
@@ -239,10 +242,20 @@ def _parse_document(name: str, array: np.ndarray) -> Any:
     return document
 
 
+def _check_integers(value: Any) -> None:
+    """Raise ValueError if a JSON value contains an integer that is too large for a float."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_integers(part)
+    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"expected integers of at most {LARGEST_INTEGER:,}")
+
+
 def _read_scalar(name: str, array: np.ndarray) -> Any:
     value = array.item()
     if name == "metrics" and isinstance(value, str):
         value = parse_json(value)
+        _check_integers(value)
     if not isinstance(value, _KINDS[name]):
         raise ValueError(f"{name}: expected {_KINDS[name][0].__name__}, got {type(value).__name__}")
     return value

@@ -178,7 +178,7 @@ class Recorder:
             rollout.mask.cpu().numpy(), sum(x.numel() * x.element_size() for x in tensors) // len(rollout.mask)
         )
         alternatives = {
-            name: Alternatives(_array(actions.int(), rows), _array(logprobs.float(), rows))
+            name: Alternatives(_array(actions, rows), _array(logprobs.float(), rows))
             for name, (actions, logprobs) in self._alternatives.items()
         }
         shown = sorted({action for found in alternatives.values() for action in np.unique(found.actions).tolist()})

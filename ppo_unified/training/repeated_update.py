@@ -101,8 +101,8 @@ def check_completeness(stored: StoredIteration) -> None:
     held = int(stored.columns["mask"].sum())
     if held != stored.steps:
         raise UsageError(
-            f"{stored.where}: the file contains only {held:,} of the iteration's {stored.steps:,} steps, and the update "
-            "needs all of them"
+            f"{stored.where}: the file contains only {held:,} of the iteration's {stored.steps:,} steps, and the "
+            "update needs all of them"
         )
 
 

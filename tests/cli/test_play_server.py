@@ -102,7 +102,8 @@ def test_invalid_requests_and_flags_are_usage_errors(tmp_path: Path, capsys: pyt
         assert f"{flags[0]} has no effect with --serve; omit it" in capsys.readouterr().err
 
 
-def test_failing_held_out_prompt_does_not_end_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["the prompt is too long", ""])
+def test_failing_held_out_prompt_does_not_end_the_chat(reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     class FailingChat:
         def answer(self, prompt: str) -> Exchange:
             reply = Reply(prompt, 1, True, None)
@@ -110,14 +111,15 @@ def test_failing_held_out_prompt_does_not_end_the_chat(monkeypatch: pytest.Monke
 
         def examples(self, count: int) -> Iterator[Exchange]:
             yield from ()
-            raise UsageError("the prompt is too long")
+            if reason:
+                raise UsageError(reason)
 
     monkeypatch.setattr(play_server, "load", lambda _: lambda *_: FailingChat())
     loaded = LoadedPolicy(Run(Path("x")), cast("Any", argparse.Namespace(kind="llm")), cast("Any", None), 7, "best")
     requests, stream = [PromptRequest(prompt, True) for prompt in (None, None, "a\ud800")], io.BytesIO()
     play_server._serve_chat(loaded, argparse.Namespace(seed=0), map(encode, requests), stream)
     _, *errors, reply = map(decode, stream.getvalue().splitlines())
-    assert errors == [ErrorReply("the prompt is too long")] * 2
+    assert errors == [ErrorReply(reason or "there are no held-out prompts; type a prompt")] * 2
     assert reply.policy == "a?"
 
 
