@@ -56,6 +56,7 @@ def make_token_iteration(
     columns: dict[str, Any] = {"mask": mask, "continues": mask & (np.arange(shape[1]) != ends[1][:, None])}
     columns |= {"logprob_old": old, "logprob_ref": ref, "kl": old - ref, "kl_full": np.abs(old - ref)}
     columns |= {"score": score, "score_normalized": score, "score_used": score}
+    columns["ended"] = mask & ~columns["continues"]
     columns["reward"] = formulas.token_rewards(score[ends], columns["kl"], COEF, mask).astype(np.float32)
     columns["value"] = rng.normal(0.3, 0.25, shape).astype(np.float32)
     columns["next_value"] = np.where(columns["continues"], np.roll(columns["value"], -1, 1), 0)

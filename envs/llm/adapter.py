@@ -192,6 +192,7 @@ class LLMAdapter:
                 "score": _place(raw, last),
                 "score_normalized": _place(normalized, last),
                 "score_used": _place(used, last),
+                "ended": last & responses.ended[:, None],
             },
         )
 

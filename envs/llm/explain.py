@@ -27,7 +27,8 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
 
     The columns `token` and `text` cover the prompt and the response. All other columns are 0 in the prompt. The column
     `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The columns of scores are 0
-    except at the response's last step: `score` is the raw score, and `score_used` the one in the reward.
+    except at the response's last step: `score` is the raw score, `score_used` the one in the reward, and `ended` is
+    True if the response has an end token.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask

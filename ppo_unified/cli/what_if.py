@@ -34,7 +34,9 @@ METRICS = (
     "optim/grad_norm",
     "optim/steps",
 )
-REWARD_OPTIONS = ("llm.kl", "llm.kl_coef", "llm.score_clip")  # the rewards can be recomputed from stored arrays
+REWARD_OPTIONS = (  # the rewards can be recomputed from stored arrays
+    *("llm.kl", "llm.kl_coef", "llm.score_clip", "llm.score_normalize", "llm.missing_eos_penalty"),
+)
 LARGEST_ERROR = 1e-5  # a larger difference between the repeated and the logged update causes a warning
 
 
@@ -123,7 +125,9 @@ def _recompute_rewards(stored: StoredIteration, changes: Mapping[str, list[Any]]
     from ppo_unified.inspection import what_if
 
     reasons = what_if.unavailable(stored)
-    for name in wanted:
+    for name, value in wanted.items():
+        if name not in reasons and value not in (known := what_if.choices(stored, name) or (value,)):
+            reasons[name] = f"expected {' or '.join(known)}, got {value}"
         if name in reasons:
             raise UsageError(f"llm.{name}: the stored rewards cannot be recomputed: {reasons[name]}")
     recomputed = what_if.recompute(stored, replace(what_if.Settings.of(stored), **wanted)).columns

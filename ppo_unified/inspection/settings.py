@@ -36,6 +36,8 @@ class Settings:
     kl: Literal["k1", "abs", "k2", "k3", "full"] = "k1"
     kl_coef: float = 0.0  # as adapted by llm.kl_target
     score_clip: float = 0.0
+    score_normalize: Literal["none", "reference", "running"] = "none"
+    missing_eos_penalty: float = 0.0
     whiten_rewards: bool = False
 
     @classmethod
@@ -71,10 +73,12 @@ class Settings:
 
 
 _NAMES = {f.name for f in fields(Settings)}
-LLM_SETTINGS = ("baseline", "kl", "kl_coef", "score_clip", "whiten_rewards")
+LLM_SETTINGS = (
+    *("baseline", "kl", "kl_coef", "score_clip", "score_normalize", "missing_eos_penalty", "whiten_rewards"),
+)
 COLUMNS = ("logprob_old", "logprob_new", "ratio", "reward", "value", "next_value")  # all that `recompute` needs
 REFERENCE_COLUMNS = ("logprob_ref", "kl")
-REWARD_COLUMNS = (*REFERENCE_COLUMNS, "kl_full", "score", "score_normalized", "score_used")  # the terms of rewards
+REWARD_COLUMNS = (*REFERENCE_COLUMNS, "kl_full", "score", "score_normalized", "ended")  # the terms of rewards
 EPOCHS = ("logprob", "value", "entropy", "minibatch")
 MOST_MINIBATCHES = 1 << 15
 # the values that rloo and grpo require
@@ -140,6 +144,8 @@ def choices(stored: StoredIteration, setting: str) -> tuple[Any, ...]:
     known = CHOICES.get(setting, ())
     if setting == "baseline" and own != "critic":
         return tuple(value for value in known if value != "critic")  # the values of a critic are not stored
+    if setting == "score_normalize":  # the statistics of other normalizations are not stored
+        return tuple(value for value in known if value in (own, "none"))
     if setting == "normalize_advantages" and not count_epochs(stored):
         return tuple(value for value in known if value in (own, "batch", "none"))
     return known
@@ -201,7 +207,9 @@ def missing_data(stored: StoredIteration) -> dict[str, str]:
     if not has_reference(stored):
         found += [(name, "only language models have it") for name in LLM_SETTINGS]
     elif not has_reward_terms(stored):
-        found += [(name, "the scores in the rewards are not stored") for name in LLM_SETTINGS]
+        found += [(name, "the terms of the rewards are not stored") for name in LLM_SETTINGS]
+    elif len(choices(stored, "score_normalize")) < 2:
+        found.append(("score_normalize", "the statistics that normalize scores are not stored"))
     if group_size(stored) < 2:
         found.append(("baseline", "it needs several responses to each prompt (llm.group_size > 1)"))
     if not count_epochs(stored):

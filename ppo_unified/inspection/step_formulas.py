@@ -148,8 +148,8 @@ def _reward(step: Step) -> list[Line]:
         return [Line("r", symbols, show(r), r)]
     if not has_reward_terms(step.stored):
         return [Line("r", "score - kl_coef*kl", "", r)]
-    before, score = step["token_reward"], _used_score(step) if step.is_last else 0.0
-    lines = _score(step, score) if step.is_last else []
+    before, score = step["token_reward"], step["score_used"]
+    lines = _score(step) if step.is_last else []
     numbers = f"{show(score)} - {settings.kl_coef:g}*{show(step['kl'])}"
     if settings.baseline != "critic":
         lines.append(Line("r token", "score - kl_coef*kl", numbers, before))
@@ -171,16 +171,10 @@ def _whiten(step: Step) -> str:
     return f"({show(step['token_reward'])} {minus(mean)}) / {show(std)} {plus(mean)}"
 
 
-def _used_score(step: Step) -> float:
-    """Return the response's score in the reward. The penalty for a missing end token is that of the run."""
-    normalized = np.array(step["score_normalized"])
-    own, now = (formulas.clip_scores(normalized, x.score_clip) for x in (Settings.of(step.stored), step.settings))
-    return float(now - own) + step["score_used"]
-
-
-def _score(step: Step, score: float) -> list[Line]:
+def _score(step: Step) -> list[Line]:
     """Return the formula of the score in the reward, if it differs from the raw score."""
-    raw, normalized, limit = step["score"], step["score_normalized"], step.settings.score_clip
+    raw, normalized, score = (step[name] for name in ("score", "score_normalized", "score_used"))
+    limit = step.settings.score_clip
     if math.isclose(raw, score, rel_tol=1e-4, abs_tol=1e-4):
         return []
     clipped = float(formulas.clip_scores(np.array(normalized), limit))

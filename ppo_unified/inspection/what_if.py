@@ -30,8 +30,6 @@ from ppo_unified.inspection.settings import moments as moments
 from ppo_unified.inspection.settings import unavailable as unavailable
 from ppo_unified.runs.stored_iteration import StoredIteration
 
-OF_ROLLOUT = ("reward", "token_reward", "kl", "value", "next_value", "delta", "advantage", "return", "weight")
-
 
 @dataclass(frozen=True)
 class Recomputed:
@@ -41,6 +39,7 @@ class Recomputed:
     settings: Settings
     moment: Moment
     columns: dict[str, Array]  # [N, T] each, see `recompute`; entries are undefined at masked steps
+    of_rollout: dict[str, Array] = field(repr=False)  # those of `columns` that are the same at all moments
     normalizations: dict[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict, repr=False)
     # mean and standard deviation of a quantity by epoch and minibatch, which step_formulas computes only once
 
@@ -58,8 +57,7 @@ class Recomputed:
     def at(self, moment: Moment) -> Recomputed:
         """Return the quantities at another moment. Both results share the arrays that are the same at all moments.
         Raises ValueError for a moment that is not stored."""
-        of_rollout = {name: x for name, x in self.columns.items() if name in OF_ROLLOUT}
-        return _add_update(self.stored, self.settings, of_rollout, moment)
+        return _add_update(self.stored, self.settings, self.of_rollout, moment)
 
 
 def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "after") -> Recomputed:
@@ -71,8 +69,8 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
     is "after"; 0 if the update did not reach the step), loss_share (share * loss), derivative (of the step's policy
     loss with respect to its log-prob; 0 if the iteration trained only the critic), and in an epoch also value_new and
     value_loss. If the file contains epochs, also entropy (the entropy after the update is not stored; it is that of the
-    last epoch that reached the step, or NaN if none did). For language models also kl and token_reward (the reward
-    before whitening or a group baseline).
+    last epoch that reached the step, or NaN if none did). For language models also kl, score_normalized, score_used and
+    token_reward (the reward before whitening or a group baseline).
 
     An epoch shows each step as its minibatch saw it, just before the optimizer step. If advantages are normalized per
     minibatch, "after" uses the minibatches of the last epoch that reached the step. Raises ValueError for a moment that
@@ -80,8 +78,9 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
     """
     check_arrays(stored)
     own = Settings.of(stored)
-    if settings.baseline not in choices(stored, "baseline"):
-        raise ValueError(f"baseline: expected one of {choices(stored, 'baseline')}, got {settings.baseline!r}")
+    for name in ("baseline", "score_normalize"):
+        if (value := getattr(settings, name)) not in choices(stored, name):
+            raise ValueError(f"{name}: expected one of {choices(stored, name)}, got {value!r}")
     with np.errstate(over="ignore", invalid="ignore"):  # a ratio may overflow, as in the engine
         columns = _rewards(stored, settings, own)
         columns |= _advantages(stored, settings, columns) | {"weight": _weights(stored, settings, own)}
@@ -89,9 +88,9 @@ def recompute(stored: StoredIteration, settings: Settings, moment: Moment = "aft
 
 
 def _add_update(
-    stored: StoredIteration, settings: Settings, of_rollout: Mapping[str, Array], moment: Moment
+    stored: StoredIteration, settings: Settings, of_rollout: dict[str, Array], moment: Moment
 ) -> Recomputed:
-    """Return all quantities, given those that do not depend on the moment (OF_ROLLOUT)."""
+    """Return all quantities, given those that do not depend on the moment."""
     if moment not in moments(stored):
         raise ValueError(f"moment: expected one of {moments(stored)}, got {moment!r}")
     columns = dict(of_rollout)
@@ -103,7 +102,7 @@ def _add_update(
             columns["entropy"] = _entropy(stored, moment)
         if moment != "after":
             columns |= _value_terms(stored, settings, columns, moment)
-    return Recomputed(stored, settings, moment, columns)
+    return Recomputed(stored, settings, moment, columns, of_rollout)
 
 
 def _valid(stored: StoredIteration, x: Array) -> Array:
@@ -119,17 +118,22 @@ def _rewards(stored: StoredIteration, settings: Settings, own: Settings) -> dict
         return columns | ({"kl": _valid(stored, stored.columns["kl"])} if "kl" in stored.columns else {})
     pair = (_valid(stored, stored.columns["logprob_old"]), _valid(stored, stored.columns["logprob_ref"]))
     kl = formulas.kl_estimate(settings.kl, *pair, _valid(stored, stored.columns["kl_full"]))
-    ends = np.arange(len(mask)), formulas.last_steps(mask)
-    normalized, used = (_valid(stored, stored.columns[name])[ends] for name in ("score_normalized", "score_used"))
-    penalties = formulas.clip_scores(normalized, own.score_clip) - used
-    scores = formulas.clip_scores(normalized, settings.score_clip) - penalties
-    rewards = formulas.token_rewards(scores, kl, settings.kl_coef, mask)
-    columns |= {"kl": kl, "reward": rewards, "token_reward": rewards}
+    normalized = _valid(stored, stored.columns["score" if settings.score_normalize == "none" else "score_normalized"])
+    penalties = np.where(_last(mask) & (stored.columns["ended"] == 0), np.float32(settings.missing_eos_penalty), 0)
+    used = formulas.clip_scores(normalized, settings.score_clip) - penalties
+    rewards = formulas.token_rewards(used.sum(1), kl, settings.kl_coef, mask)
+    columns |= {"kl": kl, "score_normalized": normalized, "score_used": used}
+    columns |= {"reward": rewards, "token_reward": rewards}
     if settings.baseline != "critic":
         return columns | _group_rewards(stored, settings, columns)
     if settings.whiten_rewards and not _keeps_means(stored, settings, own, LLM_SETTINGS):
         return columns | {"reward": formulas.whiten(rewards, mask)}
     return columns | ({"reward": _valid(stored, stored.columns["reward"])} if settings.whiten_rewards else {})
+
+
+def _last(mask: Array) -> Array:
+    """Return True at the last valid step of each row, bool [N, T]."""
+    return np.asarray((np.arange(mask.shape[1]) == formulas.last_steps(mask)[:, None]) & mask)
 
 
 def _group_rewards(stored: StoredIteration, settings: Settings, columns: Mapping[str, Array]) -> dict[str, Array]:
@@ -139,9 +143,9 @@ def _group_rewards(stored: StoredIteration, settings: Settings, columns: Mapping
     rows = len(columns["reward"]) // size * size
     mask = stored.columns["mask"][:rows]
     returns, baselines = formulas.group_baselines(columns["reward"][:rows].sum(1), size, settings.baseline)
-    last = np.arange(mask.shape[1]) == formulas.last_steps(mask)[:, None]
+    last = _last(mask)
     changed = {
-        "reward": np.where(last & mask, returns[:, None], 0),
+        "reward": np.where(last, returns[:, None], 0),
         "value": np.where(mask, baselines[:, None], 0),
         "next_value": np.where(mask & ~last, baselines[:, None], 0),
     }

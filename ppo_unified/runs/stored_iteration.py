@@ -57,6 +57,7 @@ QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score", "score of the response, shown at its last step", True),
     "score_normalized": Quantity("score norm.", "score after llm.score_normalize, before llm.score_clip", True),
     "score_used": Quantity("score used", "score in the reward, after normalization, clipping and penalties", True),
+    "ended": Quantity("ended", "true at the last token of a response that has an end token"),
     "continues": Quantity("continues", "true if the episode continues after the step"),
 }
 

@@ -167,12 +167,7 @@ def test_language_model_update_is_repeated(
 
 def test_rewards_are_recomputed_for_options_of_llm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The KL coefficient changes the rewards, and with them the advantages and the gradient."""
-    a_run = Run(train(llm_config(tmp_path), tmp_path / "runs", "run").path)
-    stored = samples.read(a_run, 3)
-    if "score_used" not in stored.columns:
-        scores = {"score_normalized": stored.columns["score"], "score_used": stored.columns["score"]}
-        stored = replace(stored, columns=stored.columns | scores)
-        samples.write(a_run, stored)
+    train(llm_config(tmp_path), tmp_path / "runs", "run")
     same = report(capsys, tmp_path / "runs", "--llm.kl-coef", "0.1")
     assert (same["changed"], same["largest_error"]) == ({}, pytest.approx(0, abs=1e-6))
     found = report(capsys, tmp_path / "runs", "--llm.kl-coef", "5", "--llm.kl", "k3")
@@ -180,6 +175,10 @@ def test_rewards_are_recomputed_for_options_of_llm(tmp_path: Path, capsys: pytes
     assert found["metrics"]["value/explained_variance"]["difference"] != 0
     assert found["cosine_first_gradient"] < 0.999
     assert found["largest_error"] <= 1e-6
+    penalized = report(capsys, tmp_path / "runs", "--llm.missing-eos-penalty", "9")
+    assert penalized["metrics"]["loss/value"]["difference"] > 1
+    assert main(["what-if", str(tmp_path / "runs" / "run"), "--llm.score-normalize", "running"]) == 2
+    assert "the statistics that normalize scores are not stored" in capsys.readouterr().err
 
 
 MISTAKES = {

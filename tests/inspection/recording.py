@@ -85,7 +85,9 @@ def first_rows(stored: StoredIteration, count: int) -> StoredIteration:
 def without_new_fields(stored: StoredIteration) -> StoredIteration:
     """Return the iteration as an older version stored it."""
     columns = {
-        name: x for name, x in stored.columns.items() if name not in ("weight", "score_normalized", "score_used")
+        name: x
+        for name, x in stored.columns.items()
+        if name not in ("weight", "score_normalized", "score_used", "ended")
     }
     return replace(stored, columns=columns, options={}, state={}, epochs={})
 

@@ -58,7 +58,7 @@ def make_iteration(responses: Sequence[Sequence[str]], prompt: str = "2+3=", **f
     columns = {
         "mask": mask, "continues": mask & ~last, "logprob_old": old, "logprob_new": new, "ratio": np.exp(new - old),
         "logprob_ref": ref, "kl": old - ref, "kl_full": np.abs(old - ref),
-        "score": score, "score_normalized": score, "score_used": score,
+        "score": score, "score_normalized": score, "ended": score,
         "reward": reward, "value": value, "next_value": after, "text": text, "token": mask.astype(np.int64),
     }  # fmt: skip
     about: dict[str, Any] = {"iteration": 3, "step": 90, "steps": int(mask.sum()), "gamma": 1.0, "lam": 0.95}

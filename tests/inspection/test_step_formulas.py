@@ -38,7 +38,7 @@ def example(used: float = -2.117, ratio: float | None = None, actions: Any = Non
     if ratio:
         columns["logprob_new"][0, 2] = columns["logprob_old"][0, 2] + np.log(ratio)
     last = np.array([[False, False, False, True]])
-    columns |= {"mask": last | True, "continues": ~last, "score": last * 0.0, "score_used": last * 0.0}
+    columns |= {"mask": last | True, "continues": ~last, "score": last * 0.0, "ended": last}
     columns |= {"score_normalized": last * 0.0, "kl_full": last * 0.0, "weight": last + np.float32(1)}
     columns["token"] = np.array([[5, 6, 7, 8]])
     columns["kl"] = columns["logprob_old"] - columns["logprob_ref"]
@@ -47,7 +47,7 @@ def example(used: float = -2.117, ratio: float | None = None, actions: Any = Non
     columns["ratio"] = np.exp(columns["logprob_new"] - columns["logprob_old"])
     columns["clipped"] = (columns["ratio"] < 0.8) | (columns["ratio"] > 1.2)
     if options.pop("environment", False):
-        tokens = ("logprob_ref", "kl", "kl_full", "score", "score_used", "score_normalized", "token")
+        tokens = ("logprob_ref", "kl", "kl_full", "score", "score_normalized", "ended", "token")
         columns = {name: x for name, x in columns.items() if name not in tokens}
     columns |= {"advantage": columns["reward"], "return": columns["reward"]}
     llm = {"kl_coef": 0.02, "baseline": options.pop("baseline", "critic"), "group_size": 4}

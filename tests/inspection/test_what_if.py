@@ -103,6 +103,8 @@ TOKEN_CHANGES: list[dict[str, Any]] = [
     {"kl": "full", "score_clip": 0.4},
     {"baseline": "rloo", "kl_coef": 0.0},
     {"baseline": "grpo", "score_clip": 0.4},
+    {"missing_eos_penalty": 0.2},
+    {"missing_eos_penalty": 0.0, "score_normalize": "none", "score_clip": 0.0},
 ]
 
 
@@ -111,7 +113,9 @@ def test_changed_settings_give_the_adapters_rewards(
     folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With other settings, rewards and values equal those that the adapter computes for the same responses."""
-    adapter = make_adapter(folder, {"group_size": 3, "missing_eos_penalty": 0.7, "score_clip": 0.9}, {})
+    penalized = {"missing_eos_penalty": 0.7, "score_clip": 0.9}
+    penalized |= {"score_normalize": "running"} if "score_normalize" in changes else {}
+    adapter = make_adapter(folder, {"group_size": 3, **penalized}, {})
     config, build, captured = adapter.config, adapter._rollout, list[Any]()
 
     def capture(*given: Any) -> Any:
