@@ -39,6 +39,12 @@ MEANS = {  # mean of the iteration -> its name
     "reward/total": "reward",
     "value/explained_variance": "explained var",
 }
+LABELS = {  # of names that are too long
+    "normalize_advantages": "normalize",
+    "whiten_rewards": "whiten",
+    "score_normalize": "score norm",
+    "missing_eos_penalty": "eos penalty",
+}
 NAME, VALUE = 13, 9  # columns
 
 
@@ -91,7 +97,7 @@ def describe_option(kind: str, name: str) -> str:
 def _option_line(name: str, run: Settings, now: Settings, is_selected: bool, reasons: dict[str, str]) -> Line:
     before, after = (format_value(getattr(settings, name)) for settings in (run, now))
     value = f"< {after} >" if is_selected else f"{after}  "
-    label = {"normalize_advantages": "normalize", "whiten_rewards": "whiten"}.get(name, name)
+    label = LABELS.get(name, name)
     style = "cursor" if is_selected else "muted" if name in reasons else "accent" if before != after else ""
     first = max(0, VALUE + min(0, VALUE + 2 - len(value)))  # a long value takes columns of the run's value
     return [(f"{label:<{NAME}} {pad(before, min(first, len(before))):>{first}} {value:>{VALUE + 2}}", style)]
