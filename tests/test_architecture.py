@@ -50,7 +50,7 @@ BANNED = {
     "ppo_unified.training.session": WORLDS,
     "ppo_unified.runs.samples, ppo_unified.config.recipes": {"torch", *WORLDS},
     "ppo_unified.inspection.what_if, ppo_unified.inspection.html_page": {"torch", *WORLDS},
-    "ppo_unified.inspection.pieces": HEAVY,
+    "ppo_unified.inspection.token_text": HEAVY,
     "ppo_unified.terminal.chat, ppo_unified.terminal.sample_table": HEAVY,
     "envs.gym.options": {"torch", "transformers", "textual", "tui"},
     "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.session", "ppo_unified.cli"},

@@ -13,11 +13,11 @@ from ppo_unified.inspection.actions import action_components, action_labels
 from ppo_unified.inspection.clip_sentence import describe_clip
 from ppo_unified.inspection.formulas import Array
 from ppo_unified.inspection.heat import HEATS, Heat, make_scale, quantity
-from ppo_unified.inspection.pieces import SIGNS, pieces_of, visible_text
 from ppo_unified.inspection.sample_list import COLUMNS as LIST_COLUMNS
 from ppo_unified.inspection.sample_list import Row, SampleList
 from ppo_unified.inspection.step_formulas import Step, explain
 from ppo_unified.inspection.step_path import epoch_ratios
+from ppo_unified.inspection.token_text import SIGNS, pieces_of, visible_text
 from ppo_unified.inspection.what_if import Recomputed, Settings, recompute
 from ppo_unified.runs.metrics import METRICS
 from ppo_unified.runs.stored_iteration import QUANTITIES, Sample, StoredIteration

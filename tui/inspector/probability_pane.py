@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
-from ppo_unified.inspection.pieces import pieces_of
+from ppo_unified.inspection.token_text import pieces_of
 from ppo_unified.runs.stored_iteration import Alternatives
 from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span, rule

@@ -8,7 +8,7 @@ from rich.cells import cell_len
 from textual import events
 from textual.message import Message
 
-from ppo_unified.inspection.pieces import visible_text
+from ppo_unified.inspection.token_text import visible_text
 from ppo_unified.text import format_number, pad
 from tui.inspector.inspection import SORTS, Inspection
 from tui.inspector.lines import Line, LinesPane

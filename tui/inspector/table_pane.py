@@ -9,7 +9,7 @@ from textual import events
 
 from ppo_unified.inspection.actions import action_labels
 from ppo_unified.inspection.heat import quantity
-from ppo_unified.inspection.pieces import pieces_of, visible_text
+from ppo_unified.inspection.token_text import pieces_of, visible_text
 from ppo_unified.text import pad
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.numbers import WIDTH, cell

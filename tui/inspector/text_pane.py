@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.style import Style
 
-from ppo_unified.inspection.pieces import pieces_of, visible_text
+from ppo_unified.inspection.token_text import pieces_of, visible_text
 from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, Span
 from tui.inspector.shown import Shown

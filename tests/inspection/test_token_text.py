@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from envs.llm.explain import token_texts
-from ppo_unified.inspection.pieces import BYTE, PART, pieces_of, visible_text
+from ppo_unified.inspection.token_text import BYTE, PART, pieces_of, visible_text
 from ppo_unified.text import decode_bytes, display_width
 from tests.models import make_tokenizer
 
