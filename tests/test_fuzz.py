@@ -166,10 +166,10 @@ def test_compressed_sample_bomb_is_rejected_before_unpacking(tmp_path: Path, mon
     from ppo_unified.runs import samples
     from ppo_unified.runs.folder import Run
 
-    monkeypatch.setattr(samples, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(samples, "MAX_BYTES", 1 << 20)
     folder = Run(tmp_path).samples
     folder.mkdir()
-    np.savez_compressed(folder / "00000003.npz", value=np.zeros(samples.MOST_BYTES // 8 + 1))
+    np.savez_compressed(folder / "00000003.npz", value=np.zeros(samples.MAX_BYTES // 8 + 1))
     assert (folder / "00000003.npz").stat().st_size < 1 << 14
     with pytest.raises(UsageError, match="its uncompressed size is"):
         samples.read(Run(tmp_path), 3)

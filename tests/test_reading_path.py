@@ -11,7 +11,7 @@ import pytest
 
 from tests.reading_path import COMMANDS, ROOT
 
-MOST_BEFORE_FIRST_STEP = 35  # of `train cartpole`
+MAX_BEFORE_FIRST_STEP = 35  # of `train cartpole`
 PATHS = {  # heading in docs/architecture.md -> recorded command, maximum number of files
     "Reading path: one CartPole run": ("cartpole", 12),
     "Reading path: one response": ("response", 16),
@@ -30,7 +30,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 def test_cartpole_needs_few_files_before_first_step(recorded: Recorded) -> None:
     files = recorded["cartpole"]["before"]
-    assert 0 < len(files) <= MOST_BEFORE_FIRST_STEP, f"{len(files)} files:\n" + "\n".join(files)
+    assert 0 < len(files) <= MAX_BEFORE_FIRST_STEP, f"{len(files)} files:\n" + "\n".join(files)
 
 
 @pytest.mark.parametrize("heading", PATHS)

@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from ppo_unified.config.values import kind_of, read_value
 from ppo_unified.errors import UsageError
 
-MOST_RUNS = 64  # each run is a separate process
+MAX_RUNS = 64  # each run is a separate process
 SEED = "seed"
 SINGLE = ("list", "table", "text")  # kinds whose values may contain commas
 _RANGE = re.compile(r"\s*(\d{1,10})\s*-\s*(\d{1,10})\s*")
@@ -29,7 +29,7 @@ class Combination(NamedTuple):
 def expand(typed: Mapping[str, str], options: Mapping[str, FieldInfo]) -> list[Combination]:
     """Return one combination per run. `typed` contains the text that the user typed for each option.
 
-    Raises UsageError if a list has an empty element, or if there are more than MOST_RUNS runs.
+    Raises UsageError if a list has an empty element, or if there are more than MAX_RUNS runs.
     """
     return combine(typed, {option: split_values(option, text, options[option]) for option, text in typed.items()})
 
@@ -37,7 +37,7 @@ def expand(typed: Mapping[str, str], options: Mapping[str, FieldInfo]) -> list[C
 def combine(typed: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> list[Combination]:
     """Return every combination of the values in `lists`. The seed varies fastest.
 
-    Raises UsageError if there are more than MOST_RUNS combinations.
+    Raises UsageError if there are more than MAX_RUNS combinations.
     """
     names = sorted((option for option in lists if len(lists[option]) > 1), key=lambda option: option == SEED)
     check_count(math.prod(len(lists[name]) for name in names))
@@ -47,8 +47,8 @@ def combine(typed: Mapping[str, str], lists: Mapping[str, Sequence[str]]) -> lis
 
 
 def check_count(count: int) -> None:
-    if count > MOST_RUNS:
-        raise UsageError(f"expected at most {MOST_RUNS} runs at once, got {count}; list fewer values")
+    if count > MAX_RUNS:
+        raise UsageError(f"expected at most {MAX_RUNS} runs at once, got {count}; list fewer values")
 
 
 def split_values(option: str, text: str, declared: FieldInfo) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 from ppo_unified.inspection.formulas import Array
 from ppo_unified.runs.stored_iteration import StoredIteration
 
-MOST_COMPONENTS = 32  # of an action; further ones are omitted
+MAX_COMPONENTS = 32  # of an action; further ones are omitted
 
 
 def action_components(stored: StoredIteration) -> dict[str, Array]:
@@ -20,7 +20,7 @@ def action_components(stored: StoredIteration) -> dict[str, Array]:
     if stored.actions is None or stored.actions.ndim < 3:
         return {}
     flat = stored.actions.reshape(*stored.actions.shape[:2], -1)
-    return {f"action {i + 1}": flat[..., i] for i in range(min(flat.shape[-1], MOST_COMPONENTS))}
+    return {f"action {i + 1}": flat[..., i] for i in range(min(flat.shape[-1], MAX_COMPONENTS))}
 
 
 def action_labels(stored: StoredIteration, row: int, columns: Array) -> list[str]:

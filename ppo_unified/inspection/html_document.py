@@ -23,10 +23,10 @@ from ppo_unified.runs.metrics import METRICS
 from ppo_unified.runs.stored_iteration import QUANTITIES, Sample, StoredIteration
 from ppo_unified.text import clean
 
-MOST_SAMPLES = 40  # in a selection
-MOST_STEPS = 12_000  # in a selection; the page has about 1 kB per step
-MOST_TITLE = 120  # characters of a prompt in a title
-MOST_NUMBERS = 32  # of an observation; larger ones are omitted
+MAX_SAMPLES = 40  # in a selection
+MAX_STEPS = 12_000  # in a selection; the page has about 1 kB per step
+MAX_TITLE = 120  # characters of a prompt in a title
+MAX_NUMBERS = 32  # of an observation; larger ones are omitted
 
 LABELS = {"number": "#", "kl": "KL", "advantage": "|A|"}  # headers of the list that differ from its columns
 STORED = ("logprob_old", "logprob_new", "logprob_ref", "ratio", "kl", "kl_full", "score", "reward", "value",
@@ -95,20 +95,20 @@ class _Pool:
 
 
 def select_samples(listed: SampleList) -> list[int]:
-    """Return the numbers of at most MOST_SAMPLES samples that have at most MOST_STEPS steps in total, but at least one.
+    """Return the numbers of at most MAX_SAMPLES samples that have at most MAX_STEPS steps in total, but at least one.
 
     The best, the worst, the most clipped and evenly spread samples take turns.
     """
     best = listed.sort("score")
-    quarter = MOST_SAMPLES // 4
-    spread = [best[i] for i in np.linspace(0, len(best) - 1, min(len(best), MOST_SAMPLES)).astype(int)]
+    quarter = MAX_SAMPLES // 4
+    spread = [best[i] for i in np.linspace(0, len(best) - 1, min(len(best), MAX_SAMPLES)).astype(int)]
     clipped = sorted(listed.sort("outside"), key=lambda number: -listed.columns["cut"][number])
     turns = zip_longest(clipped[:quarter], best[:quarter], listed.sort("score", reverse=True)[:quarter], spread)
     chosen: list[int] = []
     steps = 0
     for number in dict.fromkeys(x for x in chain.from_iterable(turns) if x is not None):
         length = int(listed.columns["length"][number])
-        if not chosen or (len(chosen) < MOST_SAMPLES and steps + length <= MOST_STEPS):
+        if not chosen or (len(chosen) < MAX_SAMPLES and steps + length <= MAX_STEPS):
             chosen.append(number)
             steps += length
     return sorted(chosen)
@@ -259,7 +259,7 @@ def _observations(stored: StoredIteration, sample: Sample) -> list[tuple[str, li
             [[_json_number(x) for x in row] for row in rows],
         )
         for name, rows in flat.items()
-        if rows.shape[1] <= MOST_NUMBERS
+        if rows.shape[1] <= MAX_NUMBERS
     ]
 
 
@@ -276,7 +276,7 @@ def _short(value: float) -> float:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= MOST_TITLE else text[: MOST_TITLE - 1] + "\u2026"
+    return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "\u2026"
 
 
 def _break_lines(text: str) -> str:

@@ -5,7 +5,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const at = { sample: 0, step: 0, heat: 0, sort: data.sort, descending: true };
 const LEVELS = 4;  // on each side of the middle
-const MOST_ROWS = 200;  // of the table of steps
+const MAX_ROWS = 200;  // of the table of steps
 const SVG = "http://www.w3.org/2000/svg";
 
 function make(tag, attributes = {}, ...children) {
@@ -124,8 +124,8 @@ function drawSample() {
 
 function drawSteps() {  // only the rows around the selected step, because a table of 4,000 rows would be slow
   const sample = data.samples[at.sample], count = sample.steps.length;
-  const from = Math.max(0, Math.min(at.step - MOST_ROWS / 2, count - MOST_ROWS)), to = Math.min(count, from + MOST_ROWS);
-  show("steps-title", count > MOST_ROWS ? `Steps ${from + 1} to ${to} of ${count}` : "All steps");
+  const from = Math.max(0, Math.min(at.step - MAX_ROWS / 2, count - MAX_ROWS)), to = Math.min(count, from + MAX_ROWS);
+  show("steps-title", count > MAX_ROWS ? `Steps ${from + 1} to ${to} of ${count}` : "All steps");
   const head = make("tr", {}, make("th", { title: "column in the rollout" }, "#"),
     make("th", { class: "word" }, data.tokens ? "token" : "action"),
     ...data.columns.map(([, header, meaning]) => make("th", { title: meaning }, header)));

@@ -80,7 +80,7 @@ COLUMNS = ("logprob_old", "logprob_new", "ratio", "reward", "value", "next_value
 REFERENCE_COLUMNS = ("logprob_ref", "kl")
 REWARD_COLUMNS = (*REFERENCE_COLUMNS, "kl_full", "score", "score_normalized", "ended")  # the terms of rewards
 EPOCHS = ("logprob", "value", "entropy", "minibatch")
-MOST_MINIBATCHES = 1 << 15
+MAX_MINIBATCHES = 1 << 15
 # the values that rloo and grpo require
 GROUP_BASELINE: dict[str, Any] = {"gamma": 1.0, "lam": 1.0, "normalize_advantages": "none", "advantage": "gae"}
 CHOICES: dict[str, tuple[Any, ...]] = {  # the values of each setting that is not a number
@@ -117,7 +117,7 @@ def check_arrays(stored: StoredIteration) -> None:
     wrong = [name for name in COLUMNS if name not in columns or columns[name].dtype.kind not in "biuf"]
     wrong += [f"epochs.{name}" for name in EPOCHS if epochs and (name not in epochs or epochs[name].ndim != 3)]
     numbers = epochs.get("minibatch", np.zeros(1, int))
-    if numbers.dtype.kind != "i" or numbers.max(initial=0) >= MOST_MINIBATCHES or numbers.min(initial=0) < -1:
+    if numbers.dtype.kind != "i" or numbers.max(initial=0) >= MAX_MINIBATCHES or numbers.min(initial=0) < -1:
         wrong.append("epochs.minibatch")
     if wrong:
         raise UsageError(f"{stored.where}: no valid {', '.join(wrong)}; delete the file")

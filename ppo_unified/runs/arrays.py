@@ -34,14 +34,14 @@ def write_arrays(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
             archive.writestr(f"{name}.npy", data, zipfile.ZIP_DEFLATED if compresses else zipfile.ZIP_STORED)
 
 
-def read_arrays(path: Path, most_bytes: int) -> dict[str, np.ndarray]:
-    """Return the arrays in a file. Raises ValueError if it cannot be read or would need more than `most_bytes`."""
+def read_arrays(path: Path, max_bytes: int) -> dict[str, np.ndarray]:
+    """Return the arrays in a file. Raises ValueError if it cannot be read or would need more than `max_bytes`."""
     try:
         with open_file(path) as file:
             with zipfile.ZipFile(file) as archive:
                 size = sum(member.file_size for member in archive.infolist())
-            if size > most_bytes:
-                raise ValueError(f"its uncompressed size is {size:,} bytes, the limit is {most_bytes:,}")
+            if size > max_bytes:
+                raise ValueError(f"its uncompressed size is {size:,} bytes, the limit is {max_bytes:,}")
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}

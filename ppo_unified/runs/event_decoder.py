@@ -19,7 +19,7 @@ from ppo_unified.runs.scalar_layout import Layout
 from ppo_unified.runs.series import Chunk, Curves
 
 _FLOAT = struct.Struct("<f")
-_MOST_LAYOUTS = 64  # maximum number of layouts to cache for each payload length
+_MAX_LAYOUTS = 64  # maximum number of layouts to cache for each payload length
 _LONGEST_LAYOUT = 1 << 16  # maximum bytes of a record with a layout; longer ones are decoded one by one
 
 
@@ -87,7 +87,7 @@ class Block:
                 return
             left = self._decode_matching(layout, rows, records, left)
         while left.size:
-            layout_or_none = _layout(several[left[0]]) if len(known) < _MOST_LAYOUTS else None
+            layout_or_none = _layout(several[left[0]]) if len(known) < _MAX_LAYOUTS else None
             if layout_or_none is None:
                 self._decode_one(int(rows[left[0]]), several[left[0]])
                 left = left[1:]

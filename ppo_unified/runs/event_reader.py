@@ -25,9 +25,9 @@ from ppo_unified.runs.series import Curves, Series
 _LONGEST = 1 << 28  # maximum bytes of a record; if its length field is larger, the record is damaged
 _BLOCK = 1 << 18  # number of bytes to read at once; a longer record is still read completely
 _HEAD = 1 << 10  # number of bytes at the start of a file that identify its content
-_MOST_HEADERS = 4096  # maximum number of valid record headers to cache
+_MAX_HEADERS = 4096  # maximum number of valid record headers to cache
 _WIDER = (1, 8, 64)  # factors by which more of a file's end is read until it contains the start of a record
-_MOST_LENGTHS = 512  # maximum number of payload lengths whose layouts are cached
+_MAX_LENGTHS = 512  # maximum number of payload lengths whose layouts are cached
 
 
 class _Records(NamedTuple):
@@ -180,7 +180,7 @@ class EventReader:
 
     def _records(self, data: bytes) -> _Records:
         frames = self._frames
-        if len(frames) > _MOST_HEADERS:
+        if len(frames) > _MAX_HEADERS:
             frames.clear()
         payloads: list[bytes] = []
         position, size, needed = 0, len(data), HEADER.size
@@ -207,7 +207,7 @@ class EventReader:
 
     def _add_block(self, name: str, offset: int, records: _Records) -> bool:
         """Add the events of the block at `offset` in a file. Return True if the block contains events."""
-        if len(self._layouts) > _MOST_LENGTHS:
+        if len(self._layouts) > _MAX_LENGTHS:
             self._layouts.clear()
         block = Block(self._layouts)
         lengths, rows = records.lengths, np.flatnonzero(records.intact)

@@ -31,7 +31,7 @@ from ppo_unified.runs.event_format import CRC, PREFIX, masked_crc
 from ppo_unified.runs.metrics import describe
 
 _STAMPED = re.compile(re.escape(PREFIX) + r"\.(\d{10}\.\d{6})\.")  # matches the names of files written by EventWriter
-_MOST_WAITING = 1 << 24  # maximum bytes of records to keep while the disk is full; later ones are lost
+_MAX_WAITING = 1 << 24  # maximum bytes of records to keep while the disk is full; later ones are lost
 _LONGEST_CELL = 2000  # maximum characters in a table cell; longer text is truncated
 _UNPRINTABLE = {"\n": "\u21b5 ", "\r": "\u21b5 ", "\t": "\u21e5 "}  # shown as arrows; all others become U+FFFD
 
@@ -115,7 +115,7 @@ class EventWriter:
         data = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         record = length + CRC.pack(masked_crc(length)) + data + CRC.pack(masked_crc(data))
-        if len(self._waiting) + len(record) <= _MOST_WAITING:
+        if len(self._waiting) + len(record) <= _MAX_WAITING:
             self._waiting += record
         self._append()
 

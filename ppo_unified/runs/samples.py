@@ -28,12 +28,12 @@ from ppo_unified.runs.stored_iteration import Alternatives as Alternatives
 from ppo_unified.runs.stored_iteration import StoredIteration as StoredIteration
 from ppo_unified.text import clean
 
-LARGEST = 1 << 17  # maximum number of valid steps in one file; later rows are not stored
+MAX_STEPS = 1 << 17  # maximum number of valid steps in one file; later rows are not stored
 GROUPS = ("json", "strings", "epochs", "alternatives", "observations", "raw")  # prefixes of the names in a file
 POLICIES = ("old", "new", "ref")  # the policies whose likeliest actions are stored
 RESPONSES = "responses.jsonl"
-LONGEST_TEXT = 4 << 20  # maximum length of a JSON text in a file; its values can take twenty times as much memory
-LARGEST_INTEGER = 1 << 64  # in options, state and metrics
+MAX_TEXT = 4 << 20  # maximum length of a JSON text in a file; its values can take twenty times as much memory
+MAX_INTEGER = 1 << 64  # in options, state and metrics
 HEADER = 1 << 10  # more than the bytes that a file needs for the name, type and shape of an array
 REQUEST = ".sample-next"  # this file requests the samples of the next iteration
 
@@ -50,7 +50,7 @@ SINGLE = (
     "value_target",
     "metrics",
 )
-MOST_BYTES = 1 << 27  # maximum uncompressed size of a file; a small file can decompress to a huge one
+MAX_BYTES = 1 << 27  # maximum uncompressed size of a file; a small file can decompress to a huge one
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("iteration", "step", "steps"), (int,)),
     **dict.fromkeys(("gamma", "lam", "clip", "clip_high"), (float, int)),
@@ -72,16 +72,16 @@ def iterations(run: Run) -> list[int]:
 def rows_to_keep(mask: np.ndarray, row_bytes: int = 0) -> int:
     """Return the number of leading rows of a mask [N, T] that one file stores, at least 1.
 
-    These rows have at most LARGEST valid steps in total and, if each takes `row_bytes`, most of MOST_BYTES.
+    These rows have at most MAX_STEPS valid steps in total and, if each takes `row_bytes`, most of MAX_BYTES.
     """
-    rows = int(np.searchsorted(mask.sum(1).cumsum(), LARGEST, side="right"))
-    return max(1, min(rows, MOST_BYTES * 9 // 10 // row_bytes) if row_bytes else rows)
+    rows = int(np.searchsorted(mask.sum(1).cumsum(), MAX_STEPS, side="right"))
+    return max(1, min(rows, MAX_BYTES * 9 // 10 // row_bytes) if row_bytes else rows)
 
 
 def write(run: Run, stored: StoredIteration) -> None:
     """Write an iteration's samples atomically, so that readers find either a complete file or none.
 
-    If all rows together would exceed MOST_BYTES or LONGEST_TEXT, only the first ones are stored. If even one row would,
+    If all rows together would exceed MAX_BYTES or MAX_TEXT, only the first ones are stored. If even one row would,
     its observations are left out. Raises OSError.
     """
     run.samples.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ def read(run: Run, iteration: int) -> StoredIteration:
     """Read the samples of an iteration. Raises UsageError if the file is not a valid sample file."""
     path = sample_path(run, iteration)
     try:
-        found = read_arrays(path, MOST_BYTES)
+        found = read_arrays(path, MAX_BYTES)
         if missing := {*SINGLE, "mask", "continues"} - found.keys():
             raise ValueError(f"missing: {', '.join(sorted(missing))}")
         return _from_arrays(found, str(path))
@@ -114,7 +114,7 @@ def read(run: Run, iteration: int) -> StoredIteration:
 def _excess(arrays: Mapping[str, np.ndarray]) -> float:
     """Return the size of a file relative to the limits of `read`; a file above 1 cannot be read."""
     longest = max(x.nbytes // np.dtype("U1").itemsize for name, x in arrays.items() if x.dtype.kind == "U")
-    return max(sum(x.nbytes + HEADER for x in arrays.values()) / MOST_BYTES, longest / LONGEST_TEXT)
+    return max(sum(x.nbytes + HEADER for x in arrays.values()) / MAX_BYTES, longest / MAX_TEXT)
 
 
 def _to_arrays(stored: StoredIteration) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ def _to_arrays(stored: StoredIteration) -> dict[str, np.ndarray]:
     """
     arrays = {name: np.asarray(getattr(stored, name)) for name in SINGLE if name != "metrics"}
     texts: dict[str, Any] = {"metrics": stored.metrics, "json.options": stored.options, "json.state": stored.state}
-    is_long = len(to_json(stored.record, indent=None)) > LONGEST_TEXT
+    is_long = len(to_json(stored.record, indent=None)) > MAX_TEXT
     texts |= {"json.record": None if is_long else stored.record, "json.vocabulary": stored.vocabulary}
     for name, column in stored.columns.items():
         if column.dtype.kind in "UO":
@@ -226,8 +226,8 @@ def _check_epochs(epochs: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> N
 def _parse_document(name: str, array: np.ndarray) -> Any:
     """Parse a JSON text. Raises ValueError if it is invalid or does not have the expected type."""
     value = array.item() if array.ndim == 0 else None
-    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
-        raise ValueError(f"{name}: expected a JSON text of at most {LONGEST_TEXT:,} characters")
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise ValueError(f"{name}: expected a JSON text of at most {MAX_TEXT:,} characters")
     document = parse_json(value)
     if name in ("options", "state", "vocabulary") and not isinstance(document, dict):
         raise ValueError(f"json.{name}: expected a table, got {type(document).__name__}")
@@ -247,8 +247,8 @@ def _check_integers(value: Any) -> None:
     if isinstance(value, dict | list):
         for part in value.values() if isinstance(value, dict) else value:
             _check_integers(part)
-    elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise ValueError(f"expected integers of at most {LARGEST_INTEGER:,}")
+    elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ValueError(f"expected integers of at most {MAX_INTEGER:,}")
 
 
 def _read_scalar(name: str, array: np.ndarray) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from envs.gym.options import GymConfig
 from ppo_unified.config.schema import typed_options
-from ppo_unified.config.sweep import MOST_RUNS, expand, parse_seeds
+from ppo_unified.config.sweep import MAX_RUNS, expand, parse_seeds
 from ppo_unified.errors import UsageError
 
 OPTIONS = typed_options(GymConfig)
@@ -54,7 +54,7 @@ def test_numbers_and_choices_can_be_listed(option: str, text: str, values: list[
     [
         ({"optim.lr": "1e-3,"}, "optim.lr: expected a value before and after each comma, got '1e-3,'"),
         ({"total_steps": "1,000,000"}, "to give one number, write 1000000 without commas"),
-        ({"seed": "1-40", "ppo.clip": "0.1,0.2"}, f"expected at most {MOST_RUNS} runs at once, got 80"),
+        ({"seed": "1-40", "ppo.clip": "0.1,0.2"}, f"expected at most {MAX_RUNS} runs at once, got 80"),
         ({"seed": "9-1"}, "expected one seed, or several such as 1-5 or 1,2,7, got '9-1'"),
     ],
 )

@@ -168,7 +168,7 @@ def test_selection_has_best_worst_and_most_clipped() -> None:
     stored = make_iteration([["1"] * (1 + n % 3) for n in range(300)])
     listed = SampleList.of(stored, recompute(stored, Settings.of(stored)))
     chosen = select_samples(listed)
-    assert len(chosen) == html_document.MOST_SAMPLES
+    assert len(chosen) == html_document.MAX_SAMPLES
     assert chosen == sorted(set(chosen))
     assert {listed.best(), listed.worst(), int(listed.columns["cut"].argmax())} <= set(chosen)
     document = make_document(stored, "run")
@@ -181,7 +181,7 @@ def test_long_responses_limit_the_selection() -> None:
     stored = make_iteration([["1"] * 4000, ["2"] * 4000, ["3"] * 4000, ["4"] * 4000, ["5"]])
     listed = SampleList.of(stored, recompute(stored, Settings.of(stored)))
     chosen = select_samples(listed)
-    assert int(listed.columns["length"][chosen].sum()) <= html_document.MOST_STEPS
+    assert int(listed.columns["length"][chosen].sum()) <= html_document.MAX_STEPS
     assert len(chosen) == 3
     longest = make_iteration([["1"] * 20_000])
     assert select_samples(SampleList.of(longest, recompute(longest, Settings.of(longest)))) == [0]

@@ -86,7 +86,7 @@ def test_complete_sample_file_round_trips(tmp_path: Path) -> None:
     assert_equal_content(samples.read(Run(tmp_path), 3), before)
 
 
-@pytest.mark.parametrize("limit", ["MOST_BYTES", "LONGEST_TEXT"])
+@pytest.mark.parametrize("limit", ["MAX_BYTES", "MAX_TEXT"])
 def test_too_large_samples_keep_the_first_rows(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that exceeds the limits of `read` would be useless."""
     rows, run = 64, Run(tmp_path)
@@ -94,7 +94,7 @@ def test_too_large_samples_keep_the_first_rows(limit: str, tmp_path: Path, monke
     before = make_samples(np.ones((rows, 50), bool), np.ones((rows, 50), bool), text=words, x=np.ones((rows, 50)))
     samples.write(run, before)
     assert len(samples.read(run, 3).columns["mask"]) == rows
-    monkeypatch.setattr(samples, limit, {"MOST_BYTES": 50_000 + 30 * samples.HEADER, "LONGEST_TEXT": 6000}[limit])
+    monkeypatch.setattr(samples, limit, {"MAX_BYTES": 50_000 + 30 * samples.HEADER, "MAX_TEXT": 6000}[limit])
     samples.write(run, before)
     kept = samples.read(run, 3).columns
     assert 1 < len(kept["mask"]) < rows
@@ -107,13 +107,13 @@ def test_too_large_samples_keep_the_first_rows(limit: str, tmp_path: Path, monke
 def test_observations_of_a_too_large_row_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = make_complete()
     before = replace(before, observations={"obs": np.zeros((2, 3, 20_000), np.uint8)})
-    monkeypatch.setattr(samples, "MOST_BYTES", 55_000)
+    monkeypatch.setattr(samples, "MAX_BYTES", 55_000)
     samples.write(Run(tmp_path), before)
     assert_equal_content(samples.read(Run(tmp_path), 3), replace(before.head(1), observations={}))
 
 
 def test_record_that_is_too_long_is_not_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "LONGEST_TEXT", 2000)
+    monkeypatch.setattr(samples, "MAX_TEXT", 2000)
     before = replace(make_complete(), record=["x"] * 1000)
     samples.write(Run(tmp_path), before)
     assert_equal_content(samples.read(Run(tmp_path), 3), replace(before, record=None))
@@ -135,7 +135,7 @@ CHANGES: dict[str, tuple[str, Any]] = {  # what is wrong -> name of an array, it
     "vocabulary with a number of 5,000 digits": ("json.vocabulary", '{"' + "9" * 5000 + '": "a"}'),
     "record that is not JSON": ("json.record", "\x1b[31m"),
     "record that is a number": ("json.record", np.zeros(3)),
-    "record that is too long": ("json.record", '"' + "x" * samples.LONGEST_TEXT + '"'),
+    "record that is too long": ("json.record", '"' + "x" * samples.MAX_TEXT + '"'),
     "strings of another type": ("strings.text", "{}"),
     "strings without indices": ("strings.other", "[]"),
     "index that is too high": ("text", np.full((2, 3), 99)),
@@ -272,7 +272,7 @@ def test_old_samples_are_thinned_out_first(tmp_path: Path) -> None:
 
 
 def test_row_size_limits_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MOST_BYTES", 1000)
+    monkeypatch.setattr(samples, "MAX_BYTES", 1000)
     mask = np.ones((8, 2), bool)
     for row_bytes, rows in {100: 8, 113: 7, 450: 2, 901: 1, 10**9: 1}.items():
         assert samples.rows_to_keep(mask, row_bytes) == rows
@@ -281,7 +281,7 @@ def test_row_size_limits_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_sample_file_holds_whole_rows_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
     for limit, rows in {1: 1, 2: 1, 4: 1, 5: 3, 6: 4, 99: 4}.items():
-        monkeypatch.setattr(samples, "LARGEST", limit)
+        monkeypatch.setattr(samples, "MAX_STEPS", limit)
         assert samples.rows_to_keep(mask) == rows
 
 

@@ -101,7 +101,7 @@ def test_clip_range_is_that_of_the_finished_iteration() -> None:
 
 def test_arrays_hold_the_stored_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = np.array([[1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]], bool)
-    monkeypatch.setattr(samples, "LARGEST", 5)
+    monkeypatch.setattr(samples, "MAX_STEPS", 5)
     columns = {"mask": torch.from_numpy(mask), "value": torch.arange(12.0, dtype=torch.float64).view(4, 3)}
     arrays = convert_to_arrays(columns, {"text": [["a", "b", "c"]] * 4}, "hook", samples.rows_to_keep(mask))
     assert {name: x.shape for name, x in arrays.items()} == dict.fromkeys(("mask", "value", "text"), (3, 3))
