@@ -7,8 +7,6 @@ ratio and the KL would then refer to a policy that did not choose the tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from envs.llm.generate import Responses
 from envs.llm.options import LLMConfig
 
 
-def sampler_errors(responses: Responses, logprobs: Tensor) -> Mapping[str, float]:
+def sampler_errors(responses: Responses, logprobs: Tensor) -> dict[str, float]:
     """Return the largest and the mean difference, over the sampled tokens, of the sampler's log-probs and `logprobs`.
 
     `logprobs` [N, S - 1] are those that training computes for the same tokens.
@@ -28,7 +26,7 @@ def sampler_errors(responses: Responses, logprobs: Tensor) -> Mapping[str, float
     }
 
 
-def check_sampler(responses: Responses, logprobs: Tensor, config: LLMConfig) -> Mapping[str, float]:
+def check_sampler(responses: Responses, logprobs: Tensor, config: LLMConfig) -> dict[str, float]:
     """Return the metrics of `sampler_errors`. Raises RuntimeError if one of them exceeds its limit.
 
     Values that are not finite raise no error here: `optim.on_nonfinite` decides what happens to them.

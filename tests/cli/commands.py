@@ -20,9 +20,14 @@ LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-ste
 Call = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
 
 
-def command(*arguments: str, cwd: Path, fresh: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
-    """Run `ppo-unified` in a new process and capture its output. A fresh process has imported nothing before."""
-    environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | more
+def command(
+    *arguments: str, cwd: Path, fresh: bool = False, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `ppo-unified` in a new process and capture its output. A fresh process has imported nothing before.
+
+    `env` contains additional environment variables.
+    """
+    environment = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:ppo_unified"} | dict(env or {})
     words = ["-m", "ppo_unified", *arguments]
     if not fresh:
         return fork_server.run(words, cwd, environment)

@@ -28,7 +28,7 @@ PATH = {"PYTHONPATH": str(ROOT)}
 def chatty_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run in the environment that prints."""
     folder = tmp_path_factory.mktemp("chatty")
-    done = command("train", CHATTY, "--name", "a", *SHORT, "--gym.vectorization", "async", cwd=folder, **PATH)
+    done = command("train", CHATTY, "--name", "a", *SHORT, "--gym.vectorization", "async", cwd=folder, env=PATH)
     assert done.returncode == 0, done.stderr
     assert "chat" not in done.stdout
     assert [line.partition(":")[0] for line in done.stdout.splitlines()[-2:]] == ["a", "To watch the agent"]
@@ -38,15 +38,15 @@ def chatty_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_eval_prints_one_json_document(chatty_run: Path) -> None:
-    done = command("eval", "a", "--episodes", "3", "--json", cwd=chatty_run, **PATH)
+    done = command("eval", "a", "--episodes", "3", "--json", cwd=chatty_run, env=PATH)
     assert json.loads(done.stdout)["score"] == 5.0
     assert {f"chat {place}" for place in ("step", "C", "descriptor", "exit")} <= set(done.stderr.splitlines())
 
 
 def test_play_and_export_print_only_their_results(chatty_run: Path) -> None:
-    played = command("play", "a", "--episodes", "2", cwd=chatty_run, **PATH)
+    played = command("play", "a", "--episodes", "2", cwd=chatty_run, env=PATH)
     assert played.stdout == "episode 1: return 5 (greedy) in 5 steps\nepisode 2: return 5 (greedy) in 5 steps\n"
-    exported = command("export", "a", "--to", "policy", cwd=chatty_run, **PATH)
+    exported = command("export", "a", "--to", "policy", cwd=chatty_run, env=PATH)
     assert [Path(line).parent.name for line in exported.stdout.splitlines()] == ["policy"] * 4
 
 
@@ -65,7 +65,7 @@ def test_failing_environment_gives_one_line_and_exit_code_1(verb: tuple[str, ...
     run(make_config(FAULTY, total_steps=14, gym=gym), tmp_path / "runs", "a")
     config = Run(tmp_path / "runs" / "a").config
     config.write_text(config.read_text().replace("1000", "3"))
-    done = command(*verb, cwd=tmp_path, **PATH)
+    done = command(*verb, cwd=tmp_path, env=PATH)
     assert (done.returncode, done.stdout) == (1, "")
     cause = r"ZeroDivisionError: the world broke, in faulty_envs.py, line \d+"
     episode = r"(evaluation episode 1 of \d+ \(seed \d+\)|the episode with seed \d+)"
@@ -75,7 +75,7 @@ def test_failing_environment_gives_one_line_and_exit_code_1(verb: tuple[str, ...
 def test_dead_worker_fails_the_run_with_one_line(tmp_path: Path) -> None:
     kwargs = json.dumps({"place": "odd step", "fault": "die", "after": 30})
     options = (*SHORT, "--gym.vectorization", "async", "--gym.env-kwargs", kwargs, "--eval.every-steps", "0")
-    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, **PATH)
+    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, env=PATH)
     assert done.returncode == 1
     shown, failed, *others = [line for line in done.stderr.splitlines() if "steps/s" not in line]
     assert re.fullmatch(rf"a failed: {FAULTY}: step\(\) at step \d+ .*: worker \d of 2 exited with code 3", failed)
@@ -88,7 +88,7 @@ def test_threads_of_an_environment_do_not_delay_the_exit(tmp_path: Path) -> None
     kwargs = json.dumps({"place": "reset", "fault": "thread"})
     options = (*SHORT, "--gym.vectorization", "sync", "--gym.env-kwargs", kwargs)
     began = time.monotonic()
-    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, **PATH)
+    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, env=PATH)
     assert time.monotonic() - began < 60  # the threads run for 600 s
     assert done.returncode == 0
     assert "simulator" in done.stderr.splitlines()[-1]
@@ -135,7 +135,7 @@ def test_uncaught_error_is_raised_to_python_callers(monkeypatch: pytest.MonkeyPa
 def test_failure_at_start_leaves_no_folder(place: str, mode: str, message: str, tmp_path: Path) -> None:
     """The environment fails after the check that precedes the creation of the folder, which resets with seed 0."""
     options = (*SHORT, "--gym.vectorization", mode, "--gym.env-kwargs", json.dumps({"place": place}))
-    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, **PATH)
+    done = command("train", FAULTY, "--name", "a", *options, cwd=tmp_path, env=PATH)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(message.format(FAULTY))
     assert "Traceback" not in done.stderr
@@ -145,7 +145,7 @@ def test_failure_at_start_leaves_no_folder(place: str, mode: str, message: str, 
 def test_broken_rule_exits_with_2_and_leaves_no_folder(tmp_path: Path) -> None:
     broken = "tests.faulty_envs:BreaksRule-v0"
     options = ("--gym.env-kwargs", '{"rule": "old step"}')
-    done = command("train", broken, *options, cwd=tmp_path, **PATH)
+    done = command("train", broken, *options, cwd=tmp_path, env=PATH)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(
         f"{broken}: step(): expected (observation, reward, terminated, truncated, info), got "

@@ -49,7 +49,16 @@ def test_environment_may_print_and_read_the_command_line(tmp_path: Path) -> None
     """Besides the environments of the run, only two are created: one to compare spaces, and one for the check."""
     small = ("--gym.num-envs", "1", "--gym.num-steps", "16", "--gym.vectorization", "sync", "--total-steps", "32")
     first, second = (
-        command("train", "tests.faulty_envs:Chatty-v0", "--name", name, *init, *small, cwd=tmp_path, PYTHONPATH=ROOT)
+        command(
+            "train",
+            "tests.faulty_envs:Chatty-v0",
+            "--name",
+            name,
+            *init,
+            *small,
+            cwd=tmp_path,
+            env={"PYTHONPATH": ROOT},
+        )
         for name, init in (("a", ()), ("b", ("--init", "a")))
     )
     assert (first.returncode, second.returncode) == (0, 0), second.stderr

@@ -324,7 +324,7 @@ def test_missing_gpu_is_rejected_and_leaves_no_folder(
 
 def test_missing_extra_suggests_pip_command(tmp_path: Path) -> None:
     (tmp_path / "Box2D.py").write_text("raise ImportError('no Box2D here')", encoding="utf-8")
-    done = command("train", "lunarlander", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = command("train", "lunarlander", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
     assert done.returncode == 2
     assert "pip install 'ppo-unified[box2d]'" in done.stderr
     assert len(done.stderr.splitlines()) == 1

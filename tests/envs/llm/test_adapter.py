@@ -327,6 +327,11 @@ def test_update_switches_lora_twice_per_microbatch(folder: Path, monkeypatch: py
     """Recomputed layers need the LoRA weights of their own forward pass, but not one switch each."""
     adapter = LLMAdapter(make_config(folder, {"gradient_checkpointing": True, "lora_rank": 2}), CPU)
     rollout, activate, active = adapter.collect(), adapter.policy.network._activate, list[str | None]()
-    monkeypatch.setattr(adapter.policy.network, "_activate", lambda lora: (active.append(lora), activate(lora)))
+
+    def record(lora: str | None) -> None:
+        active.append(lora)
+        activate(lora)
+
+    monkeypatch.setattr(adapter.policy.network, "_activate", record)
     gradient(adapter, rollout, adapter.config.ppo)
     assert active == ["policy", "critic", "policy"]  # the first switch is from the reference, with which collect ends
