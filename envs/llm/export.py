@@ -18,7 +18,8 @@ from transformers import GenerationConfig
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.inputs import critic_source
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location
+from envs.llm.lora_model import read_lora_model
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location, resolve
 from envs.llm.options import LLM
 from envs.llm.policy import Critic, LoRACritic
 from envs.llm.prompts import encode
@@ -35,8 +36,9 @@ LONGEST_EXAMPLE = 200  # maximum number of characters of the example prompt in t
 def export(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Write the model (or only its LoRA), tokenizer, generation settings, critic and README.md into `folder`.
 
-    The weights are saved in the precision used for training. Returns the entries of policy.json, which describe how
-    to load the model.
+    If `llm.model` itself consists of LoRA weights, the complete model is written, because LoRA weights cannot be the
+    base of other LoRA weights. The weights are saved in the precision used for training. Returns the entries of
+    policy.json, which describe how to load the model.
     """
     return _export(adapter, folder, about, merged=False)
 
@@ -60,6 +62,7 @@ def export_merged(adapter: LLMAdapter, folder: Path, about: dict[str, Any]) -> d
 
 def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bool) -> dict[str, Any]:
     network, llm = adapter.policy.network, adapter.config.llm
+    merged = merged or (llm.lora_rank > 0 and read_lora_model(resolve(llm.model), "llm.model") is not None)
     try:
         with silence_transformers():
             if llm.lora_rank and not merged:
@@ -141,6 +144,11 @@ def _merge(adapter: LLMAdapter, name: str, network: Network, source: str) -> Any
         return PeftModel.from_pretrained(base, temporary, torch_device="cpu").merge_and_unload()
 
 
+def is_lora_folder(source: str) -> bool:
+    """Return True if `source` is a folder that contains only LoRA weights, of a language model or a reward model."""
+    return read_lora_folder(source) is not None or read_lora_model(source, source) is not None
+
+
 # the critic
 
 
@@ -168,7 +176,7 @@ def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, me
         return "model.base_model"
     if not network.has_lora:
         network.model.save_pretrained(folder)
-    elif merged or read_lora_folder(source):  # a LoRA folder cannot be the base of other LoRA weights
+    elif merged or is_lora_folder(source):  # a LoRA folder cannot be the base of other LoRA weights
         _merge(adapter, name, network, source).base_model.save_pretrained(folder)
     else:
         _write_lora(network, name, source, folder)
@@ -186,9 +194,11 @@ def _is_chat(adapter: LLMAdapter) -> bool:
 
 def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], facts: dict[str, Any]) -> None:
     llm = adapter.config.llm
+    lora = read_lora_model(resolve(llm.model), "llm.model")
+    origin = f"`{llm.model}`" + (f" (LoRA weights merged into `{lora.base}`)" if lora else "")
     weights = {
-        "all": f"This folder contains the full model, trained from `{llm.model}`.",
-        "merged": f"This folder contains `{llm.model}` with LoRA weights of rank {llm.lora_rank} merged in float32.",
+        "all": f"This folder contains the full model, trained from {origin}.",
+        "merged": f"This folder contains {origin} with LoRA weights of rank {llm.lora_rank} merged in float32.",
         "adapter": f"This folder contains only LoRA weights of rank {llm.lora_rank}. transformers loads their base "
         f"model, `{location(llm.model)}`, from the location in adapter_config.json, and peft must be installed.",
     }

@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from envs.llm.data import shorten
+from envs.llm.lora_model import MERGING, check_lora_files, check_lora_weights, merge_lora_model, read_lora_model
 from envs.llm.options import LLM, TINY
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import CONFIG as LORA_CONFIG
@@ -28,11 +29,8 @@ from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, tru
 from ppo_unified.errors import UsageError
 
 POLICY, CRITIC = "policy", "critic"  # names of the trained LoRA weights
-FULL_WEIGHTS = ("model*.safetensors*", "pytorch_model*.bin*")  # files of a model without LoRA, and their indices
-LORA_FILES = "adapter_*"
 CAUSAL_LM = "causal language model"
 NO_LIMIT = 1 << 30  # context length of a model that can process any number of tokens
-MERGING = "'Models with LoRA weights' in docs/llm.md"
 
 
 class Network(nn.Module):
@@ -268,44 +266,38 @@ def resolve(name: str) -> str:
 
 
 def load_tokenizer(name: str, option: str = "llm.model") -> Any:
-    """Load the tokenizer of a model. Raises UsageError if the tokenizer cannot be loaded."""
+    """Load the tokenizer of a model. Raises UsageError if the tokenizer cannot be loaded.
+
+    A folder with the LoRA weights of a language model may contain a tokenizer of its own. Otherwise, load its base's.
+    """
+    where = f"{option} = {name!r}"
+    lora = read_lora_model(resolve(name), where)
+    if lora is not None and not any(lora.path.glob("tokenizer*")):
+        return load_tokenizer(lora.base, f"{where}, base model")
     return _load(partial(AutoTokenizer.from_pretrained, padding_side="left"), name, option, "tokenizer")
 
 
-def load_config(name: str, option: str = "llm.model") -> Any:
+def load_config(name: str, option: str = "llm.model", merges_lora: bool = False) -> Any:
     """Load a model's configuration.
 
-    For a LoRA reward model, load the configuration of its base model and set the number of labels to 1.
-    Raises UsageError if the configuration cannot be loaded, or if the folder's LoRA weights are not supported.
+    For a LoRA reward model, load the configuration of its base model and set the number of labels to 1. If
+    `merges_lora` is True, the folder may contain LoRA weights of a language model, and the configuration of their base
+    is loaded. Raises UsageError if the configuration cannot be loaded, or if the LoRA weights are not supported or do
+    not fit their base.
     """
+    where = f"{option} = {name!r}"
+    lora = read_lora_model(resolve(name), where) if merges_lora else None
+    if lora is not None:
+        config = load_config(lora.base, f"{where}, base model")
+        check_lora_weights(lora, config, where)
+        return config
     folder = read_lora_folder(resolve(name))
-    _check_lora_files(Path(resolve(name)), f"{option} = {name!r}", is_reward_model=folder is not None)
+    check_lora_files(Path(resolve(name)), where, is_supported=folder is not None)
     if folder is None:
         return _load(AutoConfig.from_pretrained, name, option, "configuration")
     config = load_config(folder.base, f"{option} = {name!r}, base model")
     config.num_labels, config.architectures = 1, ["AdapterForSequenceClassification"]
     return config
-
-
-def _check_lora_files(folder: Path, where: str, is_reward_model: bool) -> None:
-    """Raise UsageError if transformers or peft would load weights that the user does not expect.
-
-    A folder with full weights and LoRA weights is ambiguous: transformers would load both, and peft would load the
-    LoRA weights and a different base. A folder with only LoRA weights is supported only for reward models.
-    """
-    if not (folder / LORA_CONFIG).exists():
-        return
-    full = [path.name for pattern in FULL_WEIGHTS for path in folder.glob(pattern)]
-    if full:
-        raise UsageError(
-            f"{where}: expected full weights or LoRA weights, got both ({min(full)} and {LORA_CONFIG}); move the files "
-            f"{LORA_FILES} to another folder or merge them into the full weights (see {MERGING})"
-        )
-    if not is_reward_model:
-        raise UsageError(
-            f"{where}: expected full weights, got only LoRA weights ({LORA_CONFIG}); merge them into their base model "
-            f"(see {MERGING}), or export a run with --merged"
-        )
 
 
 def location(name: str) -> str:
@@ -317,13 +309,12 @@ def location(name: str) -> str:
 def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.dtype) -> Any:
     """Load a causal language model in `dtype`, or in 4 bits if `llm.quantize` is '4bit'.
 
-    Raises UsageError if the model cannot be loaded.
+    LoRA weights are merged into their base in float32. Raises UsageError if the model cannot be loaded.
     """
-    more: dict[str, Any] = {}
     if options.quantize == "4bit":
         from transformers import BitsAndBytesConfig
 
-        more = {
+        more: dict[str, Any] = {
             "device_map": {"": device},
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=True,
@@ -332,10 +323,20 @@ def load_causal_lm(name: str, options: LLM, device: torch.device, dtype: torch.d
                 bnb_4bit_compute_dtype=getattr(torch, options.dtype),
             ),
         }
-    model = _load_complete(
-        partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more), name, "llm.model", CAUSAL_LM
-    )
-    return model if more else model.to(device)
+        load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype, **more)
+        return _load_complete(load, name, "llm.model", CAUSAL_LM)
+    return _load_language_model(name, "llm.model", dtype).to(device)
+
+
+def _load_language_model(name: str, option: str, dtype: torch.dtype) -> Any:
+    """Load a causal language model and merge its LoRA weights, if it has any, into their base."""
+    where = f"{option} = {name!r}"
+    lora = read_lora_model(resolve(name), where)
+    load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype if lora is None else torch.float32)
+    if lora is None:
+        return _load_complete(load, name, option, CAUSAL_LM)
+    base = _load_complete(load, lora.base, f"{where}, base model", CAUSAL_LM)
+    return merge_lora_model(lora, base, where).to(dtype)
 
 
 def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, nn.Linear | None]:
@@ -343,7 +344,7 @@ def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype)
 
     Raises UsageError if the model cannot be loaded.
     """
-    config = load_config(name, option)
+    config = load_config(name, option, merges_lora=True)
     is_reward_model = any("SequenceClassification" in kind for kind in getattr(config, "architectures", None) or [])
     if is_reward_model:
         model = load_reward_model(name, option, dtype).to(device)
@@ -351,8 +352,7 @@ def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype)
             (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
         )
         return model.base_model, head
-    load = partial(AutoModelForCausalLM.from_pretrained, dtype=dtype)
-    return _load_complete(load, name, option, CAUSAL_LM).to(device).base_model, None
+    return _load_language_model(name, option, dtype).to(device).base_model, None
 
 
 def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:

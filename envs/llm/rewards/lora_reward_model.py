@@ -68,11 +68,17 @@ def read_lora_folder(source: str) -> LoRAFolder | None:
         options: Any = read_json(path)
         if options["task_type"] != "SEQ_CLS":
             return None
-        return LoRAFolder(Path(source), str(options["base_model_name_or_path"]))
+        return LoRAFolder(Path(source), find_base(Path(source), str(options["base_model_name_or_path"])))
     except OSError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: cannot read the LoRA configuration ({error!r})") from None
+
+
+def find_base(folder: Path, name: str) -> str:
+    """Return the location of a base model that a LoRA folder names: relative to that folder if it exists there, and
+    otherwise relative to the current folder, or a hub id."""
+    return str(folder / name) if (folder / name).is_dir() else name
 
 
 @torch.no_grad()
