@@ -64,8 +64,9 @@ def history(folder: Path) -> Iterator[dict[str, float]]:
 
 def check_run(folder: Path) -> RunHealth:
     """Apply the health checks to the event file of a run."""
-    threshold = from_file(folder / "config.toml").eval.threshold
-    health, nearest, fired, number = Health(threshold=threshold), dict[str, float](), dict[str, int](), 0
+    config = from_file(folder / "config.toml")
+    health = Health(threshold=config.eval.threshold, watched=config.watched_scores)
+    nearest, fired, number = dict[str, float](), dict[str, int](), 0
     for number, metrics in enumerate(history(folder), 1):
         health.update(number, metrics)
         for check in health.checks:

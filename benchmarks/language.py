@@ -93,7 +93,7 @@ def sentiment_rows(folder: Path, seeds: int) -> list[str]:
     for seed in range(FIRST_SEED, FIRST_SEED + seeds):
         for coef in ("", "0"):
             run, _ = train(folder, "sentiment", seed, *(("--llm.kl-coef=0",) if coef else ()))
-            score, gold, kl = (read_series(run, f"eval/{tag}") for tag in ("sampled_score", "gold", "kl"))
+            score, gold, kl = (read_series(run, f"eval/{tag}") for tag in ("sampled_score", "sentiment-gold", "kl"))
             deviation = read_series(run, "reward/score_std")[0]
             gain = (score[-1] - score[0]) / deviation
             rows.append(

@@ -56,7 +56,7 @@ BANNED = {
     "envs.gym.vector": {"transformers", "textual", "tui", "ppo_unified.training.session", "ppo_unified.cli"},
     "envs.llm.options, envs.llm.data, envs.llm.tasks": {"torch", "transformers", "gymnasium", "textual", "tui"},
     "tui.store": {"torch", "gymnasium", "transformers", "textual", "envs"},
-    "envs.llm.rewards.functions, envs.llm.rewards.score_transforms": {"torch"},
+    "envs.llm.rewards.functions, envs.llm.rewards.scoring, envs.llm.rewards.score_transforms": {"torch"},
     "tui.app, tui.new_run.picker, tui.new_run.form, tui.runs.run_page, tui.inspector.screen": {
         "torch",
         "transformers",

@@ -24,22 +24,29 @@ from envs.llm.families import check_policy, check_trunk
 from envs.llm.generate import Responses, generate
 from envs.llm.inputs import critic_source, load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
+from envs.llm.lora_model import describe_merge
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, resolve
 from envs.llm.options import LLMConfig
 from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy
-from envs.llm.prompts import end_tokens
-from envs.llm.rewards.functions import Reward, find_function, load_reward, score
+from envs.llm.prompts import Prompts, as_chat, end_tokens
+from envs.llm.rewards.errors import RewardError
+from envs.llm.rewards.functions import Reward, find_function, load_reward
 from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import ScoreTransforms
+from envs.llm.rewards.scoring import Exchanges, Rewards, Scores
+from envs.llm.rollout_metrics import kl_sum, rollout_metrics
 from envs.llm.sampler_check import check_sampler
+from envs.llm.score_placement import place_scores
 from envs.llm.threads import choose_threads
+from envs.llm.trained_share import describe_untrained
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import UsageError
 from ppo_unified.text import print_err
 
-REWARD, GOLD = "reward", "gold"  # names of the reward models' LoRA weights, which are never trained here
+REWARD = "reward"  # start of the names of the reward models' LoRA weights, which are never trained here
+ATTEMPTS = 5  # number of batches of responses without any score before the run fails
 CALIBRATION = 256  # number of responses by the reference that are scored for llm.score_normalize = "reference"
 
 
@@ -63,11 +70,11 @@ class LLMAdapter:
             network.checkpoint_activations()
             if self.policy.critic is not None and self.policy.critic.trunk is not None:
                 self.policy.critic.trunk.checkpoint_activations()
-        self.reward = self._load_reward(llm.reward_name, "llm.reward", REWARD)
-        self.gold = self._load_reward(llm.proxy_of, "llm.proxy_of", GOLD) if llm.proxy_of else None
+        self.rewards = Rewards(llm.rewards, self._load_reward)
         self.threads = config.threads or choose_threads(self._models())
         torch.set_num_threads(self.threads)
         self.printed_notes: set[str] = set()
+        self.untrained_note: str | None = None  # None until the first update
         self.scores = ScoreTransforms(llm)
         self.kl = KLController(llm.kl_coef, llm.kl_target, llm.kl_horizon)
         self.order = torch.Generator().manual_seed(order_seed)
@@ -76,22 +83,22 @@ class LLMAdapter:
         self.queue: list[int] = []  # indices of the prompts that the current pass has not used yet
 
     def _models(self) -> Iterator[torch.nn.Module]:
-        """Yield the networks of policy, critic, reward and gold score. Some of them can be the same."""
+        """Yield the networks of policy, critic and reward models. Some of them can be the same."""
         critic = self.policy.critic
         yield self.policy.network
         yield from [critic.trunk] if critic is not None and critic.trunk is not None else []
-        yield from (reward.model for reward in (self.reward, self.gold) if isinstance(reward, RewardModel))
+        yield from (reward.model for reward in self.rewards.functions if isinstance(reward, RewardModel))
 
-    def _load_reward(self, name: str, option: str, lora: str) -> Reward:
+    def _load_reward(self, source: str, index: int) -> Reward:
         """Load a reward function or a reward model.
 
         If the policy and the reward model are LoRA weights for the same base model, the reward model's LoRA weights are
-        added to the policy's network under the name `lora`.
+        added to the policy's network under a name that contains `index`.
         """
         network = self.policy.network
-        if network.has_lora and find_function(name, option) is None and shares_base(name, self.config.llm.model):
-            return SharedRewardModel(name, network, lora, option)
-        return load_reward(name, self.device, option=option)
+        if network.has_lora and find_function(source) is None and shares_base(source, self.config.llm.model):
+            return SharedRewardModel(source, network, f"{REWARD}{index}", "llm.reward")
+        return load_reward(source, self.device)
 
     def respond(
         self, prompts: Sequence[list[int]], generator: torch.Generator | None, reference: Reference | None = None
@@ -113,32 +120,62 @@ class LLMAdapter:
         )
         return texts
 
+    def judge(self, prompts: Prompts, numbers: Sequence[int], responses: Responses) -> Scores:
+        """Score responses to the prompts at the indices `numbers`."""
+        chat_template = self.config.llm.chat_template
+        raw = [prompts.data.prompts[i] for i in numbers]
+        exchanges = Exchanges(
+            prompts=[prompts.texts[i] for i in numbers],
+            responses=self.texts(responses),
+            columns=prompts.columns_at(numbers),
+            raw_prompts=raw,
+            chats=[as_chat(prompt, chat_template) for prompt in raw],
+            token_ids=[responses.response(row) for row in range(len(numbers))],
+            decode=partial(self.tokenizer.decode, clean_up_tokenization_spaces=False),
+        )
+        return self.rewards(exchanges)
+
     def collect(self) -> Rollout:
         """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
         if not self.config.threads and self.device.type == "cpu":
             self._print_once(
                 f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads"
             )
+        self._print_once(describe_merge(resolve(self.config.llm.model), f"llm.model = {self.config.llm.model!r}"))
         self._print_once(self.prompts_note)
+        if self.untrained_note is None and not self.config.llm.lora_rank:
+            self.untrained_note = describe_untrained(self.policy.network.model)
+            self._print_once(self.untrained_note)
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
-        started = time.perf_counter()
+        times = {"time/generate_s": 0.0, "time/score_s": 0.0}
+        for _ in range(ATTEMPTS):
+            responses, scores = self._sample(times)
+            if scores.numbers:
+                break
+            print_err(f"llm.reward returned None for all {len(scores.totals)} responses; sampling new ones")
+        else:
+            raise RewardError(
+                f"llm.reward returned None for all responses of {ATTEMPTS} attempts in a row, so there is nothing to "
+                "learn from; return a number for at least one response of an iteration"
+            )
+        compared = self.compare(responses)
+        sampler = check_sampler(responses, compared.logprobs, self.config)
+        rollout = self._rollout(responses, compared, scores)
+        return replace(rollout, metrics=dict(rollout.metrics) | times | sampler)
+
+    def _sample(self, times: dict[str, float]) -> tuple[Responses, Scores]:
+        """Sample responses to the next prompts, score them, and add the seconds that both take to `times`."""
+        llm, started = self.config.llm, time.perf_counter()
         chosen = [number for number in self._next_prompts() for _ in range(llm.group_size)]
         self.counter.done, self.counter.total = 0, llm.max_new_tokens
         responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
         generated = time.perf_counter()
-        prompts, texts = [self.prompts.texts[i] for i in chosen], self.texts(responses)
-        columns = self.prompts.columns_at(chosen)
-        raw = score(self.reward, "llm.reward", prompts, texts, columns)
-        gold = score(self.gold, "llm.proxy_of", prompts, texts, columns) if self.gold else None
-        scored = time.perf_counter()
-        compared = self.compare(responses)
-        sampler = check_sampler(responses, compared.logprobs, self.config)
-        rollout = self._rollout(responses, compared, raw)
-        times = {"time/generate_s": generated - started, "time/score_s": scored - generated}
-        gold_metrics = {"reward/gold": float(np.mean(gold))} if gold else {}
-        return replace(rollout, metrics=dict(rollout.metrics) | times | gold_metrics | sampler)
+        scores = self.judge(self.prompts, chosen, responses)
+        times["time/generate_s"] += generated - started
+        times["time/score_s"] += time.perf_counter() - generated
+        return responses, scores
 
     def compare(self, responses: Responses) -> Comparison:
         """Compute the responses' log-probs, values, reference log-probs and exact KL, each [N, T], in micro-batches."""
@@ -151,29 +188,29 @@ class LLMAdapter:
                 target[rows, :longest] = x
         return comparison
 
-    def _rollout(self, responses: Responses, compared: Comparison, raw: list[float]) -> Rollout:
-        """Build the rollout. `raw` contains the scores before normalization, clipping and penalties."""
-        llm, mask = self.config.llm, responses.mask()
+    def _rollout(self, responses: Responses, compared: Comparison, scores: Scores) -> Rollout:
+        """Build the rollout. The mask of a response without a score is False in the whole row."""
+        llm, kept = self.config.llm, torch.tensor(scores.kept, device=self.device)
+        mask = responses.mask() & kept[:, None]
+        last = torch.zeros_like(mask).scatter(1, last_steps(mask)[:, None], True) & mask
         estimates = kl_estimates(compared.logprobs, compared.ref_logprobs, compared.kl)
-        normalized = self.scores.normalize(raw)
-        used = self.scores.limit(normalized, responses.ended.tolist())
-        scores = torch.tensor(used, device=self.device, dtype=torch.float32)
+        columns, step_scores = place_scores(scores, self.scores, responses, last)
         coef = self.kl.coef
-        rewards = token_rewards(scores, estimates[llm.kl], coef, mask)
-        metrics = self._metrics(responses, estimates, raw, rewards, coef)
+        rewards = token_rewards(step_scores, estimates[llm.kl], coef, mask)
+        metrics = rollout_metrics(responses, kept, estimates, scores, rewards)
+        metrics |= {"ref/kl_coef": coef, "reward/kl_penalty": coef * kl_sum(estimates[llm.kl], kept, responses)}
         values = compared.values
         if llm.baseline == "critic":
             rewards = whiten(rewards, mask) if llm.whiten_rewards else rewards
         else:
-            returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline)
+            returns, baselines = group_baselines(rewards.sum(1), llm.group_size, llm.baseline, kept)
             values = torch.where(mask, baselines[:, None], 0.0)
             # With the full return at the last step, the advantage is the same at every token of a response
             rewards = token_rewards(returns, torch.zeros_like(rewards), 0.0, mask)
             errors = (returns - baselines).square()  # computed here because the policy returns values of 0
-            weights = mask.sum(1) if self.config.ppo.loss_mean == "token" else torch.ones_like(errors)
+            weights = mask.sum(1) if self.config.ppo.loss_mean == "token" else kept.to(errors)
             metrics["loss/value"] = 0.5 * float((errors * weights).sum() / weights.sum())
-        self.kl.update(metrics["ref/kl"], len(raw))
-        last = torch.zeros_like(mask).scatter(1, last_steps(mask)[:, None], True)
+        self.kl.update(metrics["ref/kl"], len(scores.numbers))
         return Rollout(
             obs=responses.tokens[:, :-1],
             actions=torch.where(mask, responses.tokens[:, 1:], NOT_CHOSEN),
@@ -189,33 +226,10 @@ class LLMAdapter:
                 "logprob_ref": compared.ref_logprobs,
                 "kl": estimates[llm.kl],
                 "kl_full": compared.kl,
-                "score": _place(raw, last),
-                "score_normalized": _place(normalized, last),
-                "score_used": _place(used, last),
+                **columns,
                 "ended": last & responses.ended[:, None],
             },
         )
-
-    def _metrics(
-        self, responses: Responses, estimates: dict[str, Tensor], raw: list[float], rewards: Tensor, coef: float
-    ) -> dict[str, float]:
-        """Return the rollout's metrics. KL and rewards are summed over each response, then averaged over responses."""
-        mask = responses.mask()
-        sums = {name: float((x * mask).sum(1).mean()) for name, x in estimates.items()}
-        return {
-            "reward/score": float(np.mean(raw)),
-            "reward/score_std": float(np.std(raw)),
-            "reward/total": float(rewards.sum(1).mean()),
-            "reward/kl_penalty": coef * sums[self.config.llm.kl],
-            "ref/kl": sums["k1"],
-            "ref/kl_k2": sums["k2"],
-            "ref/kl_k3": sums["k3"],
-            "ref/kl_full": sums["full"],
-            "ref/kl_coef": coef,
-            "response/length": float(mask.sum(1).float().mean()),
-            "response/eos_rate": float(responses.ended.float().mean()),
-            "response/repetition": responses.repetition(),
-        }
 
     def _next_prompts(self) -> Iterator[int]:
         """Yield the indices of one iteration's prompts.
@@ -235,7 +249,7 @@ class LLMAdapter:
         generator = torch.Generator(self.reference.network.device).manual_seed(self.config.seed)
         order = torch.Generator().manual_seed(self.config.seed)
         numbers = torch.randint(len(self.prompts.texts), (CALIBRATION,), generator=order).tolist()
-        self.scores.calibrate(answer(self, self.prompts, numbers, generator, self.reference).scores)
+        self.scores.calibrate(answer(self, self.prompts, numbers, generator, self.reference).numbers)
 
     def extra_loss(self, generator: torch.Generator) -> tuple[Tensor, Mapping[str, float]] | None:
         """Return InstructGPT's pretraining loss and its metric, or None if the loss is disabled.
@@ -269,7 +283,7 @@ class LLMAdapter:
             self._print_once(f"sampling {episodes} responses to {count} different prompts")
         numbers = choose_prompts(count, min(episodes, count) if greedy else episodes, seed)
         generator = None if greedy else torch.Generator(self.device).manual_seed(seed)
-        return answer(self, self.held_out, numbers, generator).scores
+        return answer(self, self.held_out, numbers, generator).numbers
 
     def _print_once(self, note: str | None) -> None:
         if self.notes and note and note not in self.printed_notes:
@@ -322,11 +336,6 @@ class LLMAdapter:
 
     def close(self) -> None:
         """Do nothing, because this adapter has no resources to release."""
-
-
-def _place(scores: list[float], last: Tensor) -> Tensor:
-    """Return a float64 tensor [N, T] with the scores [N] where `last` [N, T] is True, and 0 elsewhere."""
-    return torch.where(last, torch.tensor(scores, device=last.device, dtype=torch.float64)[:, None], 0.0)
 
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:

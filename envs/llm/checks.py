@@ -20,8 +20,7 @@ def check(config: LLMConfig) -> None:
     if llm.quantize == "4bit" and find_spec("bitsandbytes") is None:
         raise UsageError("llm.quantize = '4bit' needs the package bitsandbytes: pip install bitsandbytes")
     inputs = load_inputs(llm)
-    for option, name in (("llm.reward", llm.reward_name), ("llm.proxy_of", llm.proxy_of)):
-        if name:
-            check_reward(name, option)  # a reward model's weights are loaded later
-            for prompts in (inputs.training, inputs.held_out):
-                check_columns(name, prompts.data.columns, prompts.data.where, option)
+    for reward in llm.rewards:
+        check_reward(reward.source)  # a reward model's weights are loaded later
+        for prompts in (inputs.training, inputs.held_out):
+            check_columns(reward.source, prompts.data.columns, prompts.data.where)

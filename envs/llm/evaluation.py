@@ -13,7 +13,8 @@ from envs.llm.generate import Responses
 from envs.llm.options import LLMConfig
 from envs.llm.policy import Comparison, Reference
 from envs.llm.prompts import HOLD_OUT_FROM, Prompts
-from envs.llm.rewards.functions import Reward, score
+from envs.llm.rewards.errors import RewardError
+from envs.llm.rewards.scoring import Scores
 from ppo_unified.config.spec import Report, WorkCounter
 
 SHOWN = 8  # number of held-out prompts whose responses are logged; they are the same in every evaluation
@@ -26,8 +27,6 @@ class Respondent(Protocol):
     device: torch.device
     held_out: Prompts
     reference: Reference
-    reward: Reward
-    gold: Reward | None
     counter: WorkCounter
 
     def respond(
@@ -35,6 +34,8 @@ class Respondent(Protocol):
     ) -> Responses: ...
 
     def texts(self, responses: Responses) -> list[str]: ...
+
+    def judge(self, prompts: Prompts, numbers: Sequence[int], responses: Responses) -> Scores: ...
 
     def compare(self, responses: Responses) -> Comparison: ...
 
@@ -45,8 +46,18 @@ class Answers:
 
     prompts: list[str]
     texts: list[str]
-    scores: list[float]  # as returned by the reward function or model, before any normalization
+    scores: Scores  # before any normalization
     responses: Responses
+
+    @property
+    def numbers(self) -> list[float]:
+        """The scores of the responses that have one. Raises RewardError if there are none."""
+        if not self.scores.numbers:
+            raise RewardError(
+                f"llm.reward returned None for all {len(self.texts)} responses of an evaluation; return a number for "
+                "at least one of them"
+            )
+        return self.scores.numbers
 
 
 def choose_prompts(count: int, wanted: int, seed: int) -> list[int]:
@@ -86,19 +97,19 @@ def answer(
     Responses come from `reference` if it is given, otherwise from the policy. If `generator` is None, decoding is
     greedy.
     """
-    size, parts, texts = respondent.config.llm.rollout_batch, list[Responses](), list[str]()
+    size, parts = respondent.config.llm.rollout_batch, list[Responses]()
     counter, batches = respondent.counter, -(-len(numbers) // size)
     counter.done, counter.total = 0, batches * respondent.config.llm.max_new_tokens
     for start in range(0, len(numbers), size):
         tokens = [prompts.tokens[i] for i in numbers[start : start + size]]
         parts.append(respondent.respond(tokens, generator, reference))
-        texts += respondent.texts(parts[-1])
-    prompt_texts = [prompts.texts[i] for i in numbers]
-    scores = score(respondent.reward, "llm.reward", prompt_texts, texts, prompts.columns_at(numbers))
-    return Answers(prompt_texts, texts, scores, _stack(parts))
+    responses = stack(parts)
+    scores = respondent.judge(prompts, numbers, responses)
+    return Answers([prompts.texts[i] for i in numbers], respondent.texts(responses), scores, responses)
 
 
-def _stack(parts: list[Responses]) -> Responses:
+def stack(parts: Sequence[Responses]) -> Responses:
+    """Join responses. Their tokens are padded to the longest row."""
     longest = max(part.tokens.shape[1] for part in parts)
     tokens = [torch.nn.functional.pad(part.tokens, (0, longest - part.tokens.shape[1])) for part in parts]
     return Responses(
@@ -116,17 +127,13 @@ def report(adapter: Respondent, episodes: int, seed: int) -> Report:
     mask = sampled.responses.mask()
     kl = (adapter.compare(sampled.responses).kl * mask).sum(1)
     metrics = {
-        "eval/sampled_score": float(np.mean(sampled.scores)),
+        **sampled.scores.means("eval"),
+        "eval/sampled_score": float(np.mean(sampled.numbers)),
         "eval/kl": float(kl.mean()),
         "eval/length": float(mask.sum(1).float().mean()),
         "eval/eos_rate": float(sampled.responses.ended.float().mean()),
         "eval/repetition": sampled.responses.repetition(),
     }
-    if adapter.gold is not None:
-        columns = adapter.held_out.columns_at(numbers)
-        metrics["eval/gold"] = float(
-            np.mean(score(adapter.gold, "llm.proxy_of", sampled.prompts, sampled.texts, columns))
-        )
     return Report(metrics, examples(adapter))
 
 
@@ -140,10 +147,10 @@ def examples(adapter: Respondent) -> list[dict[str, object]]:
         {
             "prompt": ours.prompts[i],
             "response": ours.texts[i],
-            "score": ours.scores[i],
+            "score": ours.scores.totals[i],
             "kl": kl[i],
             "reference": theirs.texts[i],
-            "reference_score": theirs.scores[i],
+            "reference_score": theirs.scores.totals[i],
         }
         for i in numbers
     ]

@@ -28,7 +28,8 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     The columns `token` and `text` cover the prompt and the response. All other columns are 0 in the prompt. The column
     `kl` contains the KL estimate that the reward uses, and `kl_full` contains the exact KL. The columns of scores are 0
     except at the response's last step: `score` is the raw score, `score_used` the one in the reward, and `ended` is
-    True if the response has an end token.
+    True if the response has an end token. If a reward function returns one number per token, `score_token` and
+    `score_token_normalized` contain the part of the score at each token.
     """
     assert isinstance(rollout.obs, Tensor)
     mask = rollout.mask
@@ -61,7 +62,9 @@ def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tupl
     mask, policy = rollout.mask, adapter.policy
     model = adapter.reference if reference else Reference(policy.network, POLICY)
     places, parts = [], []
-    for rows, longest in pack_rows(last_steps(mask) + 1, adapter.config.ppo.microbatch_columns):
+    known = mask.any(1).nonzero().squeeze(1)  # a response that is left out of the loss has no steps
+    for indices, longest in pack_rows(last_steps(mask)[known] + 1, adapter.config.ppo.microbatch_columns):
+        rows = known[indices]
         chosen = mask[rows, :longest]
         row, column = chosen.nonzero().unbind(1)
         places.append((rows[row], column))

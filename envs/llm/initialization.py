@@ -27,7 +27,7 @@ def check_init(
     if config.llm.lora_rank or config.llm.model == source.llm.model:
         return
     with torch.device("meta"):  # creates no weights
-        model = AutoModelForCausalLM.from_config(load_config(config.llm.model))
+        model = AutoModelForCausalLM.from_config(load_config(config.llm.model, merges_lora=True))
     own = {MODEL + name: tuple(x.shape) for name, x in model.state_dict().items()}
     theirs = {name: shape for name, shape in shapes.items() if name.startswith(MODEL)}
     if own != theirs:
@@ -55,5 +55,5 @@ def load_statistics(adapter: LLMAdapter, state: Mapping[str, Any], source: LLMCo
                 f"llm.model = {own.model!r} differs from the base model for which the LoRA weights were trained "
                 f"(llm.model = {theirs.model!r}); use that base model"
             )
-    if own.score_normalize == theirs.score_normalize == "running" and own.reward_name == theirs.reward_name:
+    if own.score_normalize == theirs.score_normalize == "running" and own.rewards == theirs.rewards:
         adapter.scores.load_state_dict(state["scores"])

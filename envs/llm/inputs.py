@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from envs.llm.families import check_structure, check_trainable
+from envs.llm.lora_model import read_lora_model
 from envs.llm.model import config_context_length, load_config, load_tokenizer, resolve
 from envs.llm.options import LLM
 from envs.llm.prompts import Prompts, PtxTexts, load_prompts
@@ -35,8 +36,10 @@ def load_inputs(llm: LLM) -> Inputs:
 
 def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
     """Return (path, modification time, size) of every local file that `load_inputs` may read."""
-    names = [resolve(llm.model), llm.prompts_name, llm.eval_prompts, llm.ptx_data, llm.critic_init, llm.reward_name]
+    names = [resolve(llm.model), llm.prompts_name, llm.eval_prompts, llm.ptx_data, llm.critic_init]
+    names += [reward.source for reward in llm.rewards]
     states = []
+    names += [lora.base] if (lora := read_lora_model(names[0], f"llm.model = {llm.model!r}")) else []
     for name in filter(None, names):
         with suppress(OSError, ValueError):  # skip names that are not paths or cannot be read
             path = Path(name).resolve(strict=True)
@@ -49,7 +52,12 @@ def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:
 def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
     """Load the inputs. `options` is the [llm] section as JSON, because a cache key must be hashable."""
     llm = LLM.model_validate_json(options)
-    model, where = load_config(llm.model), f"llm.model = {llm.model!r}"
+    model, where = load_config(llm.model, merges_lora=True), f"llm.model = {llm.model!r}"
+    if llm.quantize != "none" and read_lora_model(resolve(llm.model), where):
+        raise UsageError(
+            f"{where}: LoRA weights cannot be merged into a quantized base (llm.quantize = {llm.quantize!r}); set "
+            "llm.quantize to 'none', or merge them first (see 'Models with LoRA weights' in docs/llm.md)"
+        )
     check_trainable(model, where, llm.quantize)
     check_structure(model, where)
     tokenizer = load_tokenizer(llm.model)
@@ -76,7 +84,7 @@ def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
 def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
     """Raise UsageError if the critic's model has a different tokenizer or reads fewer than `longest` tokens."""
     source = critic_source(llm)
-    config = load_config(source, "llm.critic_init")
+    config = load_config(source, "llm.critic_init", merges_lora=True)
     check_trainable(config, f"llm.critic_init = {source!r}")
     ours, theirs = tokenizer.get_vocab(), load_tokenizer(source, "llm.critic_init").get_vocab()
     if ours != theirs:
@@ -95,13 +103,20 @@ def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
 def critic_source(llm: LLM) -> str:
     """Return the folder or hub id of an independent critic's initial weights.
 
-    Raises UsageError if llm.critic_init is 'reward' and the reward is a function.
+    Raises UsageError if llm.critic_init is 'reward', unless exactly one reward with a weight is a reward model.
     """
     if llm.critic_init != "reward":
         return llm.critic_init
-    if find_function(llm.reward_name, "llm.reward") is not None:
-        raise UsageError(
-            f"llm.critic_init = 'reward' needs a reward model, but llm.reward = {llm.reward_name!r} is a function; "
-            "set llm.reward to a reward model or llm.critic_init to 'policy'"
-        )
-    return reward_model_source(llm.reward_name)
+    trained = [reward.source for reward in llm.rewards if reward.weight]
+    models = [source for source in trained if find_function(source) is None]
+    if len(models) == 1:
+        return reward_model_source(models[0])
+    if models:
+        found, fix = f"llm.reward names {len(models)}", "llm.critic_init to the folder of one of them"
+    else:
+        names = ", ".join(map(repr, trained))
+        found = f"llm.reward = {names} {'is a function' if len(trained) == 1 else 'are functions'}"
+        fix = "llm.reward to a reward model or llm.critic_init to 'policy'"
+    raise UsageError(
+        f"llm.critic_init = 'reward' needs {'one' if models else 'a'} reward model, but {found}; set {fix}"
+    )

@@ -45,10 +45,15 @@ class KLController:
 
 
 def token_rewards(scores: Tensor, kl: Tensor, coef: float, mask: Tensor) -> Tensor:
-    """Return the rewards [N, T]: -coef * KL for each token, plus the response's score at its last token."""
+    """Return the rewards [N, T]: -coef * KL for each token, plus the response's score at its last token.
+
+    `scores` are [N], or [N, T] if they are distributed over the tokens. A response without a step gets no reward.
+    """
     rewards = torch.where(mask, -coef * kl, 0.0)
+    if scores.ndim == 2:
+        return rewards + torch.where(mask, scores, 0.0)
     rows = torch.arange(len(mask), device=mask.device)
-    rewards[rows, last_steps(mask)] += scores
+    rewards[rows, last_steps(mask)] += torch.where(mask.any(1), scores, 0.0)
     return rewards
 
 
@@ -69,18 +74,22 @@ def whiten(rewards: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, (rewards - mean) * torch.rsqrt(variance + 1e-8) + mean, 0.0)
 
 
-def group_baselines(returns: Tensor, group_size: int, kind: str) -> tuple[Tensor, Tensor]:
+def group_baselines(returns: Tensor, group_size: int, kind: str, kept: Tensor) -> tuple[Tensor, Tensor]:
     """Return (returns, baselines), each [N]. The advantage is returns - baselines.
 
     Responses to the same prompt form a group and must be adjacent. With `rloo`, the baseline is the mean return of the
     other responses in the group (arXiv:2402.14740, equation 9). With `grpo`, the baseline is the mean return of the
     group, and both returns and baselines are divided by the standard deviation of the group's returns
-    (arXiv:2402.03300, section 4.1.2).
+    (arXiv:2402.03300, section 4.1.2). Only responses that are `kept` (bool [N]) count. If a group has only one, the
+    advantage of this response is 0.
     """
-    groups = returns.view(-1, group_size)
+    counted = kept.view(-1, group_size)
+    groups = torch.where(counted, returns.view(-1, group_size), 0.0)
+    counts, sums = counted.sum(1, keepdim=True), groups.sum(1, keepdim=True)
     if kind == "rloo":
-        others = (groups.sum(1, keepdim=True) - groups) / (group_size - 1)
-        return returns, others.flatten()
-    deviation = groups.std(1, keepdim=True) + 1e-4
-    means = groups.mean(1, keepdim=True).expand_as(groups)
-    return (groups / deviation).flatten(), (means / deviation).flatten()
+        others = torch.where(counts > 1, (sums - groups) / (counts - 1).clamp(min=1), groups)
+        return groups.flatten(), torch.where(counted, others, 0.0).flatten()
+    means = sums / counts.clamp(min=1)
+    squares = torch.where(counted, groups - means, 0.0).square().sum(1, keepdim=True)
+    deviation = (squares / (counts - 1).clamp(min=1)).sqrt() + 1e-4
+    return (groups / deviation).flatten(), torch.where(counted, means / deviation, 0.0).flatten()

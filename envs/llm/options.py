@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from envs.llm.rewards.names import reward_names
 from ppo_unified.config.schema import PPO, Checkpoint, Optim, RunConfig, Section
+from ppo_unified.config.values import Verbatim
 from ppo_unified.errors import UsageError
 
 TINY = "tiny"  # the built-in model
 TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
+
+
+class RewardChoice(NamedTuple):
+    """One of a run's rewards."""
+
+    source: str  # a function, a built-in reward or a reward model, as in llm.reward
+    weight: float
+    name: str  # the last part of its metrics, such as reward/NAME
 
 
 class LLM(Section):
@@ -38,14 +48,16 @@ class LLM(Section):
     chat_template: bool = Field(
         False, description="apply the model's chat template to plain-text prompts; lists of messages always use it"
     )
-    reward: str = Field(
-        "",
-        description="source of the reward: module:function, a reward model (folder or hub id), exact, numeric, "
+    reward: Annotated[list[str], Verbatim()] = Field(
+        [],
+        description="one or more rewards, each a module:function, a reward model (folder or hub id), exact, numeric, "
         "regex:PATTERN, length:CHARACTERS, arithmetic or sentiment; required unless llm.model is 'tiny', for which "
         "sentiment is the default",
     )
-    proxy_of: str = Field(
-        "", description="true reward that llm.reward approximates; it is logged as reward/gold but not used in training"
+    reward_weights: list[float] = Field(
+        [],
+        description="one weight for each reward in llm.reward, whose weighted sum is the score; a reward with weight "
+        "0 is only logged; if not set, all weights are 1",
     )
     max_new_tokens: int = Field(64, ge=1, description="maximum number of tokens in a response")
     temperature: float = Field(
@@ -126,9 +138,28 @@ class LLM(Section):
         return self.prompts or ("sentiment" if self.model == TINY else "")
 
     @property
-    def reward_name(self) -> str:
-        """The name of the reward. The default for the tiny model is `sentiment`."""
-        return self.reward or ("sentiment" if self.model == TINY else "")
+    def rewards(self) -> list[RewardChoice]:
+        """The rewards with their weights and names. The default for the tiny model is `sentiment`."""
+        sources = self.reward or (["sentiment"] if self.model == TINY else [])
+        weights = self.reward_weights or [1.0] * len(sources)
+        return [RewardChoice(*x) for x in zip(sources, weights, reward_names(sources), strict=True)]
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _accept_one_reward(cls, value: object) -> object:
+        return [value] if value and isinstance(value, str) else value or []
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        count, weights = len(self.reward) or 1, self.reward_weights
+        if weights and len(weights) != count:
+            raise ValueError(
+                f"llm.reward_weights: expected {count} number{'s' * (count != 1)}, one for each reward in llm.reward = "
+                f"{self.reward}, got {weights}; set both options"
+            )
+        if weights and not any(weights):
+            raise ValueError(f"llm.reward_weights = {weights}: at least one weight must not be 0")
+        return self
 
 
 def _description(section: type[Section], option: str) -> str | None:
@@ -178,10 +209,24 @@ class LLMConfig(RunConfig):
     checkpoint: TokenCheckpoint = TokenCheckpoint()
 
     refused: ClassVar[dict[str, str]] = {
+        "llm.proxy_of": "add the reward to llm.reward and give it the weight 0 in llm.reward_weights, for example "
+        "--llm.reward REWARD TRUE_REWARD --llm.reward-weights 1 0"
+    } | {
         f"llm.{name}": f"{name} changes the distribution that responses are sampled from, but log-probs, ratio and KL "
         "are computed from the original one, so training would be biased; use llm.temperature instead"
         for name in ("top_k", "top_p", "min_p", "typical_p", "repetition_penalty")
     }
+
+    @classmethod
+    def convert_stored(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Replace llm.proxy_of, which older versions had, by a second reward with weight 0."""
+        llm = table.get("llm")
+        if not isinstance(llm, Mapping) or not isinstance(llm.get("proxy_of"), str):
+            return table
+        kept = {key: value for key, value in llm.items() if key != "proxy_of"}
+        if true := llm["proxy_of"]:
+            kept |= {"reward": [llm.get("reward") or "sentiment", true], "reward_weights": [1.0, 0.0]}
+        return {**table, "llm": kept}
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         yield from super().ignored_options()
@@ -215,6 +260,10 @@ class LLMConfig(RunConfig):
         if self.llm.reference != "auto":
             return self.llm.reference
         return "lora-off" if self.llm.lora_rank else "copy"
+
+    @property
+    def watched_scores(self) -> Sequence[str]:
+        return [f"reward/{reward.name}" for reward in self.llm.rewards if not reward.weight]
 
     @property
     def ratio_tolerance(self) -> float:
@@ -282,7 +331,7 @@ def check_required(config: LLMConfig) -> None:
         raise UsageError("llm.model is required: use a folder, a hub id or 'tiny', e.g. --llm.model tiny")
     if not llm.prompts_name:
         raise UsageError("llm.prompts is required: use a .jsonl, .json or .txt file, e.g. --llm.prompts FILE")
-    if not llm.reward_name:
+    if not llm.rewards:
         raise UsageError(
             "llm.reward is required: use module:function, a reward model, exact, numeric, regex:PATTERN or "
             "length:CHARACTERS, e.g. --llm.reward length:100"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from envs.llm.adapter import LLMAdapter
 from envs.llm.data import PromptData
-from envs.llm.evaluation import choose_prompts
+from envs.llm.evaluation import choose_prompts, stack
 from envs.llm.generate import Responses
-from envs.llm.prompts import tokenize
+from envs.llm.prompts import Prompts, tokenize
 from envs.llm.rewards.errors import RewardError
-from envs.llm.rewards.functions import needed_columns, score
+from envs.llm.rewards.functions import needed_columns
 from ppo_unified.config.spec import Exchange, Reply
 
 
@@ -25,7 +24,8 @@ class LLMChat:
         self.adapter, self.seed = adapter, seed
         devices = adapter.device, adapter.reference.network.device
         self.generators = [None if greedy else torch.Generator(device).manual_seed(seed) for device in devices]
-        self.needed = needed_columns(adapter.config.llm.reward_name)
+        rewards = adapter.config.llm.rewards
+        self.needed = [name for reward in rewards if reward.weight for name in needed_columns(reward.source)]
         llm, first = adapter.config.llm, adapter.prompts.data.prompts[0]
         self.as_message = llm.chat_template or isinstance(first, list)  # as in training
         self.prompt_count = 0
@@ -35,43 +35,39 @@ class LLMChat:
         longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
         data = PromptData([prompt], {}, "", [self.prompt_count], unit="prompt")
         read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
-        return self._exchange(prompt, read.texts[0], read.tokens[0], self._find_columns(read.texts[0]))
-
-    def _find_columns(self, prompt: str) -> Mapping[str, Sequence[Any]]:
-        """Return the columns of a prompt from the run's prompt files, or {} for any other prompt."""
-        for prompts in (self.adapter.held_out, self.adapter.prompts):
-            if prompt in prompts.texts:
-                return prompts.columns_at([prompts.texts.index(prompt)])
-        return {}
+        for prompts in (self.adapter.held_out, self.adapter.prompts):  # which have the columns that the reward needs
+            if read.texts[0] in prompts.texts:
+                return self._exchange(prompt, prompts, prompts.texts.index(read.texts[0]))
+        return self._exchange(prompt, read, 0)
 
     def examples(self, count: int) -> Iterator[Exchange]:
         prompts = self.adapter.held_out
         for number in choose_prompts(len(prompts.texts), count, self.seed):
-            prompt = prompts.texts[number]
-            yield self._exchange(prompt, prompt, prompts.tokens[number], prompts.columns_at([number]))
+            yield self._exchange(prompts.texts[number], prompts, number)
 
-    def _exchange(self, shown: str, prompt: str, tokens: list[int], columns: Mapping[str, Sequence[Any]]) -> Exchange:
-        adapter, (ours, theirs) = self.adapter, self.generators
+    def _exchange(self, shown: str, prompts: Prompts, number: int) -> Exchange:
+        """Respond to the prompt at the index `number`."""
+        adapter, (ours, theirs), tokens = self.adapter, self.generators, prompts.tokens[number]
         responses = [adapter.respond([tokens], ours), adapter.respond([tokens], theirs, adapter.reference)]
         texts = [adapter.texts(part)[0] for part in responses]
-        scores, remark = self._scores(prompt, texts, columns)
+        scores, remark = self._scores(prompts, number, responses)
         kl = float((adapter.compare(responses[0]).kl * responses[0].mask()).sum())
         policy, reference = (_reply(*parts) for parts in zip(texts, responses, scores, strict=True))
         return Exchange(shown, policy, reference, kl, remark)
 
     def _scores(
-        self, prompt: str, texts: list[str], columns: Mapping[str, Sequence[Any]]
+        self, prompts: Prompts, number: int, responses: Sequence[Responses]
     ) -> tuple[Sequence[float | None], str]:
         """Return (scores, remark) for two responses. If they cannot be scored, the remark contains the reason."""
-        missing = [name for name in self.needed if name not in columns]
+        missing = [name for name in self.needed if name not in prompts.data.columns]
         if missing:
             return (
                 None,
                 None,
             ), f"no score: the reward needs a prompt with {', '.join(f'`{name}`' for name in missing)}"
-        twice = {name: [*values, *values] for name, values in columns.items()}
         try:
-            return score(self.adapter.reward, "llm.reward", [prompt, prompt], texts, twice), ""
+            scores = self.adapter.judge(prompts, [number] * len(responses), stack(responses)).totals
+            return scores, "" if None not in scores else "no score: the reward returned None"
         except RewardError as error:
             return (None, None), f"no score: {error}"
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.llm import tasks
-from envs.llm.data import PromptData, read_prompts, read_texts
+from envs.llm.data import Prompt, PromptData, read_prompts, read_texts
 from envs.llm.options import LLM, TASKS
 from ppo_unified.errors import UsageError, did_you_mean
 
@@ -65,11 +65,18 @@ def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
     return read_prompts(Path(name), key), None
 
 
+def as_chat(prompt: Prompt, chat_template: bool) -> list[dict[str, str]] | None:
+    """Return the messages that the chat template formats, or None if the model reads the prompt as plain text."""
+    if isinstance(prompt, list):
+        return prompt
+    return [{"role": "user", "content": prompt}] if chat_template else None
+
+
 def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
     """Tokenize prompts. Raises UsageError if a prompt has no tokens or more than `longest` tokens."""
     texts, tokens = [], []
     for number, prompt in enumerate(data.prompts):
-        chat = prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}] if chat_template else None
+        chat = as_chat(prompt, chat_template)
         where = data.location(number) if chat is prompt else TEMPLATE_OPTION
         text = _render(chat, tokenizer, where) if chat is not None else str(prompt)
         ids = encode(tokenizer, text, special=chat is None)

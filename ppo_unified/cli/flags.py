@@ -124,12 +124,14 @@ def _make_parser(config: RunConfig, prog: str, about: str) -> Parser:
 
 def _add_flag(group: argparse._ArgumentGroup, option: str, declared: FieldInfo, value: Any) -> None:
     kind, bounds = kind_of(declared), bounds_of(declared).removesuffix(f" and <= {LARGEST_WHOLE}")
-    text = f"{declared.description} (default: {format_value(value) or 'not set'})".replace("%", "%%")
+    text = f"{declared.description} (default: {format_value(value, declared) or 'not set'})".replace("%", "%%")
     if kind == "bool":
         flags = (flag_name(option), negative_flag(option))
         group.add_argument(*flags, dest=option, nargs="?", const="", action=_Switch, help=text)
     elif kind == "list":
-        group.add_argument(flag_name(option), dest=option, nargs="*", metavar="VALUE ...", action=_Words, help=text)
+        group.add_argument(
+            flag_name(option), dest=option, nargs="*", metavar="VALUE ...", action=_Words, help=text, declared=declared
+        )
     else:
         metavar = f"{{{','.join(choices_of(declared))}}}" if kind == "choice" else f"{METAVARS[kind]} {bounds}".strip()
         group.add_argument(flag_name(option), dest=option, nargs="?", metavar=metavar, help=text)
@@ -148,8 +150,12 @@ class _Switch(argparse.Action):
 class _Words(argparse.Action):
     """A list option whose value is one or more words."""
 
+    def __init__(self, *names: Any, declared: FieldInfo, **options: Any) -> None:
+        super().__init__(*names, **options)
+        self.declared = declared
+
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        setattr(namespace, self.dest, join_words(values))
+        setattr(namespace, self.dest, join_words(values, self.declared))
 
 
 class _Help(argparse.HelpFormatter):
@@ -171,10 +177,9 @@ def _normalize_flag(word: str) -> str:
 
 
 def _explain_missing(option: str, config: RunConfig, unknown: Sequence[str]) -> str:
-    flag, example = flag_name(option), format_value(config.flatten()[option])
-    text = (
-        f"{flag} needs a value, e.g. {flag} {example or METAVARS.get(kind_of(typed_options(type(config))[option]), '')}"
-    )
+    flag, declared = flag_name(option), typed_options(type(config))[option]
+    example = format_value(config.flatten()[option], declared) or METAVARS.get(kind_of(declared), "")
+    text = f"{flag} needs a value, e.g. {flag} {example}"
     return text + (f"; for a value that starts with '-' write {flag}={unknown[0]}" if unknown else "")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ppo_unified.cli.common import add_detach, add_run, add_runs_folder, add_yes, confirm
 from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
-from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.schema import RunConfig, typed_options
 from ppo_unified.config.values import format_flag, show_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
@@ -151,12 +151,13 @@ def _change(run: Run, flags: Sequence[str], command_flags: Sequence[str]) -> tup
 
 def _find_changes(run: Run, original: RunConfig, config: RunConfig) -> dict[str, list[Any]]:
     """Return the changed options as {option: [old, new]}. Raises UsageError for an option that cannot change."""
-    old, new = original.flatten(), config.flatten()
+    old, new, declared = original.flatten(), config.flatten(), typed_options(type(config))
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, wanted) in changes.items():
         if why := original.why_fixed(option):
             change = f"{option} cannot be changed from {show_value(was)} to {show_value(wanted)} on resume"
-            command = shlex.join(["ppo-unified", "train", str(run.config), *format_flag(option, wanted)])
+            flag = format_flag(option, wanted, declared[option])
+            command = shlex.join(["ppo-unified", "train", str(run.config), *flag])
             raise UsageError(f"{run.name}: {change}, because {why}; start a new run: {command}")
     return changes
 

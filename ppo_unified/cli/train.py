@@ -116,8 +116,8 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
         name = preparation.run_name(own, base, combination.varied, options.name, source)
         if not combination.varied:
             return [Job(own, options.name, name, True, flags)]
-        values = own.flatten()
-        words = [word for option in combination.typed for word in format_flag(option, values[option])]
+        values, declared = own.flatten(), typed_options(type(own))
+        words = [word for name in combination.typed for word in format_flag(name, values[name], declared[name])]
         if options.name and os.path.lexists(options.folder / name):
             raise UsageError(f"{options.folder / name} already exists; choose another --name")
         is_derived = name == preparation.run_name(own, base, source=source)

@@ -134,7 +134,9 @@ def from_table(table: Mapping[str, Any], where: str, stored: bool = False) -> Ru
         found = f"kind: expected the name of an adapter, got {kind!r}" if kind else "missing option 'kind'"
         raise UsageError(f'{where}: {found}; name the adapter with a line such as: kind = "gym"')
     model = config_model(kind, where)
-    return validate(model.model_of_stored(options) if stored else model, options, where)
+    if stored:
+        return validate(model.model_of_stored(options), model.convert_stored(options), where)
+    return validate(model, options, where)
 
 
 C = TypeVar("C", bound=RunConfig)

@@ -197,6 +197,11 @@ class RunConfig(Section):
         """
         return cls
 
+    @classmethod
+    def convert_stored(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the stored configuration of a run with current options in place of those that no longer exist."""
+        return table
+
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         """Yield (option, ignored, reason) for each option that other options can make ineffective.
 
@@ -220,6 +225,11 @@ class RunConfig(Section):
         yield "optim.critic_lr", self.optim.joint, "optim.joint = true"
         yield "stop_when_solved", self.eval.threshold is None, "eval.threshold is not set"
         yield "stop_when_solved", not self.eval.every_steps, "eval.every_steps = 0"
+
+    @property
+    def watched_scores(self) -> Sequence[str]:
+        """The metrics of scores that are only logged, so that a health check can compare them with `reward/score`."""
+        return ()
 
     @property
     def ratio_tolerance(self) -> float:

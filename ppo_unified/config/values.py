@@ -27,6 +27,19 @@ OTHER_NAMES = {"gpu": "cuda"}  # other name of a choice -> the choice
 LONGEST_SHOWN = 80  # maximum number of characters of an invalid value that an error message shows
 
 
+class Verbatim:
+    """Marks a list option whose elements may contain commas, brackets and quotation marks, as regular expressions do.
+
+    On the command line, each argument is one element. In other text, elements are separated by spaces, and an element
+    that contains spaces has quotation marks around it; inside them, two quotation marks stand for one.
+    """
+
+
+def is_verbatim(option: FieldInfo) -> bool:
+    """Return True if an option is a `Verbatim` list."""
+    return any(isinstance(mark, Verbatim) for mark in option.metadata)
+
+
 def kind_of(option: FieldInfo) -> Kind:
     """Return the kind of value that an option accepts."""
     annotation = _strip_optional(option.annotation)
@@ -55,6 +68,8 @@ def describe(option: FieldInfo) -> str:
     kind = kind_of(option)
     if kind == "choice":
         return f"one of {', '.join(choices_of(option))}"
+    if is_verbatim(option):
+        return "texts separated by spaces, with quotation marks around a text that contains spaces"
     if kind == "list":
         shortest, longest = _limit(option, "min_length"), _limit(option, "max_length")
         count = f"{shortest} " if shortest is not None and shortest == longest else ""
@@ -91,7 +106,7 @@ def read_value(text: str, option: FieldInfo) -> Any:
     try:
         if is_optional(option) and text.strip() in ("", "None"):
             return None
-        value = _parse(text, _strip_optional(option.annotation))
+        value = split_verbatim(text) if is_verbatim(option) else _parse(text, _strip_optional(option.annotation))
     except ValueError as error:
         why = f" ({error})" if kind_of(option) in ("list", "table") and str(error) else ""
         raise ValueError(format_mismatch(option, text) + why) from None
@@ -193,8 +208,30 @@ def _find_closing(text: str, start: int) -> int:
     return len(text)
 
 
-def join_words(words: Sequence[str]) -> str:
-    """Join a list's command-line arguments, such as `[64,` and `64]`, into text that `split_list` can parse."""
+_VERBATIM = re.compile(r"""\s*(?:'(?P<single>(?:[^']|'')*)'(?!\S)|"(?P<double>(?:[^"]|"")*)"(?!\S)|(?P<plain>\S+))""")
+
+
+def split_verbatim(text: str) -> list[str]:
+    """Split the text of a `Verbatim` list into its elements."""
+    elements, text = [], text.rstrip()
+    for found in _VERBATIM.finditer(text):
+        double, single, plain = found["double"], found["single"], found["plain"]
+        if double is not None:
+            elements.append(double.replace('""', '"'))
+        else:
+            elements.append(plain if single is None else single.replace("''", "'"))
+    return elements
+
+
+def _quote_verbatim(element: str) -> str:
+    quoted = "'" + element.replace("'", "''") + "'"
+    return element if split_verbatim(f"{element} x") == [element, "x"] else quoted
+
+
+def join_words(words: Sequence[str], option: FieldInfo) -> str:
+    """Join a list's command-line arguments, such as `[64,` and `64]`, into text that `read_value` can parse."""
+    if is_verbatim(option):
+        return " ".join(map(_quote_verbatim, words))
     if len(words) == 1 or (words and words[0].startswith("[") and words[-1].endswith("]")):
         return " ".join(words)
     return " ".join(map(_quote, words))
@@ -210,14 +247,15 @@ def _quote(element: str) -> str:
     return "'" + element.replace("'", "'\"'\"'") + "'"
 
 
-def format_value(value: Any) -> str:
-    """Format a value as text that `read_value` parses back to the same value."""
+def format_value(value: Any, option: FieldInfo | None = None) -> str:
+    """Format a value as text that `read_value` parses back to the same value. A `Verbatim` list needs its `option`."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return " ".join(_quote(str(element)) for element in value)
+        quote = _quote_verbatim if option is not None and is_verbatim(option) else _quote
+        return " ".join(quote(str(element)) for element in value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
@@ -227,9 +265,11 @@ def show_value(value: Any) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
-def format_flag(option: str, value: Any) -> list[str]:
-    """Return the command-line arguments that set an option to a value."""
+def format_flag(option: str, value: Any, declared: FieldInfo | None = None) -> list[str]:
+    """Return the command-line arguments that set an option to a value. A `Verbatim` list needs its declaration."""
     name = flag_name(option)
+    if declared is not None and is_verbatim(declared):
+        return [name, *value]
     if isinstance(value, bool):
         return [name if value else negative_flag(option)]
     words = [str(element) for element in value] if isinstance(value, list) else []

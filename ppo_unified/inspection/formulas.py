@@ -39,9 +39,14 @@ def last_steps(mask: Array) -> Array:
 
 
 def token_rewards(scores: Array, kl: Array, coef: float, mask: Array) -> Array:
-    """Return the rewards [N, T]: -coef * KL for each token, plus the response's score [N] at its last token."""
+    """Return the rewards [N, T]: -coef * KL for each token, plus the response's score at its last token.
+
+    `scores` are [N], or [N, T] if they are distributed over the tokens. A response without a step gets no reward.
+    """
     rewards = np.where(mask, -coef * kl, 0)
-    rewards[np.arange(len(mask)), last_steps(mask)] += scores
+    if scores.ndim == 2:
+        return np.asarray(rewards + np.where(mask, scores, 0))
+    rewards[np.arange(len(mask)), last_steps(mask)] += np.where(mask.any(1), scores, 0)
     return rewards
 
 
@@ -65,19 +70,24 @@ def moments_of(valid: Array) -> tuple[float, float]:
     return mean, math.sqrt(variance + SMALLEST_STD**2)  # Python numbers keep the dtype of arrays
 
 
-def group_baselines(returns: Array, group_size: int, kind: str) -> tuple[Array, Array]:
+def group_baselines(returns: Array, group_size: int, kind: str, kept: Array) -> tuple[Array, Array]:
     """Return (returns, baselines), each [N]. The advantage is returns - baselines.
 
     Responses to the same prompt form a group and must be adjacent. `kind` is rloo (the mean return of the other
     responses in the group, arXiv:2402.14740, equation 9) or grpo (the mean return of the group, with returns and
-    baselines divided by the standard deviation of the group's returns, arXiv:2402.03300, section 4.1.2).
+    baselines divided by the standard deviation of the group's returns, arXiv:2402.03300, section 4.1.2). Only responses
+    that are `kept` (bool [N]) count. If a group has only one, the advantage of this response is 0.
     """
-    groups = returns.reshape(-1, group_size)
+    counted = kept.reshape(-1, group_size)
+    groups = np.where(counted, returns.reshape(-1, group_size), 0)
+    counts, sums = counted.sum(1, keepdims=True, dtype=returns.dtype), groups.sum(1, keepdims=True)
     if kind == "rloo":
-        return returns, ((groups.sum(1, keepdims=True) - groups) / (group_size - 1)).ravel()
-    deviations = groups.std(1, ddof=1, keepdims=True) + 1e-4
-    means = np.broadcast_to(groups.mean(1, keepdims=True), groups.shape)
-    return (groups / deviations).ravel(), (means / deviations).ravel()
+        others = np.where(counts > 1, (sums - groups) / np.maximum(counts - 1, 1), groups)
+        return groups.ravel(), np.where(counted, others, 0).ravel()
+    means = sums / np.maximum(counts, 1)
+    squares = np.where(counted, np.square(groups - means), 0).sum(1, keepdims=True)
+    deviations = np.sqrt(squares / np.maximum(counts - 1, 1)) + 1e-4
+    return (groups / deviations).ravel(), np.where(counted, means / deviations, 0).ravel()
 
 
 class Steps(NamedTuple):

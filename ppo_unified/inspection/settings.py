@@ -79,6 +79,7 @@ LLM_SETTINGS = (
 COLUMNS = ("logprob_old", "logprob_new", "ratio", "reward", "value", "next_value")  # all that `recompute` needs
 REFERENCE_COLUMNS = ("logprob_ref", "kl")
 REWARD_COLUMNS = (*REFERENCE_COLUMNS, "kl_full", "score", "score_normalized", "ended")  # the terms of rewards
+TOKEN_COLUMNS = ("score_token", "score_token_normalized")  # stored if a reward function returned one number per token
 EPOCHS = ("logprob", "value", "entropy", "minibatch")
 MAX_MINIBATCHES = 1 << 15
 # the values that rloo and grpo require
@@ -115,6 +116,7 @@ def check_arrays(stored: StoredIteration) -> None:
     """Raise UsageError if arrays are missing or have the wrong type."""
     columns, epochs = stored.columns, stored.epochs
     wrong = [name for name in COLUMNS if name not in columns or columns[name].dtype.kind not in "biuf"]
+    wrong += [name for name in TOKEN_COLUMNS if name in columns and columns[name].dtype.kind not in "biuf"]
     wrong += [f"epochs.{name}" for name in EPOCHS if epochs and (name not in epochs or epochs[name].ndim != 3)]
     numbers = epochs.get("minibatch", np.zeros(1, int))
     if numbers.dtype.kind != "i" or numbers.max(initial=0) >= MAX_MINIBATCHES or numbers.min(initial=0) < -1:
@@ -131,6 +133,11 @@ def has_reference(stored: StoredIteration) -> bool:
 def has_reward_terms(stored: StoredIteration) -> bool:
     """Return True if the file contains the terms from which the rewards of a language model follow."""
     return all(name in stored.columns for name in REWARD_COLUMNS)
+
+
+def has_token_scores(stored: StoredIteration) -> bool:
+    """Return True if a reward function returned one number per token."""
+    return all(name in stored.columns for name in TOKEN_COLUMNS)
 
 
 def option_name(setting: str) -> str:

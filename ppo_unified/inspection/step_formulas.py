@@ -10,7 +10,15 @@ import numpy as np
 
 from ppo_unified.inspection import formulas
 from ppo_unified.inspection.formulas import Array
-from ppo_unified.inspection.settings import Settings, count_epochs, group_size, has_reference, has_reward_terms, option
+from ppo_unified.inspection.settings import (
+    Settings,
+    count_epochs,
+    group_size,
+    has_reference,
+    has_reward_terms,
+    has_token_scores,
+    option,
+)
 from ppo_unified.inspection.what_if import Recomputed, last_epochs
 from ppo_unified.runs.stored_iteration import StoredIteration
 
@@ -150,6 +158,9 @@ def _reward(step: Step) -> list[Line]:
         return [Line("r", "score - kl_coef*kl", "", r)]
     before, score = step["token_reward"], step["score_used"]
     lines = _score(step) if step.is_last else []
+    if has_token_scores(step.stored):
+        score = step["score_here"]
+        lines += [_rest_of_score(step)] if step.is_last else []
     numbers = f"{show(score)} - {settings.kl_coef:g}*{show(step['kl'])}"
     if settings.baseline != "critic":
         lines.append(Line("r token", "score - kl_coef*kl", numbers, before))
@@ -188,6 +199,12 @@ def _score(step: Step) -> list[Line]:
     return [Line("score", symbols, numbers, score)]
 
 
+def _rest_of_score(step: Step) -> Line:
+    """Return the formula of the score at the last token, if other tokens have a part of the response's score."""
+    score, here = step["score_used"], step["score_here"]
+    return Line("score here", "score - those of the other tokens", f"{show(score)} {minus(score - here)}", here)
+
+
 def _group_reward(step: Step) -> Line:
     """Return the formula of the reward with a group baseline: the response's total reward, at its last token."""
     r = step["reward"]
@@ -201,7 +218,11 @@ def _group_reward(step: Step) -> Line:
 
 def _baseline(step: Step) -> list[Line]:
     """Return the formula of V, if it is the baseline of a group and not a critic's estimate."""
-    others = group_size(step.stored) - 1
+    size = group_size(step.stored)
+    group = step.stored.columns["mask"][step.row // size * size :][:size]
+    others = int(group.any(1).sum()) - 1  # responses that are left out of the loss do not count
+    if not others and step.settings.baseline != "critic":
+        return [Line("V", "the response's own total reward, the only one in its group", "", step["value"])]
     return {
         "critic": [],
         "rloo": [Line("V", f"mean total reward of the {others} other responses", "", step["value"])],

@@ -20,6 +20,7 @@ from ppo_unified.inspection.settings import (
     count_epochs,
     group_size,
     has_reward_terms,
+    has_token_scores,
     sequence_weights,
 )
 from ppo_unified.inspection.settings import Moment as Moment
@@ -118,10 +119,16 @@ def _rewards(stored: StoredIteration, settings: Settings, own: Settings) -> dict
         return columns | ({"kl": _valid(stored, stored.columns["kl"])} if "kl" in stored.columns else {})
     pair = (_valid(stored, stored.columns["logprob_old"]), _valid(stored, stored.columns["logprob_ref"]))
     kl = formulas.kl_estimate(settings.kl, *pair, _valid(stored, stored.columns["kl_full"]))
-    normalized = _valid(stored, stored.columns["score" if settings.score_normalize == "none" else "score_normalized"])
+    suffix = "" if settings.score_normalize == "none" else "_normalized"
+    normalized = _valid(stored, stored.columns[f"score{suffix}"])
     penalties = np.where(_last(mask) & (stored.columns["ended"] == 0), np.float32(settings.missing_eos_penalty), 0)
     used = formulas.clip_scores(normalized, settings.score_clip) - penalties
-    rewards = formulas.token_rewards(used.sum(1), kl, settings.kl_coef, mask)
+    scores = used.sum(1)
+    if has_token_scores(stored):  # the last token gets the rest of the score
+        parts = _valid(stored, stored.columns[f"score_token{suffix}"])
+        scores = parts + np.where(_last(mask), scores[:, None] - parts.sum(1, keepdims=True), np.float32(0))
+        columns["score_here"] = scores
+    rewards = formulas.token_rewards(scores, kl, settings.kl_coef, mask)
     columns |= {"kl": kl, "score_normalized": normalized, "score_used": used}
     columns |= {"reward": rewards, "token_reward": rewards}
     if settings.baseline != "critic":
@@ -142,7 +149,8 @@ def _group_rewards(stored: StoredIteration, settings: Settings, columns: Mapping
     size = group_size(stored)
     rows = len(columns["reward"]) // size * size
     mask = stored.columns["mask"][:rows]
-    returns, baselines = formulas.group_baselines(columns["reward"][:rows].sum(1), size, settings.baseline)
+    sums, kept = columns["reward"][:rows].sum(1), np.asarray(mask.any(1))
+    returns, baselines = formulas.group_baselines(sums, size, settings.baseline, kept)
     last = _last(mask)
     changed = {
         "reward": np.where(last, returns[:, None], 0),
@@ -314,6 +322,7 @@ def _rollout_means(recomputed: Recomputed) -> dict[str, float]:
         "value/explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
     }
     if "token_reward" in columns:
-        means["reward/total"] = float(columns["token_reward"].sum(1).mean())
-        means["reward/kl_penalty"] = recomputed.settings.kl_coef * float(columns["kl"].sum(1).mean())
+        scored = mask.any(1)  # not the responses that are left out of the loss
+        means["reward/total"] = float(columns["token_reward"].sum(1)[scored].mean())
+        means["reward/kl_penalty"] = recomputed.settings.kl_coef * float(columns["kl"].sum(1)[scored].mean())
     return means

@@ -64,10 +64,12 @@ METRICS: dict[str, Metric] = {
         decoding="greedy",
     ),
     "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "should rise"),
-    "eval/gold": Metric(
+    "eval/NAME": Metric(
         "score",
-        "mean score that the true reward (llm.proxy_of) assigns to sampled responses to held-out prompts",
-        "should rise together with eval/sampled_score; a fall while eval/sampled_score rises indicates reward hacking",
+        "if llm.reward names several rewards: mean number that the reward NAME returns for sampled responses to "
+        "held-out prompts, before weighting",
+        "should rise together with eval/sampled_score; a fall while eval/sampled_score rises can indicate reward "
+        "hacking",
         decoding="sampled",
     ),
     "eval/kl": Metric(
@@ -154,11 +156,17 @@ METRICS: dict[str, Metric] = {
     "reward/score_std": Metric(
         "score", "standard deviation of the scores of an iteration's responses", "should shrink as the policy converges"
     ),
-    "reward/gold": Metric(
+    "reward/NAME": Metric(
         "score",
-        "mean score that the true reward (llm.proxy_of) assigns to the sampled responses in an iteration",
-        "should rise together with reward/score; a fall while reward/score rises indicates reward hacking",
+        "if llm.reward names several rewards: mean number that the reward NAME returns for the sampled responses in an "
+        "iteration, before weighting",
+        "should rise together with reward/score; a fall while reward/score rises can indicate reward hacking",
         decoding="sampled",
+    ),
+    "reward/left_out": Metric(
+        "fraction",
+        "fraction of an iteration's responses that are left out of the loss, because the reward function returned None "
+        "for them; absent if there are none",
     ),
     "reward/total": Metric(
         "reward", "total reward of a response, including the KL penalty, averaged over an iteration's responses"
@@ -309,9 +317,11 @@ def sort_tags(tags: Iterable[str]) -> list[str]:
 
 
 def find_metric(tag: str) -> Metric | None:
-    """Return a metric's declaration, or None if it is unknown. KEY in a declared name stands for any text."""
+    """Return a metric's declaration, or None if it is unknown. KEY or NAME in a declared name stands for any text."""
     area, found, _ = tag.partition("/info/")
-    return METRICS.get(f"{area}/info/KEY" if found else tag)
+    if found:
+        return METRICS.get(f"{area}/info/KEY")
+    return METRICS.get(tag) or METRICS.get(f"{tag.partition('/')[0]}/NAME")
 
 
 def describe(tag: str) -> str:

@@ -28,7 +28,7 @@ import psutil
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig, typed_options
 from ppo_unified.config.sweep import SEED
-from ppo_unified.config.values import Kind, kind_of
+from ppo_unified.config.values import Kind, is_verbatim, kind_of
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 from ppo_unified.runs.signals import why_ended
 
@@ -109,7 +109,10 @@ def run_name(config: RunConfig, base: RunConfig, varied: Collection[str] = (), n
     labels = [_label("init", source, "text")] if source and not name else []
     for key, option in zip(keys, chosen, strict=True):
         if option != SEED:
-            labels.append(_label(option if keys.count(key) > 1 else key, values[option], kind_of(declared[option])))
+            value, kind = values[option], kind_of(declared[option])
+            if is_verbatim(declared[option]):
+                value, kind = " ".join(value), "text"
+            labels.append(_label(option if keys.count(key) > 1 else key, value, kind))
     seed = [f"s{config.seed}"] if SEED in varied or not name else []
     start = name or config.origin
     tail = "-".join([*_shorten(labels, LONGEST_LABELS - len(start)), *seed])

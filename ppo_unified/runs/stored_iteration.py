@@ -58,6 +58,13 @@ QUANTITIES: dict[str, Quantity] = {
     "score_normalized": Quantity("score norm.", "score after llm.score_normalize, before llm.score_clip", True),
     "score_used": Quantity("score used", "score in the reward, after normalization, clipping and penalties", True),
     "ended": Quantity("ended", "true at the last token of a response that has an end token"),
+    "score_token": Quantity(
+        "score token",
+        "part of the score that a reward function gives to this token; the last token also gets the rest of the score",
+    ),
+    "score_token_normalized": Quantity(
+        "score token norm.", "score_token, divided by the number by which llm.score_normalize divides"
+    ),
     "continues": Quantity("continues", "true if the episode continues after the step"),
 }
 

@@ -7,7 +7,7 @@ PERSIST consecutive iterations beyond its limit, and it recovers after PERSIST c
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +61,7 @@ class Check(NamedTuple):
         return self.measure(*found)
 
 
+WATCHED = "reward/NAME"  # in `Check.reads`, stands for each reward with weight 0
 CRITIC = ("value/explained_variance", "loss/value")  # checks that read one of these need a critic
 OWN = "The limit is based on our measurements of healthy and faulty runs (benchmarks/health.md)."
 UNSOLVED = "The check does not apply while the score of the last evaluation reaches `eval.threshold`."
@@ -209,12 +210,13 @@ CHECKS: tuple[Check, ...] = (
     ),
     Check(
         "gold",
-        ("reward/score", "reward/gold"),
+        ("reward/score", WATCHED),
         measures.lost_gold_share,
         0.5,
         True,
-        "The fraction of the true score's improvement that has been lost again",
-        "The score stays high while the true score falls, so the policy exploits flaws in the reward.",
+        "The fraction of the improvement of a reward with weight 0 that has been lost again",
+        "The score stays high while a reward with weight 0 falls. If that reward measures what you really want, the "
+        "policy exploits flaws in the trained reward.",
         "Raise `llm.kl_coef`, stop earlier (the best checkpoint is kept), or fix the reward.",
         "Gao et al. 2022 (arXiv:2210.10760) describe this overoptimization; the limit is based on our measurements.",
         severe=True,
@@ -286,11 +288,18 @@ class _Verdict:
 
 
 class Health:
-    """The health checks of one run. Its state is part of every checkpoint. `threshold` is the option eval.threshold."""
+    """The health checks of one run. Its state is part of every checkpoint. `threshold` is the option eval.threshold.
 
-    def __init__(self, has_critic: bool = True, threshold: float | None = None) -> None:
+    `watched` are the metrics of scores that are only logged, see `RunConfig.watched_scores`.
+    """
+
+    def __init__(self, has_critic: bool = True, threshold: float | None = None, watched: Sequence[str] = ()) -> None:
         self.threshold = threshold
-        self.checks = [check for check in CHECKS if has_critic or not set(check.reads) & set(CRITIC)]
+        self.checks = [
+            check._replace(reads=(*check.reads[:-1], *watched)) if WATCHED in check.reads else check
+            for check in CHECKS
+            if (has_critic or not set(check.reads) & set(CRITIC)) and (watched or WATCHED not in check.reads)
+        ]
         self.tracks: dict[str, Track] = {}
         self._verdicts = {check.name: _Verdict() for check in self.checks}
         self._read = {EVALUATED, *(tag for check in self.checks for tag in check.reads)}

@@ -95,15 +95,19 @@ def increase(track: Track) -> float:
     return track.recent_mean - track.start_mean
 
 
-def lost_gold_share(proxy: Track, gold: Track) -> float | None:
-    """Return the lost fraction of the gold score's improvement, or None unless the proxy score is near its best.
+def lost_gold_share(proxy: Track, *golds: Track) -> float | None:
+    """Return the lost fraction of a gold score's improvement, or None unless the proxy score is near its best.
 
-    An improvement below 3 standard deviations of the gold score counts as 3 standard deviations.
+    An improvement below 3 standard deviations of the gold score counts as 3 standard deviations. If there are several
+    gold scores, the largest fraction is returned.
     """
     if not is_near_best(proxy):
         return None
-    noise = float(max(np.std(gold.start), np.std(gold.recent[-WINDOW:]))) + 1e-6
-    return (gold.peak - gold.recent_mean) / max(gold.peak - gold.start_mean, 3 * noise)
+    shares = []
+    for gold in golds:
+        noise = float(max(np.std(gold.start), np.std(gold.recent[-WINDOW:]))) + 1e-6
+        shares.append((gold.peak - gold.recent_mean) / max(gold.peak - gold.start_mean, 3 * noise))
+    return max(shares)
 
 
 def is_near_best(score: Track) -> bool:

@@ -140,7 +140,7 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     totals = config.total_steps, config.total_iterations
     learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
     has_critic = any(True for _ in adapter.policy.critic_parameters())
-    health = Health(has_critic, threshold=config.eval.threshold)
+    health = Health(has_critic, config.eval.threshold, config.watched_scores)
     state = TrainingState(adapter, learner, health, Evaluations())
     resumed = restore(run, config, status, state, device)
     if status.init and not resumed:

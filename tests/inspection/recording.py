@@ -115,6 +115,19 @@ def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[flo
     return [sum(character in "aeiou" for character in text) + 0.1 * len(text) for text in responses]
 
 
+def missing_consonants(prompts: list[str], responses: list[str], **columns: Any) -> list[float | None]:
+    """A reward that applies only to responses with an even number of consonants."""
+    counts = [sum(character.isalpha() and character not in "aeiou" for character in text) for text in responses]
+    scores = [None if count % 2 else count + 0.1 * len(text) for count, text in zip(counts, responses, strict=True)]
+    return scores if any(score is not None for score in scores) else [0.0, *scores[1:]]
+
+
+def token_sizes(prompts: list[str], responses: list[str], token_ids: list[list[int]]) -> list[list[float] | None]:
+    """A reward with one number per token, which does not apply to some responses."""
+    rows = [[(token % 7 - 2.5) / 4 for token in row] for row in token_ids]
+    return [None if number % 5 == 2 else row for number, row in enumerate(rows)]
+
+
 def make_adapter(folder: Path, llm: dict[str, Any], ppo: dict[str, Any]) -> LLMAdapter:
     given = {"model": str(folder / "lm"), "prompts": str(folder / "prompts.jsonl"), "reward": f"{__name__}:vowels",
              "max_new_tokens": 12, "rollout_batch": 12, "kl_coef": 0.1}  # fmt: skip
@@ -138,5 +151,15 @@ LLM_OPTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "rloo": ({"baseline": "rloo", "group_size": 3}, GROUP),
     "rloo, sequence": ({"baseline": "rloo", "group_size": 3}, GROUP | {"loss_mean": "sequence"}),
     "rloo, target KL": ({"baseline": "rloo", "group_size": 3}, GROUP | {"target_kl": 0.003, "epochs": 8}),
+    "rloo, left out": (
+        {"baseline": "rloo", "group_size": 3, "reward": f"{__name__}:missing_consonants"},
+        GROUP | {"loss_mean": "sequence"},
+    ),
+    "grpo, tokens": ({"baseline": "grpo", "group_size": 2, "reward": f"{__name__}:token_sizes"}, GROUP),
+    "tokens, running": (
+        {"score_clip": 0.5, "score_normalize": "running", "missing_eos_penalty": 0.7}
+        | {"reward": [f"{__name__}:token_sizes", f"{__name__}:vowels"], "reward_weights": [0.5, -1.0]},
+        {},
+    ),
     "grpo": ({"baseline": "grpo", "group_size": 4, "kl": "k3"}, GROUP | {"clip_high": 0.3}),
 }

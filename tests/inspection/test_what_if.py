@@ -108,13 +108,15 @@ TOKEN_CHANGES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("reward", ["vowels", "token_sizes"])
 @pytest.mark.parametrize("changes", TOKEN_CHANGES, ids=str)
 def test_changed_settings_give_the_adapters_rewards(
-    folder: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    folder: Path, changes: dict[str, Any], reward: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With other settings, rewards and values equal those that the adapter computes for the same responses."""
     penalized: dict[str, Any] = {"missing_eos_penalty": 0.7, "score_clip": 0.9}
     penalized |= {"score_normalize": "running"} if "score_normalize" in changes else {}
+    penalized |= {"reward": f"tests.inspection.recording:{reward}"}
     adapter = make_adapter(folder, {"group_size": 3, **penalized}, {})
     config, build, captured = adapter.config, adapter._rollout, list[Any]()
 

@@ -72,6 +72,19 @@ def test_paths_and_texts_are_shortened_to_safe_names(text: str, label: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("my.rewards:score", "reward-my.rewards-score"),
+        ("numeric regex:a", "reward-numeric-regex-a"),
+        ("rm", "reward-rm"),
+    ],
+)
+def test_rewards_are_named_like_texts(text: str, label: str) -> None:
+    (name,) = names("arithmetic", {"llm.reward": text})
+    assert name == f"arithmetic-{label}-s1"
+
+
+@pytest.mark.parametrize(
     ("typed", "name", "expected"),
     [
         ({"seed": "3"}, "pole", ["pole"]),

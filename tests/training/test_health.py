@@ -33,7 +33,7 @@ HEALTHY_METRICS = {
     "optim/grad_norm": 0.5,
     "ref/kl": 3.0,
     "reward/score": 1.0,
-    "reward/gold": 1.0,
+    "reward/true": 1.0,
     "reward/score_std": 0.5,
     "response/length": 20.0,
     "response/eos_rate": 0.9,
@@ -52,7 +52,7 @@ BAD_METRICS: dict[str, dict[str, float]] = {  # check name -> metrics that make 
     "gae": {"invariant/gae_error": 0.5},
     "grad_norm": {"optim/grad_norm": 50.0},
     "ref_kl": {"ref/kl": 60.0},
-    "gold": {"reward/score": 4.0, "reward/gold": -2.0},
+    "gold": {"reward/score": 4.0, "reward/true": -2.0},
     "length": {"response/length": 50.0},
     "eos_rate": {"response/eos_rate": 0.1},
     "repetition": {"response/repetition": 0.6},
@@ -69,7 +69,7 @@ def history(bad: Mapping[str, float], healthy_again: int = 10**9, length: int = 
 
 def find_fired_checks(metrics: Iterable[Mapping[str, float]]) -> set[str]:
     """Return the names of the checks that warned in any iteration."""
-    health, fired = Health(), set()
+    health, fired = Health(watched=("reward/true",)), set()
     for step, iteration in enumerate(metrics):
         health.update(step, iteration)
         fired |= {warning["name"] for warning in health.active_warnings()}

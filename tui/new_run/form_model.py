@@ -138,8 +138,9 @@ def preset_options(target: str) -> list[Difference]:
     for option, value in config.flatten().items():
         owner, name = config.owner(option)
         if option not in RECORDS and not owner.is_default(name):
-            default = type(owner).model_fields[name].get_default(call_default_factory=True)
-            found.append(Difference(option, format_value(default), format_value(value)))
+            declared = type(owner).model_fields[name]
+            default = declared.get_default(call_default_factory=True)
+            found.append(Difference(option, format_value(default, declared), format_value(value, declared)))
     return found
 
 
@@ -175,7 +176,9 @@ def _important_options(config: RunConfig) -> set[str]:
 
 def _field(name: str, info: FieldInfo, value: Any, matters: bool) -> Field:
     section, text = name.rpartition(".")[0], info.description or ""
-    return Field(name, section, kind_of(info), text, describe(info), choices_of(info), format_value(value), matters)
+    return Field(
+        name, section, kind_of(info), text, describe(info), choices_of(info), format_value(value, info), matters
+    )
 
 
 def check_typed(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> Verdict:
@@ -307,8 +310,9 @@ def _differences(
     before, after = base.config.flatten(), config.flatten()
     for option in base.fields:
         if option in varied or before[option] != after[option]:
-            text = typed[option] if option in varied else format_value(after[option])
-            yield Difference(option, format_value(before[option]), text)
+            declared = base.declared[option]
+            text = typed[option] if option in varied else format_value(after[option], declared)
+            yield Difference(option, format_value(before[option], declared), text)
 
 
 def train_arguments(target: str, recipe: str, typed: Mapping[str, str], runs: Path = RUNS) -> list[list[str]]:
@@ -340,7 +344,7 @@ def _flags(base: _Target, config: RunConfig, varied: Mapping[str, str] = {}) -> 
             text = re.sub(r"\s", "", varied[option])
             yield from [f"{flag_name(option)}={text}"] if text.startswith("-") else [flag_name(option), text]
         elif before[option] != after[option]:
-            yield from format_flag(option, after[option])
+            yield from format_flag(option, after[option], base.declared[option])
 
 
 def form_input(run: Run) -> tuple[str, str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Loads the reward function or model that an option names, calls it, and validates its scores.
+"""Finds and loads the reward function or model that an option names, and checks that the prompts fit it.
 
 This module does not import torch.
 """
@@ -10,14 +10,11 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from envs.llm.data import shorten
-from envs.llm.rewards.errors import RewardError
 from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_hidden
 from ppo_unified.text import clean
 
@@ -25,8 +22,10 @@ VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
 TASK_REWARDS = ("arithmetic", "sentiment", "sentiment-gold")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-# reward(prompts, responses, **columns) -> one number per response; columns are the other keys of the prompts' records
+# reward(prompts, responses, **columns) -> one `scoring.Score` per response; columns are the other keys of the prompts'
+# records
 Reward = Callable[..., Any]
+EXTRAS = ("messages", "raw_prompts", "tokens", "token_ids")  # keyword arguments for functions that name them
 
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]])[-+\u2212])?"  # a sign, but not the minus in '5-3'; U+2212 is the Unicode minus
@@ -43,7 +42,7 @@ def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", opt
     """
     function = find_function(reference, option)
     if function is not None:
-        return _limit_columns(function)
+        return Function(function)
     from envs.llm.rewards.reward_model import RewardModel
 
     return RewardModel(reward_model_source(reference), device, dtype, option)
@@ -116,7 +115,7 @@ def _import(reference: str, option: str) -> Reward:
         raise UsageError(f"{option} = {reference!r}: module {module!r} has no {name!r}{known}")
     function = getattr(found, name)
     if inspect.isclass(function) or not callable(function):
-        kind = "a class" if inspect.isclass(function) else _describe_value(function)
+        kind = "a class" if inspect.isclass(function) else describe_value(function)
         raise UsageError(f"{option} = {reference!r}: expected a function, got {kind}")
     if inspect.iscoroutinefunction(function):
         raise UsageError(f"{option} = {reference!r}: expected a function that is not async; remove 'async'")
@@ -195,7 +194,8 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         known = f"; rename {similar!r} to {missing[0]!r}" if similar else ""
         raise UsageError(f"{where}: missing key {missing[0]!r}, which {option} = {reference!r} needs{others}{known}")
     try:
-        inspect.signature(function).bind([], [], **_select_columns(parameters, columns))
+        named: dict[str, Any] = {p.name: [] for p in parameters if p.name in EXTRAS}
+        inspect.signature(function).bind([], [], **named | _select_columns(parameters, columns))
     except TypeError as error:
         raise UsageError(
             f"{where}: {option} = {reference!r} cannot be called as reward(prompts, responses, **columns): {error}"
@@ -207,7 +207,7 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:
     """Return the columns that a reward function's signature requires. A function with `**columns` may need more."""
     parameters = _parameters(find_function(reference, option)) or []
-    return [p.name for p in parameters[2:] if _is_required(p)]
+    return [p.name for p in parameters[2:] if _is_required(p) and p.name not in EXTRAS]
 
 
 def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
@@ -215,7 +215,7 @@ def _check_answers(reference: str, answers: Sequence[Any], where: str) -> None:
     for number, answer in enumerate(answers, 1):
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise UsageError(
-                f"{where}: 'answer' of prompt {number}: expected text or a number, got {_describe_value(answer)}"
+                f"{where}: 'answer' of prompt {number}: expected text or a number, got {describe_value(answer)}"
             )
         if reference == "numeric" and last_number(str(answer)) is None:
             raise UsageError(f"{where}: 'answer' of prompt {number}: expected a number, got {shorten(str(answer))!r}")
@@ -242,85 +242,19 @@ def _select_columns(parameters: list[inspect.Parameter], columns: Mapping[str, A
     return {name: values for name, values in columns.items() if name in names}
 
 
-def _limit_columns(function: Reward) -> Reward:
-    """Wrap a reward function that does not accept `**columns`, so that it receives only the columns that it names."""
-    parameters = _parameters(function)
-    if parameters is None or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return function
+class Function:
+    """A reward function. It receives the columns that it accepts and the extras that it names."""
 
-    def reward(prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
-        return function(prompts, responses, **_select_columns(parameters, columns))
+    def __init__(self, function: Reward) -> None:
+        self.function, self.parameters = function, _parameters(function)
+        self.extras = [p.name for p in self.parameters or () if p.name in EXTRAS]
 
-    return reward
-
-
-def score(
-    reward: Reward, name: str, prompts: Sequence[str], responses: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> list[float]:
-    """Call a reward function and return one finite number per response.
-
-    The function may return a list, tuple, generator, tensor or array. Raises RewardError if it fails or returns
-    anything else. Error messages start with `name`.
-    """
-    if not responses:
-        return []
-    try:
-        given = reward(list(prompts), list(responses), **{key: list(values) for key, values in columns.items()})
-        values = _to_list(given, len(responses))
-    except RewardError:
-        raise
-    except (Exception, SystemExit) as error:  # sys.exit in a reward function must not end the process
-        why, first = shorten(f"{type(error).__name__}: {error}", 200), _describe(prompts, responses, 0)
-        raise RewardError(f"{name} failed on {len(responses)} responses ({why}); first response: {first}") from error
-    if values is None:
-        first = _describe(prompts, responses, 0)
-        raise RewardError(f"{name}: expected a list of numbers, got {_describe_value(given)}; first response: {first}")
-    if len(values) > len(responses):
-        last = _describe(prompts, responses, -1)
-        size = len(responses)
-        raise RewardError(f"{name} returned more than {size} scores for {size} responses; last response: {last}")
-    if len(values) < len(responses):
-        first = _describe(prompts, responses, len(values))
-        found = f"returned {len(values)} score{'s' * (len(values) != 1)} for {len(responses)} responses"
-        raise RewardError(f"{name} {found}; first response without a score: {first}")
-    numbers = [_to_float(value) for value in values]
-    for index, (number, value) in enumerate(zip(numbers, values, strict=True)):
-        if number is None or not math.isfinite(number):
-            found = _describe_value(value) if number is None else str(number)
-            where = _describe(prompts, responses, index)
-            raise RewardError(f"{name}: expected a finite number for each response, got {found} for {where}")
-    return [number for number in numbers if number is not None]
+    def __call__(self, prompts: list[str], responses: list[str], /, **columns: Any) -> Any:
+        known = columns if self.parameters is None else _select_columns(self.parameters, columns)
+        return self.function(prompts, responses, **known)
 
 
-def _to_list(given: Any, count: int) -> list[Any] | None:
-    """Convert a reward function's result to a list of at most `count` + 1 values.
-
-    Return None if the result is not a collection with a defined order.
-    """
-    if hasattr(given, "tolist"):  # a tensor or an array
-        given = given.tolist()
-    if isinstance(given, (str, bytes, Mapping, set, frozenset)) or not isinstance(given, Iterable):
-        return None
-    return list(islice(given, count + 1))
-
-
-def _to_float(value: Any) -> float | None:
-    """Convert a number, a one-element tensor or a one-element array to a float. Return None for any other value."""
-    with suppress(ValueError, RuntimeError, TypeError):  # item() raises these if there are several elements
-        value = value.item() if hasattr(value, "item") else value
-    if not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _describe(prompts: Sequence[str], responses: Sequence[str], index: int) -> str:
-    return f"prompt {shorten(prompts[index], 60)!r}, response {shorten(responses[index], 60)!r}"
-
-
-def _describe_value(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a value by its type and, if it is simple, its content."""
     if value is None:
         return "None"

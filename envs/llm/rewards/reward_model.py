@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,16 +16,24 @@ from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.lora_reward_model import read_lora_folder
 from ppo_unified.errors import UsageError
 
+# written by `ppo-unified reward-model`, which trains on the text that the policy reads
+TRAINED_ON_TEXT = "ppo_unified_reward_model.json"
 BATCH_COLUMNS = 8192  # maximum number of tokens in one forward pass, including padding
 
 
 class RewardModel:
     """Scores a prompt and its response at the response's last token, using the reward model's own tokenizer.
 
+    If the policy reads the prompt as chat messages and this tokenizer has a chat template, the template formats the
+    messages and the response. Otherwise, or if `ppo-unified reward-model` has trained the model, the text that the
+    policy reads is scored.
+
     The position of the last token is computed from the number of tokens. In contrast, transformers searches for the
     last id that is not the pad id. This search finds the wrong token if the response ends with an end token that is
     also the pad token.
     """
+
+    extras = ("chats",)  # keyword arguments of __call__, see `Exchanges.extra`
 
     def __init__(self, source: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> None:
         """Load a reward model. Raises UsageError if `source` is not a reward model or lacks some of its weights."""
@@ -40,13 +49,17 @@ class RewardModel:
         config, self.tokenizer = load_reward_model_parts(source, option)
         self.source, self.option = source, option
         self.longest = max_tokens(config, self.tokenizer)
+        self.formats_chats = bool(self.tokenizer.chat_template) and not (Path(source) / TRAINED_ON_TEXT).exists()
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str], /, **columns: Any) -> list[float]:
-        """Return one score per response.
+    def __call__(
+        self, prompts: Sequence[str], responses: Sequence[str], /, *, chats: Sequence[Any] = (), **columns: Any
+    ) -> list[float]:
+        """Return one score per response. `chats` contains the messages of each prompt, or None for plain text.
 
         Raises RewardError if a prompt and its response have no tokens or too many. Inputs are never truncated.
         """
-        rows = [self._encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        known = chats or [None] * len(prompts)
+        rows = [self._encode(*exchange) for exchange in zip(prompts, responses, known, strict=True)]
         scores = [0.0] * len(rows)
         for numbers in _batches([len(row) for row in rows]):
             values = self._forward([rows[i] for i in numbers]).tolist()
@@ -54,14 +67,30 @@ class RewardModel:
                 scores[i] = value
         return scores
 
-    def _encode(self, prompt: str, response: str) -> list[int]:
-        ids = encode(self.tokenizer, prompt + response)
+    def _encode(self, prompt: str, response: str, chat: list[dict[str, str]] | None) -> list[int]:
+        if chat is not None and self.formats_chats:
+            ids = encode(self.tokenizer, self._format(chat, response), special=False)
+        else:
+            ids = encode(self.tokenizer, prompt + response)
         if not 0 < len(ids) <= self.longest:
             size = f"{len(ids)} tokens, but {self.source} reads at most {self.longest}" if ids else "no tokens"
             raise RewardError(
                 f"{self.option}: prompt {shorten(prompt, 60)!r} and response {shorten(response, 60)!r} have {size}"
             )
         return ids
+
+    def _format(self, chat: list[dict[str, str]], response: str) -> str:
+        """Format a conversation with the reward model's chat template. Raises RewardError if the template fails."""
+        messages = [*chat, {"role": "assistant", "content": response}]
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        except Exception as error:  # a template is a program and can raise any exception
+            why, prompt = shorten(str(error), 200), shorten(chat[-1]["content"], 60)
+            raise RewardError(
+                f"{self.option} = {self.source!r}: the chat template of its tokenizer failed ({why}) for a "
+                f"conversation that ends with {prompt!r}; remove the template from the folder's tokenizer to score the "
+                "text that the policy reads"
+            ) from None
 
     def _forward(self, rows: list[list[int]]) -> Tensor:
         """Return the scores [n] of `rows`, which contain token ids."""
@@ -119,9 +148,12 @@ def shares_base(source: str, model: str) -> bool:
     return folder is not None and location(folder.base) == location(model)
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokenize text for a reward model. Training and scoring both use this function."""
-    ids: list[int] = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:
+    """Tokenize text for a reward model. Training and scoring both use this function.
+
+    `special` is False for text to which a chat template has added all special tokens.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=special, truncation=False, verbose=False)["input_ids"]
     begin = tokenizer.bos_token_id
     # A chat template may already have added a start token; if so, remove the tokenizer's
     return ids[1:] if begin is not None and ids[:2] == [begin, begin] else ids

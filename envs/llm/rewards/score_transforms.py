@@ -49,6 +49,11 @@ class ScoreTransforms:
         return [score if has_end else score - options.missing_eos_penalty for score, has_end in pairs]
 
     @property
+    def scale(self) -> float:
+        """The number by which normalization divides."""
+        return 1.0 if self.config.score_normalize == "none" else self.std
+
+    @property
     def is_calibrated(self) -> bool:
         """True if the statistics for normalization are available."""
         return self.count > 0

@@ -35,9 +35,10 @@ from envs.llm.families import check_reward_structure, check_scores
 from envs.llm.model import check_unexpected_weights, load_config, load_tokenizer, location, resolve
 from envs.llm.options import TINY
 from envs.llm.quiet import silence_peft, silence_transformers
-from envs.llm.rewards.functions import Reward, load_reward, score
+from envs.llm.rewards.functions import Reward, load_reward
 from envs.llm.rewards.lora_reward_model import FINGERPRINT, WEIGHTS, read_lora_folder, trunk_fingerprint
 from envs.llm.rewards.reward_model import encode, find_head, max_tokens, score_rows
+from envs.llm.rewards.scoring import score
 from ppo_unified.errors import UsageError
 
 LORA_ALPHA = 16  # same as the default of llm.lora_alpha

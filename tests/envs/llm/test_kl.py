@@ -121,7 +121,7 @@ def test_group_baseline_advantages_match_closed_form(kind: str) -> None:
     mask = torch.arange(5) < lengths[:, None]
     rewards = torch.randn(6, 5, generator=generator) * mask
     total = rewards.sum(1).view(2, 3)
-    returns, baselines = group_baselines(rewards.sum(1), 3, kind)
+    returns, baselines = group_baselines(rewards.sum(1), 3, kind, mask.any(1))
     moved = token_rewards(returns, torch.zeros(6, 5), 0.0, mask)
     rollout = rollout_of(moved, torch.where(mask, baselines[:, None], 0.0), mask)
     ppo = PPO(gamma=1.0, lam=1.0, normalize_advantages="none")

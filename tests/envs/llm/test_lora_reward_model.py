@@ -14,7 +14,7 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from envs.llm.adapter import GOLD, REWARD, LLMAdapter
+from envs.llm.adapter import REWARD, LLMAdapter
 from envs.llm.data import Pair
 from envs.llm.model import POLICY, load_trunk
 from envs.llm.options import LLMConfig
@@ -94,24 +94,24 @@ def test_shared_base_gives_the_same_scores(folder: Path, options: dict[str, Any]
     if targets:
         options = {"lora_targets": [targets["gpt2" in (folder / "base" / "config.json").read_text()]]}
     with closing(build(folder, **options)) as adapter:
-        assert isinstance(adapter.reward, SharedRewardModel)
-        assert adapter.reward.network is adapter.policy.network
+        assert isinstance(adapter.rewards.functions[0], SharedRewardModel)
+        assert adapter.rewards.functions[0].network is adapter.policy.network
         torch.testing.assert_close(
-            torch.tensor(adapter.reward(PROMPTS, RESPONSES)), own_scores(folder), rtol=1e-5, atol=1e-5
+            torch.tensor(adapter.rewards.functions[0](PROMPTS, RESPONSES)), own_scores(folder), rtol=1e-5, atol=1e-5
         )
 
 
-def test_reward_and_gold_lora_models_coexist(folder: Path) -> None:
+def test_two_lora_reward_models_coexist(folder: Path) -> None:
     second = folder / "second"
     if not second.exists():
         save_lora_reward_model(folder / "base", second, seed=5)
-    with closing(build(folder, proxy_of=str(second))) as adapter:
-        assert [x.name for x in (adapter.reward, adapter.gold) if isinstance(x, SharedRewardModel)] == [REWARD, GOLD]
-        assert adapter.gold is not None
+    with closing(build(folder, reward=[str(folder / "reward-model"), str(second)])) as adapter:
+        models = [x for x in adapter.rewards.functions if isinstance(x, SharedRewardModel)]
+        assert [x.name for x in models] == [f"{REWARD}0", f"{REWARD}1"]
         theirs = torch.tensor(RewardModel(str(second))(PROMPTS, RESPONSES))
-        torch.testing.assert_close(torch.tensor(adapter.gold(PROMPTS, RESPONSES)), theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(models[1](PROMPTS, RESPONSES)), theirs, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(
-            torch.tensor(adapter.reward(PROMPTS, RESPONSES)), own_scores(folder), rtol=1e-5, atol=1e-5
+            torch.tensor(adapter.rewards.functions[0](PROMPTS, RESPONSES)), own_scores(folder), rtol=1e-5, atol=1e-5
         )
 
 
@@ -119,7 +119,7 @@ def test_policy_and_reference_are_unaffected_by_lora_reward(folder: Path) -> Non
     """Policy and reference are unchanged after a call of the reward model, which activates its LoRA weights."""
     with closing(build(folder)) as adapter, closing(build(folder, reward="regex:a")) as plain, torch.no_grad():
         tokens = torch.arange(20)[None]
-        adapter.reward(PROMPTS, RESPONSES)
+        adapter.rewards.functions[0](PROMPTS, RESPONSES)
         for name in (POLICY, None):
             ours, theirs = (x.policy.network.trunk(tokens, name) for x in (adapter, plain))
             assert torch.equal(ours, theirs)
@@ -131,8 +131,8 @@ def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Pat
         network = adapter.policy.network
         trained = {name for name, p in adapter.policy.named_parameters() if p.requires_grad}
         assert trained
-        assert not [name for name in trained if f".{REWARD}." in name]
-        for name in (REWARD, None, POLICY, REWARD):  # peft unfreezes the LoRA weights that it activates
+        assert not [name for name in trained if f".{REWARD}0." in name]
+        for name in (f"{REWARD}0", None, POLICY, f"{REWARD}0"):  # peft unfreezes the LoRA weights that it activates
             network.use_lora(name)
             assert {n for n, p in adapter.policy.named_parameters() if p.requires_grad} == trained
         assert set(adapter.policy.state_dict()) == trained
@@ -142,7 +142,7 @@ def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Pat
     after, _ = session.load_adapter(Run(tmp_path / "runs" / "a"), loaded, "best")
     assert isinstance(after, LLMAdapter)
     with closing(after):
-        assert torch.equal(torch.tensor(after.reward(PROMPTS, RESPONSES)), scores_before(folder))
+        assert torch.equal(torch.tensor(after.rewards.functions[0](PROMPTS, RESPONSES)), scores_before(folder))
     assert main(["export", "a", "--to", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]) == 0
     for path in tmp_path.rglob("*.safetensors"):
         assert not [key for key in load_file(path) if REWARD in key or "score" in key], path
@@ -150,7 +150,7 @@ def test_lora_reward_model_is_never_trained_or_saved(folder: Path, tmp_path: Pat
 
 def scores_before(folder: Path) -> Tensor:
     with closing(build(folder)) as adapter:
-        return torch.tensor(adapter.reward(PROMPTS, RESPONSES))
+        return torch.tensor(adapter.rewards.functions[0](PROMPTS, RESPONSES))
 
 
 def test_training_starts_at_ratio_one_and_keeps_reward_model(folder: Path) -> None:
@@ -181,8 +181,8 @@ def test_resumed_run_with_lora_reward_equals_uninterrupted(folder: Path, tmp_pat
 @pytest.mark.parametrize("options", [{"model": "other"}, {"lora_rank": 0}])
 def test_other_base_or_full_model_loads_separately(folder: Path, options: dict[str, Any]) -> None:
     with closing(build(folder, **options)) as adapter:
-        assert type(adapter.reward) is RewardModel
-        torch.testing.assert_close(torch.tensor(adapter.reward(PROMPTS, RESPONSES)), own_scores(folder))
+        assert type(adapter.rewards.functions[0]) is RewardModel
+        torch.testing.assert_close(torch.tensor(adapter.rewards.functions[0](PROMPTS, RESPONSES)), own_scores(folder))
 
 
 def test_critic_can_start_from_lora_reward_model(folder: Path, tmp_path: Path) -> None:

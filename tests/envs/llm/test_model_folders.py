@@ -63,11 +63,10 @@ def test_full_weights_next_to_lora_are_rejected(
     assert_rejected(tmp_path, capfd, message, **{option: mixed})
 
 
-@pytest.mark.parametrize("option", ["model", "critic_init", "reward"])
-def test_lora_without_its_base_is_rejected(tmp_path: Path, capfd: pytest.CaptureFixture[str], option: str) -> None:
+def test_lora_language_model_is_rejected_as_reward(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lora = save_lora(tmp_path / "lora", save_model(tmp_path / "lm"))
-    message = f"llm.{option} = {str(lora)!r}: expected full weights, got only LoRA weights (adapter_config.json)"
-    assert_rejected(tmp_path, capfd, message, **{option: lora})
+    message = f"llm.reward = {str(lora)!r}: expected full weights, got only LoRA weights (adapter_config.json)"
+    assert_rejected(tmp_path, capfd, message, reward=lora)
 
 
 def test_lora_reward_model_is_rejected_as_policy(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,9 +24,10 @@ from envs.llm.data import PromptData
 from envs.llm.options import LLM
 from envs.llm.rewards import reward_model
 from envs.llm.rewards.errors import RewardError
-from envs.llm.rewards.functions import check_columns, check_reward, last_number, load_reward, score
+from envs.llm.rewards.functions import check_columns, check_reward, last_number, load_reward
 from envs.llm.rewards.reward_model import RewardModel
 from envs.llm.rewards.score_transforms import ScoreTransforms
+from envs.llm.rewards.scoring import score
 from envs.llm.tasks import task_prompts
 from ppo_unified.errors import UsageError
 from tests.models import FAMILIES, VOCABULARY, make_tokenizer, save_model
@@ -56,11 +57,18 @@ def failure(reward: Any, prompts: list[str] = PROMPTS, responses: list[str] = RE
     return str(caught.value)
 
 
+def numbers(*arguments: Any) -> list[float]:
+    """Return the scores of a reward that returns one number per response."""
+    scores = score(*arguments)
+    assert all(isinstance(x, float) for x in scores)
+    return [x for x in scores if isinstance(x, float)]
+
+
 # ---------------------------------------------------------------- verifiers
 
 
 def scores_of(reference: str, responses: list[str], **columns: list[Any]) -> list[float]:
-    return score(load_reward(reference), reference, ["?"] * len(responses), responses, columns)
+    return numbers(load_reward(reference), reference, ["?"] * len(responses), responses, columns)
 
 
 def test_exact_reward_ignores_surrounding_whitespace() -> None:
@@ -141,8 +149,8 @@ WRONG_REFERENCES = {
 @pytest.mark.parametrize("reference", WRONG_REFERENCES)
 def test_unknown_reward_reference_is_rejected(reference: str) -> None:
     assert error_message(load_reward, reference) == WRONG_REFERENCES[reference]
-    assert error_message(check_reward, reference, "llm.proxy_of") == WRONG_REFERENCES[reference].replace(
-        "reward", "proxy_of", 1
+    assert error_message(check_reward, reference, "llm.other") == WRONG_REFERENCES[reference].replace(
+        "reward", "other", 1
     )
 
 
@@ -219,9 +227,9 @@ def test_missing_reward_columns_are_rejected(module_name: str) -> None:
         "a.jsonl: missing key 'answer', which llm.reward = 'exact' needs (found: 'answers', 'level'); "
         "rename 'answers' to 'answer'"
     )
-    error = error_message(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.proxy_of")
+    error = error_message(check_columns, f"{module_name}:picky", {"answer": [1]}, "a.jsonl", "llm.other")
     assert error.startswith(
-        f"a.jsonl: missing key 'level', which llm.proxy_of = '{module_name}:picky' needs (found: 'answer')"
+        f"a.jsonl: missing key 'level', which llm.other = '{module_name}:picky' needs (found: 'answer')"
     )
     for reference in ("numeric", "exact"):
         error = error_message(check_columns, reference, {}, "a.txt")
@@ -257,8 +265,8 @@ def test_built_in_reward_scores_its_task(task: str) -> None:
         columns = data.take(range(20)).columns
         check_columns(task, columns, data.where)
         answers = columns.get("answer", [" good."] * 20)
-        right = score(load_reward(task), task, prompts, answers, columns)
-        wrong = score(load_reward(task), task, prompts, [" bad."] * 20, columns)
+        right = numbers(load_reward(task), task, prompts, answers, columns)
+        wrong = numbers(load_reward(task), task, prompts, [" bad."] * 20, columns)
         assert min(right) > max(wrong)
 
 
@@ -290,7 +298,6 @@ BAD_VALUES = {
     "too large": (10**400, "inf"),
     "tensor": (torch.tensor(math.nan), "nan"),
     "array": (np.float32("inf"), "inf"),
-    "None": (None, "None"),
     "text": ("1.0", "a value of type str ('1.0')"),
     "complex": (1j, "a value of type complex"),
     "list": ([0.5], "a value of type list ([0.5])"),
@@ -308,7 +315,6 @@ def test_nonfinite_score_names_prompt_and_response(case: str) -> None:
 
 
 BAD_KINDS = {
-    "None": (None, "None"),
     "a number": (0.5, "a value of type float (0.5)"),
     "one tensor": (torch.tensor(0.5), "a value of type Tensor"),
     "a text": ("012", "a value of type str ('012')"),
@@ -435,7 +441,7 @@ def test_reward_model_score_is_independent_of_batching(
     folder = save_reward_model(tmp_path, family, tokens and tokens(), **changes)
     reward = load_reward(str(folder))
     prompts, responses = [prompt for prompt, _ in TEXTS], [response for _, response in TEXTS]
-    together = score(reward, "r", prompts, responses, {"unused": [0] * len(TEXTS)})
+    together = numbers(reward, "r", prompts, responses, {"unused": [0] * len(TEXTS)})
 
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     model.config.pad_token_id = None  # transformers then uses the last token
@@ -500,9 +506,9 @@ def test_text_without_tokens_is_rejected(tmp_path: Path) -> None:
 
 def check_and_load(folder: Path) -> str:
     """Return the error, which must be the same from the check before a run and from loading."""
-    error = error_message(load_reward, str(folder), option="llm.proxy_of")
-    assert error_message(check_reward, str(folder), "llm.proxy_of") == error
-    start = f"llm.proxy_of = {str(folder)!r}"
+    error = error_message(load_reward, str(folder), option="llm.other")
+    assert error_message(check_reward, str(folder), "llm.other") == error
+    start = f"llm.other = {str(folder)!r}"
     assert error.startswith(start)
     return error.removeprefix(start)
 
