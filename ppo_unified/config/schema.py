@@ -94,6 +94,11 @@ class Optim(Section):
 
     lr: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate")
     anneal: bool = Field(True, description="decrease the learning rates linearly to 0 during the run")
+    warmup: int = Field(
+        0,
+        ge=0,
+        description="number of initial iterations in which the learning rates rise linearly to full size; 0 = off",
+    )
     joint: bool = Field(True, description="train policy and critic with one Adam optimizer instead of two")
     critic_lr: float = Field(
         0.0, ge=0, le=1, description="learning rate of the critic if optim.joint is false; 0 = same as optim.lr"
@@ -112,6 +117,14 @@ class Optim(Section):
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas: expected two numbers >= 0 and < 1, got {self.betas}")
         return self
+
+    def lr_scale(self, iteration: int, remaining: float) -> float:
+        """Return the factor in (0, 1] by which the learning rates are multiplied in an iteration.
+
+        `iteration` is the number of completed iterations, and `remaining` is the fraction of the run that remains.
+        """
+        warm = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
+        return warm * (remaining if self.anneal else 1.0)
 
 
 class Checkpoint(Section):

@@ -90,7 +90,7 @@ def train(adapter: RolloutSource, learner: Learner) -> Iterator[Iteration]:
     Between iterations, the caller can write logs and checkpoints, or end training early by not calling `next()`."""
     ppo, progress = learner.ppo, learner.progress
     while progress.remaining > 0:
-        set_learning_rates(learner.optimizers, progress.remaining if learner.optim.anneal else 1.0)
+        set_learning_rates(learner.optimizers, learner.optim.lr_scale(progress.iteration, progress.remaining))
         started = time.perf_counter()
         rollout = adapter.collect()
         collected = time.perf_counter()

@@ -212,6 +212,18 @@ def test_learning_rates_anneal_linearly_to_zero() -> None:
     assert {m["optim/lr"] for m in flat} == {1e-2}
 
 
+def test_learning_rates_warm_up_linearly_before_they_anneal() -> None:
+    adapter, optim = BanditAdapter(), Optim(joint=False, lr=1e-2, critic_lr=4e-2, warmup=3)
+    learner = make_learner(adapter.policy, PPO(), optim, total_iterations=6)
+    rates = []
+    for _ in train(adapter, learner):
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in learner.optimizers])
+    shares = [1 / 3, 2 / 3 * 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert rates == [[pytest.approx(lr * share) for lr in (1e-2, 4e-2)] for share in shares]
+    constant = run_engine(BanditAdapter(), 4, optim=Optim(lr=1e-2, anneal=False, warmup=2))
+    assert [m["optim/lr"] for m in constant] == [5e-3, 1e-2, 1e-2, 1e-2]
+
+
 @pytest.mark.parametrize("done", [0, 25, 75])
 def test_clip_range_anneals_linearly(done: int) -> None:
     policy, batch = make_policy(BanditPolicy), make_batch(random_rollout(), PPO())

@@ -57,6 +57,7 @@ def token_config(folder: Path, **llm: Any) -> RunConfig:
     table["eval"] = {"every_steps": 20, "episodes": 3, "at_start": True}
     table["log"] = {"samples_every": 2}
     table["ppo"] = {"epochs": 2, "minibatches": 2}
+    table["optim"] = {"warmup": 4}
     return LLMConfig.model_validate(table | {"checkpoint": {"every_s": 1e-6}})
 
 
@@ -251,4 +252,4 @@ def test_changed_options_are_applied_or_rejected(
     rates = read_curves(run)["optim/lr"][1]
     assert len(rates) == 7
     assert rates[:2] == read_curves(uninterrupted_run)["optim/lr"][1][:2]
-    assert rates[2:] == pytest.approx([1e-6] * 5)
+    assert rates[2:] == pytest.approx([0.75e-6] + [1e-6] * 4)  # the warm-up continues
