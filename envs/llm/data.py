@@ -1,4 +1,4 @@
-"""Reads prompts, preference pairs and texts from files. Error messages name the file and the line.
+"""Reads prompts, preference pairs and texts from files and data sets. Error messages name the file and the line.
 
 This module does not import torch.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from envs.llm.tables import csv_records, data_set_records, is_data_set, parquet_records, parse_numbers
 from ppo_unified.errors import UsageError, closest_match, did_you_mean
 from ppo_unified.parsing import parse_json
 from ppo_unified.text import clean
@@ -21,7 +22,9 @@ Prompt = str | list[dict[str, str]]  # plain text, or a chat: messages with "rol
 PROMPT_KEYS = ("prompt", "query", "question", "messages")
 PAIR_KEYS = ("prompt", "question", "query")
 RESERVED = ("prompts", "responses")  # names of a reward function's positional arguments
-ENDINGS = (".jsonl", ".json", ".txt")
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+ENDINGS_TEXT = "the file extension .jsonl, .json, .csv, .parquet or .txt"
+DATA_SET = "data set"
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ class PromptData:
 
     prompts: list[Prompt]
     columns: dict[str, list[Any]]
-    where: str  # the path of the file, the name of a built-in task, or "" for typed prompts
+    where: str  # the path of the file, the name of a data set or task, or "" for typed prompts
     lines: list[int]  # line number or record number of each prompt, starting at 1
-    unit: str = "line"  # the unit that `lines` counts, for messages: "line", "record" or "prompt"
+    unit: str = "line"  # the unit that `lines` counts, for messages: "line", "record", "row" or "prompt"
 
     def __post_init__(self) -> None:
         sizes = {"lines": len(self.lines)} | {key: len(values) for key, values in self.columns.items()}
@@ -66,13 +69,13 @@ class _Record(NamedTuple):
 
 
 def read_prompts(path: Path, key: str = "") -> PromptData:
-    """Read the prompts in a .jsonl, .json or .txt file. A prompt is plain text or a list of chat messages.
+    """Read the prompts in a file or data set. A prompt is plain text or a list of chat messages.
 
     If `key` is empty, use the first key in PROMPT_KEYS that the first record contains. Raises UsageError if the file
     cannot be read or its content is invalid.
     """
-    where = clean(path)
-    if _suffix(path) == ".txt":
+    where, kind = clean(path), _kind(path)
+    if kind == ".txt":
         if key:
             raise UsageError(
                 f"llm.prompt_key = {key!r} has no effect, because {where} is plain text; remove llm.prompt_key"
@@ -82,6 +85,11 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
     records, unit = _read_records(path)
     remedy = "set llm.prompt_key to the key that contains the prompt"
     key = _find_key(records[0], (key,) if key else PROMPT_KEYS, remedy)
+    if kind == ".csv" and key == "messages":
+        raise UsageError(
+            f"{where}: expected plain text, but the column 'messages' is for chat messages, which a CSV file cannot "
+            "contain; name the column 'prompt', or use .jsonl or .parquet"
+        )
     names = dict.fromkeys(name for record in records for name in record.values if name != key)
     for record in records:
         for name in RESERVED:
@@ -90,16 +98,18 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
                 raise UsageError(f"{record.where}: the key {name!r} is reserved, {why}; rename the key")
     prompts = [_prompt(record, key) for record in records]
     columns = {name: [record.values.get(name) for record in records] for name in names}
+    if kind == ".csv":
+        columns = {name: parse_numbers(values) for name, values in columns.items()}
     return PromptData(prompts, columns, where, [record.number for record in records], unit)
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read preference pairs from a .jsonl or .json file.
+    """Read preference pairs from a file or data set.
 
     Each record needs the keys `prompt` (or `question` or `query`), `chosen` and `rejected`. Other keys are ignored.
     Raises UsageError if the file cannot be read or its content is invalid.
     """
-    if _suffix(path) == ".txt":
+    if _kind(path) == ".txt":
         raise UsageError(f"{clean(path)}: plain text cannot contain preference pairs; use .jsonl or .json")
     records, _ = _read_records(path)
     key = _find_key(records[0], PAIR_KEYS, "a pair needs a prompt, a chosen response and a rejected response")
@@ -110,28 +120,30 @@ def read_pairs(path: Path) -> list[Pair]:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Read the non-blank lines of a .txt file, or the values of the key `text` in a .jsonl or .json file.
+    """Read the non-blank lines of a .txt file, or the values of the key `text` in another file or data set.
 
     Raises UsageError if the file cannot be read or its content is invalid.
     """
-    if _suffix(path) == ".txt":
+    if _kind(path) == ".txt":
         return [line for _, line in _read_lines(path)]
     records, _ = _read_records(path)
     return [_nonempty_text(record, "text") for record in records]
 
 
-def _suffix(path: Path) -> str:
+def _kind(path: Path) -> str:
+    """Return a file's extension, or DATA_SET for a folder or the name of a data set. A local file takes precedence."""
     ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        found = f"got {ending!r}" if ending else "got none"
-        raise UsageError(f"{clean(path)}: expected the file extension .jsonl, .json or .txt, {found}")
-    return ending
+    if ending in ENDINGS:
+        return ending
+    if is_data_set(str(path)):
+        return DATA_SET
+    raise UsageError(f"{clean(path)}: expected {ENDINGS_TEXT}, {f'got {ending!r}' if ending else 'got none'}")
 
 
-def _read(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
     where = clean(path)
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         folder = path.parent
         if not folder.is_dir():
@@ -142,6 +154,10 @@ def _read(path: Path) -> str:
     except (OSError, ValueError) as error:  # a null character in the name raises ValueError
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"{where}: cannot read the file ({reason})") from None
+
+
+def _read(path: Path) -> str:
+    where, content = clean(path), _read_bytes(path)
     try:
         return content.decode("utf-8-sig")  # some Windows editors write a byte order mark
     except UnicodeDecodeError as error:
@@ -169,6 +185,20 @@ def _read_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _read_records(path: Path) -> tuple[list[_Record], str]:
+    """Return the records in a file or data set, and the word for their positions ("record", "line" or "row")."""
+    where, kind = clean(path), _kind(path)
+    if kind == ".csv":
+        unit, numbered = "line", csv_records(_read(path), where)
+    elif kind == ".parquet":
+        unit, numbered = "row", parquet_records(_read_bytes(path), where)
+    elif kind == DATA_SET:
+        unit, numbered = "row", data_set_records(str(path))
+    else:
+        return _read_json(path)
+    return [_Record(f"{where}, {unit} {number}", number, values) for number, values in numbered], unit
+
+
+def _read_json(path: Path) -> tuple[list[_Record], str]:
     """Return the objects in a JSON array or JSON Lines file, and the word for their positions ("record" or "line").
 
     The format is detected from the content, not from the file extension.
@@ -254,6 +284,8 @@ def _prompt(record: _Record, key: str) -> Prompt:
     value = record.values.get(key)
     if not isinstance(value, list):
         return _nonempty_text(record, key)
+    # Arrow gives all messages the same keys, and those that a message lacks the value None
+    value = [{k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else part for part in value]
     for position, message in enumerate(value, 1):
         at = f"{record.where}: message {position} of {key!r}"
         if not isinstance(message, dict):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from envs.llm.data import shorten
+from envs.llm.hub import is_hub_reachable
 from envs.llm.lora_model import MERGING, check_lora_files, check_lora_weights, merge_lora_model, read_lora_model
 from envs.llm.options import LLM, TINY
 from envs.llm.quiet import silence_peft, silence_transformers
@@ -423,7 +424,7 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
     is_local = Path(path).is_dir()
     try:
         with silence_transformers():
-            options = {} if is_local or _is_hub_reachable() else {"local_files_only": True}
+            options = {} if is_local or is_hub_reachable() else {"local_files_only": True}
             return load(path, trust_remote_code=False, **options)  # by default, transformers asks the user
     except Exception as error:  # damaged files raise many kinds of exceptions
         why = shorten(f"{type(error).__name__}: {error}", 200)
@@ -435,15 +436,3 @@ def _load(load: Callable[..., Any], name: str, option: str, what: str) -> Any:
             f"{option} = {name!r}: no local folder or hub model has this name, or the hub cannot be reached; check the "
             f"name and the network ({why})"
         ) from None
-
-
-@cache
-def _is_hub_reachable() -> bool:
-    """Return True if the hub responds. Without this check, transformers would retry for over 30 seconds."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=10)
-    except Exception:  # any network error
-        return False
-    return True

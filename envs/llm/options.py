@@ -14,6 +14,7 @@ from ppo_unified.errors import UsageError
 
 TINY = "tiny"  # the built-in model
 TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
+REASONING = "reasoning-gym"  # name of the reward, and of the source of prompts
 
 
 class RewardChoice(NamedTuple):
@@ -32,13 +33,14 @@ class LLM(Section):
     )
     prompts: str = Field(
         "",
-        description="file of prompts (.jsonl, .json or .txt), or the built-in task arithmetic or sentiment; required "
-        "unless llm.model is 'tiny', for which sentiment is the default",
+        description="file of prompts (.jsonl, .json, .csv, .parquet or .txt), a folder or hub data set "
+        "(ORG/NAME[/CONFIG][:SPLIT]), reasoning-gym:TASK[,KEY=VALUE...], or the built-in task arithmetic or sentiment; "
+        "required unless llm.model is 'tiny', for which sentiment is the default",
     )
     eval_prompts: str = Field(
         "",
-        description="file of held-out prompts; if not set, every 10th prompt is held out, provided that there are at "
-        "least 100",
+        description="source of held-out prompts, specified like llm.prompts; if not set, every 10th prompt is held "
+        "out, provided that there are at least 100",
     )
     prompt_key: str = Field(
         "",
@@ -51,8 +53,8 @@ class LLM(Section):
     reward: Annotated[list[str], Verbatim()] = Field(
         [],
         description="one or more rewards, each a module:function, a reward model (folder or hub id), exact, numeric, "
-        "regex:PATTERN, length:CHARACTERS, arithmetic or sentiment; required unless llm.model is 'tiny', for which "
-        "sentiment is the default",
+        "math, regex:PATTERN, length:CHARACTERS, reasoning-gym, arithmetic or sentiment; required unless llm.prompts is "
+        "a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', for which sentiment is the default",
     )
     reward_weights: list[float] = Field(
         [],
@@ -139,8 +141,15 @@ class LLM(Section):
 
     @property
     def rewards(self) -> list[RewardChoice]:
-        """The rewards with their weights and names. The default for the tiny model is `sentiment`."""
-        sources = self.reward or (["sentiment"] if self.model == TINY else [])
+        """The rewards with their weights and names.
+
+        The default for a task of reasoning-gym is its own reward, otherwise the default for the tiny model is
+        `sentiment`.
+        """
+        if not self.reward and self.prompts.startswith(f"{REASONING}:"):
+            sources = [REASONING]
+        else:
+            sources = self.reward or (["sentiment"] if self.model == TINY else [])
         weights = self.reward_weights or [1.0] * len(sources)
         return [RewardChoice(*x) for x in zip(sources, weights, reward_names(sources), strict=True)]
 
@@ -236,7 +245,8 @@ class LLMConfig(RunConfig):
             yield name, critic_free, f"llm.baseline = {llm.baseline!r}"
         yield "ppo.value_clip", critic_free and self.ppo.value_clip > 0, f"llm.baseline = {llm.baseline!r}"
         yield "llm.kl_target", not llm.kl_coef, "llm.kl_coef = 0"
-        yield "llm.prompt_key", llm.prompts_name in TASKS, f"llm.prompts = {llm.prompts_name!r}"
+        named = llm.prompts_name in TASKS or llm.prompts_name.startswith(f"{REASONING}:")
+        yield "llm.prompt_key", named, f"llm.prompts = {llm.prompts_name!r}"
         yield "llm.critic_init", llm.critic == "shared", "llm.critic = 'shared'"
         yield "llm.kl_horizon", not llm.kl_target, "llm.kl_target = 0"
         for name in ("llm.lora_alpha", "llm.lora_targets", "llm.quantize"):
@@ -330,9 +340,12 @@ def check_required(config: LLMConfig) -> None:
     if not llm.model:
         raise UsageError("llm.model is required: use a folder, a hub id or 'tiny', e.g. --llm.model tiny")
     if not llm.prompts_name:
-        raise UsageError("llm.prompts is required: use a .jsonl, .json or .txt file, e.g. --llm.prompts FILE")
+        raise UsageError(
+            "llm.prompts is required: use a .jsonl, .json, .csv, .parquet or .txt file, a data set or "
+            "reasoning-gym:TASK, e.g. --llm.prompts FILE"
+        )
     if not llm.rewards:
         raise UsageError(
-            "llm.reward is required: use module:function, a reward model, exact, numeric, regex:PATTERN or "
+            "llm.reward is required: use module:function, a reward model, exact, numeric, math, regex:PATTERN or "
             "length:CHARACTERS, e.g. --llm.reward length:100"
         )

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.llm import tasks
-from envs.llm.data import Prompt, PromptData, read_prompts, read_texts
+from envs.llm import reasoning, tasks
+from envs.llm.data import ENDINGS_TEXT, Prompt, PromptData, read_prompts, read_texts
 from envs.llm.options import LLM, TASKS
 from ppo_unified.errors import UsageError, did_you_mean
 
@@ -56,11 +56,13 @@ def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Promp
 
 
 def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
-    """Return (training prompts, held-out prompts) of a built-in task, or (prompts, None) from a file."""
+    """Return (training prompts, held-out prompts) of a task, or (prompts, None) from a file or data set."""
     if name in TASKS:
         return tasks.task_prompts(name)
+    if name.startswith(reasoning.PREFIX):
+        return reasoning.problems(name)
     if not Path(name).suffix and (known := did_you_mean(name, TASKS)) and not Path(name).exists():
-        needs = "a file needs the extension .jsonl, .json or .txt"
+        needs = f"a file needs {ENDINGS_TEXT}"
         raise UsageError(f"prompts {name!r}: unknown built-in task{known} ({needs})")
     return read_prompts(Path(name), key), None
 

@@ -30,6 +30,9 @@ EXTRAS = {  # extra of this project -> the module that it installs, and the feat
     "box2d": ("Box2D", "Box2D environments"),
     "mujoco": ("mujoco", "MuJoCo environments"),
     "trl": ("trl", "ppo-unified reward-model"),
+    "data": ("datasets", "prompts in Parquet files and data sets"),
+    "reasoning": ("reasoning_gym", "prompts of reasoning-gym"),
+    "math": ("math_verify", "the reward math"),
 }
 STYLES = {"truecolor": "24-bit colour", "256": "256 colours", "ascii": "plain characters"}
 SMALLEST = (80, 24)  # columns and lines that curves and pictures need

@@ -64,7 +64,7 @@ def read_prompts(content: bytes, folder: Path) -> None:
     from envs.llm import data
 
     for reader in (data.read_prompts, data.read_texts):
-        for ending in (".jsonl", ".txt"):
+        for ending in (".jsonl", ".csv", ".txt"):
             with suppress(UsageError):
                 reader(write_input(folder, "prompts" + ending, content))
     data.read_prompts(folder / "prompts.jsonl", "prompt")

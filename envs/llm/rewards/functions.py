@@ -15,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from envs.llm.data import shorten
+from envs.llm.reasoning import REWARD as REASONING
+from envs.llm.reasoning import check_tasks, reasoning_gym
+from envs.llm.rewards.math_verifier import REWARD as MATH
+from envs.llm.rewards.math_verifier import check_math
+from envs.llm.rewards.math_verifier import math as math_reward
 from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_hidden
 from ppo_unified.text import clean
 
-VERIFIERS = ("exact", "numeric", "regex:PATTERN", "length:N")
+VERIFIERS = ("exact", "numeric", "math", "regex:PATTERN", "length:N", "reasoning-gym")
 TASK_REWARDS = ("arithmetic", "sentiment", "sentiment-gold")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -36,9 +41,9 @@ _NUMBER = re.compile(
 def load_reward(reference: str, device: Any = "cpu", dtype: str = "float32", option: str = "llm.reward") -> Reward:
     """Load the reward function or reward model that `reference` names. A reward model is loaded onto `device`.
 
-    A reference is a name in TASK_REWARDS, `exact`, `numeric`, `regex:PATTERN`, `length:N`, `module:function`, or the
-    folder or hub id of a reward model (a sequence-classification model with one label). Raises UsageError if
-    `llm.reward` is malformed, or if the function or model cannot be loaded.
+    A reference is a name in TASK_REWARDS or VERIFIERS, `module:function`, or the folder or hub id of a reward model (a
+    sequence-classification model with one label). Raises UsageError if `llm.reward` is malformed, or if the function or
+    model cannot be loaded.
     """
     function = find_function(reference, option)
     if function is not None:
@@ -79,8 +84,8 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
 
         task: Reward = getattr(tasks, reference.replace("-", "_"))
         return task
-    if reference in ("exact", "numeric"):
-        return exact if reference == "exact" else numeric
+    if reference in NAMED:
+        return NAMED[reference]
     if kind in ("regex", "length") and reference != kind:
         return Regex(argument, option) if kind == "regex" else Length(argument, option)
     if reference == "sentiment" or Path(reference).is_dir():
@@ -147,6 +152,9 @@ def last_number(text: str) -> float | None:
     return next((number for number in reversed(list(numbers)) if math.isfinite(number)), None)
 
 
+NAMED: dict[str, Reward] = {"exact": exact, "numeric": numeric, MATH: math_reward, REASONING: reasoning_gym}
+
+
 class Regex:
     """Scores each response 1 if a regular expression matches anywhere in it, and 0 otherwise."""
 
@@ -187,6 +195,8 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
     parameters = _parameters(function)
     if function is None or parameters is None:
         return
+    if reference == REASONING:
+        check_tasks(columns, where, option)
     missing = [name for name in needed_columns(reference, option) if name not in columns]
     if missing:
         others = f" (found: {', '.join(map(repr, columns))})" if columns else ""
@@ -200,8 +210,10 @@ def check_columns(reference: str, columns: Mapping[str, Sequence[Any]], where: s
         raise UsageError(
             f"{where}: {option} = {reference!r} cannot be called as reward(prompts, responses, **columns): {error}"
         ) from None
-    if reference in ("exact", "numeric"):
+    if reference in ("exact", "numeric", MATH):
         _check_answers(reference, columns["answer"], where)
+    if reference == MATH:
+        check_math(columns["answer"], where, option)
 
 
 def needed_columns(reference: str, option: str = "llm.reward") -> list[str]:

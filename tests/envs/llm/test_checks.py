@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.llm import model as loading
+from envs.llm.hub import is_hub_reachable
 from ppo_unified.cli.main import main
 from ppo_unified.runs.folder import Run
 from tests.models import make_causal_lm, make_tokenizer, save_model
@@ -51,7 +51,7 @@ def _change_folder(work_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(work_folder)])
     monkeypatch.delitem(sys.modules, "llm_test_rewards", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    loading._is_hub_reachable.cache_clear()
+    is_hub_reachable.cache_clear()
 
 
 GIVEN = {"model": "lm", "prompts": "ok.jsonl", "reward": "length:3", "max-new-tokens": "4", "rollout-batch": "4"}
@@ -65,7 +65,7 @@ def train_exit_code(tmp_path: Path, *flags: str, **llm: str) -> int:
 
 INVALID: dict[str, tuple[dict[str, str], str]] = {
     "missing model": ({"model": ""}, "llm.model is required: use a folder, a hub id or 'tiny'"),
-    "missing prompts": ({"prompts": ""}, "llm.prompts is required: use a .jsonl, .json or .txt file"),
+    "missing prompts": ({"prompts": ""}, "llm.prompts is required: use a .jsonl, .json, .csv, .parquet or .txt file"),
     "missing reward": ({"reward": ""}, "llm.reward is required: use module:function, a reward model"),
     "missing file": ({"prompts": "okay.jsonl"}, "okay.jsonl: file not found; did you mean 'ok.jsonl'?"),
     "missing key": (

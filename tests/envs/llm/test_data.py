@@ -122,8 +122,8 @@ def message(read: Callable[[Path], object], path: Path) -> str:
 
 P = '{"prompt": "a"}\n'
 WRONG_PROMPTS: dict[str, tuple[str, str | bytes, str]] = {
-    "unknown extension": ("a.csv", P, "a.csv: expected the file extension .jsonl, .json or .txt, got '.csv'"),
-    "no extension": ("a", P, "a: expected the file extension .jsonl, .json or .txt, got none"),
+    "unknown extension": ("a.xls", P, "a.xls: expected the file extension .jsonl, .json, .csv, .parquet or .txt, got"),
+    "no extension": ("a", P, "a: expected the file extension .jsonl, .json, .csv, .parquet or .txt, got none"),
     "empty file": ("a.jsonl", "\n \n", "a.jsonl: the file is empty; write one JSON object per line or an array"),
     "empty text": ("a.txt", " \n", "a.txt: the file is empty; write at least one line of text"),
     "empty array": ("a.json", " [ ]", "a.json: the array is empty"),
