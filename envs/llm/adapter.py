@@ -27,7 +27,7 @@ from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps,
 from envs.llm.lora_model import describe_merge
 from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, resolve
 from envs.llm.options import LLMConfig
-from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy
+from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy, make_observations
 from envs.llm.prompts import Prompts, as_chat, end_tokens
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.functions import Reward, find_function, load_reward
@@ -37,6 +37,7 @@ from envs.llm.rewards.scoring import Exchanges, Rewards, Scores
 from envs.llm.rollout_metrics import kl_sum, rollout_metrics
 from envs.llm.sampler_check import check_sampler
 from envs.llm.score_placement import place_scores
+from envs.llm.stop_strings import StopStrings
 from envs.llm.threads import choose_threads
 from envs.llm.trained_share import describe_untrained
 from ppo_unified.config.spec import WorkCounter
@@ -62,8 +63,14 @@ class LLMAdapter:
         network, self.reference = _load_networks(config, device, model_seed)
         check_policy(network, f"llm.model = {llm.model!r}")
         self.end_tokens = end_tokens(self.tokenizer, network.model)
+        self.stop = StopStrings(self.tokenizer, llm.stop) if llm.stop else None
         self.policy = TokenPolicy(
-            network, _make_critic(config, network, device), llm.temperature, config.ppo.entropy_coef > 0
+            network,
+            _make_critic(config, network, device),
+            llm.temperature,
+            config.ppo.entropy_coef > 0,
+            llm.min_new_tokens,
+            self.end_tokens,
         )
         self.policy.to(device)
         if llm.gradient_checkpointing:
@@ -110,15 +117,16 @@ class LLMAdapter:
         llm = self.config.llm
         network, lora = reference or (self.policy.network, POLICY)
         sampling = llm.temperature, generator
-        return generate(network, prompts, llm.max_new_tokens, self.end_tokens, *sampling, lora, self.counter)
+        limits = llm.min_new_tokens, self.stop
+        return generate(network, prompts, llm.max_new_tokens, self.end_tokens, *sampling, lora, self.counter, *limits)
 
     def texts(self, responses: Responses) -> list[str]:
-        """Return the decoded text of each response, without special tokens."""
+        """Return the decoded text of each response before the first stop string, without special tokens."""
         ids = [responses.response(row) for row in range(len(responses.lengths))]
         texts: list[str] = self.tokenizer.batch_decode(
             ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return texts
+        return [self.stop.cut(text) for text in texts] if self.stop else texts
 
     def judge(self, prompts: Prompts, numbers: Sequence[int], responses: Responses) -> Scores:
         """Score responses to the prompts at the indices `numbers`."""
@@ -142,6 +150,7 @@ class LLMAdapter:
                 f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads"
             )
         self._print_once(describe_merge(resolve(self.config.llm.model), f"llm.model = {self.config.llm.model!r}"))
+        self._print_once(self.prompts.note)
         self._print_once(self.prompts_note)
         if self.untrained_note is None and not self.config.llm.lora_rank:
             self.untrained_note = describe_untrained(self.policy.network.model)
@@ -212,7 +221,7 @@ class LLMAdapter:
             metrics["loss/value"] = 0.5 * float((errors * weights).sum() / weights.sum())
         self.kl.update(metrics["ref/kl"], len(scores.numbers))
         return Rollout(
-            obs=responses.tokens[:, :-1],
+            obs=make_observations(responses.tokens[:, :-1], responses.mask(), llm.min_new_tokens),
             actions=torch.where(mask, responses.tokens[:, 1:], NOT_CHOSEN),
             logprobs=compared.logprobs,
             values=values,
@@ -277,6 +286,7 @@ class LLMAdapter:
         If there are fewer prompts, sampling uses prompts repeatedly. Greedy decoding uses each prompt once, because the
         same prompt always gets the same response.
         """
+        self._print_once(self.held_out.note)
         self._print_once(self.prompts_note)
         count = len(self.held_out.texts)
         if episodes > count and not greedy:

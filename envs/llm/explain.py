@@ -13,7 +13,7 @@ from torch import Tensor
 from envs.llm.adapter import LLMAdapter
 from envs.llm.kl import last_steps
 from envs.llm.model import POLICY
-from envs.llm.policy import Reference
+from envs.llm.policy import Reference, tokens_of
 from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.rollout import Rollout
 
@@ -31,12 +31,11 @@ def explain(adapter: LLMAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     True if the response has an end token. If a reward function returns one number per token, `score_token` and
     `score_token_normalized` contain the part of the score at each token.
     """
-    assert isinstance(rollout.obs, Tensor)
-    mask = rollout.mask
+    states, mask = tokens_of(rollout.obs), rollout.mask
     columns = torch.arange(mask.shape[1], device=mask.device)
-    following = torch.where(mask, rollout.actions, rollout.obs.roll(-1, 1))
+    following = torch.where(mask, rollout.actions, states.roll(-1, 1))
     tokens = torch.where(columns <= last_steps(mask)[:, None], following, -1).cpu().numpy()
-    first = rollout.obs[:, 0].tolist()  # no column chooses the first token; its text is prepended to the second's
+    first = states[:, 0].tolist()  # no column chooses the first token; its text is prepended to the second's
     ids, places = np.unique(tokens, return_inverse=True)
     text_of = token_texts(adapter.tokenizer, {*ids.tolist(), *first})
     # an array of objects, because numpy would give every string the size of the longest one
@@ -58,8 +57,7 @@ def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tupl
     columns where the policy did not choose the next token are 0. `reference` selects the reference model instead of the
     policy.
     """
-    assert isinstance(rollout.obs, Tensor)
-    mask, policy = rollout.mask, adapter.policy
+    states, mask, policy = tokens_of(rollout.obs), rollout.mask, adapter.policy
     model = adapter.reference if reference else Reference(policy.network, POLICY)
     places, parts = [], []
     known = mask.any(1).nonzero().squeeze(1)  # a response that is left out of the loss has no steps
@@ -68,7 +66,7 @@ def alternatives(adapter: LLMAdapter, rollout: Rollout, reference: bool) -> tupl
         chosen = mask[rows, :longest]
         row, column = chosen.nonzero().unbind(1)
         places.append((rows[row], column))
-        tokens, actions = rollout.obs[rows, :longest], rollout.actions[rows, :longest]
+        tokens, actions = states[rows, :longest], rollout.actions[rows, :longest]
         parts.append(policy.likeliest(tokens, chosen, actions, ALTERNATIVES, model))
     where = tuple(torch.cat(x).cpu() for x in zip(*places, strict=True))
     found = [torch.cat(x).cpu() for x in zip(*parts, strict=True)]

@@ -85,7 +85,9 @@ def _export(adapter: LLMAdapter, folder: Path, about: dict[str, Any], merged: bo
         "prompts": "chat" if _is_chat(adapter) else "text",
         "temperature": llm.temperature,
         "max_new_tokens": llm.max_new_tokens,
+        "min_new_tokens": llm.min_new_tokens,
         "end_tokens": adapter.end_tokens,
+        "stop": llm.stop,
         "critic": critic,
         "usage": USAGE,
         "versions": about["versions"] | {name: version(name) for name in ("transformers", "peft")},
@@ -104,6 +106,8 @@ def _generation_config(adapter: LLMAdapter) -> GenerationConfig:
         top_k=0,
         top_p=1.0,
         max_new_tokens=llm.max_new_tokens,
+        min_new_tokens=llm.min_new_tokens or None,
+        stop_strings=llm.stop or None,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends or None,
         pad_token_id=fill,
@@ -211,7 +215,8 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
         weights=weights[facts["weights"]] + trained,
         temperature=f"{llm.temperature:g}",
         max_new_tokens=llm.max_new_tokens,
-        code=SCRIPT.format(encode=_encode_lines(adapter)),
+        stop=_describe_stop(llm),
+        code=SCRIPT.format(encode=_encode_lines(adapter), **_stop_lines(llm)),
     )
     if facts["critic"]:
         page += CRITIC_PAGE.format(
@@ -220,6 +225,21 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
             more="AutoModel" if facts["critic"]["trunk"].startswith("AutoModel.") else "AutoModelForCausalLM",
         )
     (folder / README).write_text(page, encoding="utf-8")
+
+
+def _describe_stop(llm: LLM) -> str:
+    if not llm.stop:
+        return ""
+    strings = " or ".join(json.dumps(string, ensure_ascii=False) for string in llm.stop)
+    return f"A response ends with {strings}, and its text is what precedes this string. "
+
+
+def _stop_lines(llm: LLM) -> dict[str, str]:
+    """Return the parts of the script that end a response at a stop string and remove this string."""
+    if not llm.stop:
+        return {"more": "", "cut": ""}
+    cut = f"text = min((text.partition(stop)[0] for stop in {llm.stop!r}), key=len)\n"
+    return {"more": ", tokenizer=tokenizer", "cut": cut}
 
 
 def _encode_lines(adapter: LLMAdapter) -> str:
@@ -252,8 +272,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 model = AutoModelForCausalLM.from_pretrained(".")
 model.generation_config = GenerationConfig.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")
-{encode}response = model.generate(ids, attention_mask=attention)[0, ids.shape[1] :]
-print(tokenizer.decode(response, skip_special_tokens=True))
+{encode}response = model.generate(ids, attention_mask=attention{more})[0, ids.shape[1] :]
+text = tokenizer.decode(response, skip_special_tokens=True)
+{cut}print(text)
 """
 
 PAGE = """\
@@ -264,7 +285,7 @@ This model comes from step {step} of the run `{run}` (greedy score: {score}).
 {weights}
 
 With the included generation settings, tokens are sampled as in training: from the full distribution at temperature
-{temperature}, up to {max_new_tokens} tokens. Use `do_sample=False` for greedy decoding. Programs can read these
+{temperature}, up to {max_new_tokens} tokens. {stop}Use `do_sample=False` for greedy decoding. Programs can read these
 settings from `policy.json`. Run this code in this folder:
 
 ```python

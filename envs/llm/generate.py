@@ -18,9 +18,11 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from envs.llm.model import POLICY, Network
+from envs.llm.stop_strings import StopStrings
 from ppo_unified.config.spec import WorkCounter
 
 ROOM = 64  # number of spare columns that a cache layer allocates when it grows
+NEVER = -1e9  # logit of a token that is never chosen; with -inf, KL would be NaN
 NGRAM = 3  # length in tokens of the n-grams that the repetition metric compares
 
 
@@ -31,7 +33,7 @@ class Responses:
     tokens: Tensor  # [N, S], padded with 0
     prompt_lengths: Tensor  # [N]
     lengths: Tensor  # [N], total length of prompt and response
-    ended: Tensor  # [N] bool, True if the response ends with an end token
+    ended: Tensor  # [N] bool, True if the response ends with an end token or a stop string
     # [N, S - 1], the log-prob with which each token was sampled, in the columns of `mask`; None if nothing was sampled
     sampled_logprobs: Tensor | None = None
 
@@ -68,11 +70,14 @@ def generate(
     generator: torch.Generator | None = None,
     lora: str | None = POLICY,
     counter: WorkCounter | None = None,
+    min_new_tokens: int = 0,
+    stop: StopStrings | None = None,
 ) -> Responses:
     """Generate one response to each prompt. `counter` counts tokens per row: it increases by `max_new_tokens`.
 
     If `generator` is given, tokens are sampled from softmax(logits / temperature). The generator must be on the
-    network's device. If `generator` is None, the most likely token is chosen at every step.
+    network's device. If `generator` is None, the most likely token is chosen at every step. The first `min_new_tokens`
+    tokens cannot be end tokens. A response also ends with the token that completes a string of `stop`.
     """
     network.use_lora(lora)
     counter = counter or WorkCounter()
@@ -83,17 +88,19 @@ def generate(
     responses = torch.zeros(count, max_new_tokens, dtype=torch.long, device=device)
     logprobs = torch.zeros(count, max_new_tokens, device=device)
     lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
+    history: list[list[int]] = [[] for _ in prompts]  # the responses so far, for `stop`
     rows = torch.arange(count, device=device)  # index of the response, 0 to N - 1, of each row in the cache
     decoder = Decoder(network, prompts, device)
     for column in range(max_new_tokens):
         logits = decoder.logits if temperature == 1.0 else decoder.logits / temperature
-        if generator is None:
-            token = logits.argmax(-1)
-        else:
-            token, logprobs[rows, column] = sample_tokens(logits, generator)
+        if column < min_new_tokens:
+            logits = logits.index_fill(1, end, NEVER)
+        token, logprobs[rows, column] = choose_tokens(logits, generator)
         responses[rows, column] = torch.where(ended[rows], 0, token)
         lengths[rows] += (~ended[rows]).long()
         ended[rows] |= torch.isin(token, end)
+        if stop is not None:
+            ended[rows] |= _append(history, rows, token, stop)
         counter.done += 1
         alive = ~ended[rows]
         left = int(alive.sum())
@@ -185,8 +192,20 @@ def _grow(x: Tensor, columns: int) -> Tensor:
     return buffer
 
 
-def sample_tokens(logits: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sample a token from each row of `logits` [rows, V]. Return the tokens and their log-probs, each [rows]."""
+def _append(history: list[list[int]], rows: Tensor, token: Tensor, stop: StopStrings) -> Tensor:
+    """Append `token` [n] to the responses at the indices `rows` [n]. Return True [n] for each completed stop string."""
+    for row, number in zip(rows.tolist(), token.tolist(), strict=True):
+        history[row].append(number)
+    return torch.tensor([stop.completes(history[row]) for row in rows.tolist()], device=rows.device)
+
+
+def choose_tokens(logits: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Sample a token from each row of `logits` [rows, V]. Return the tokens and their log-probs, each [rows].
+
+    If `generator` is None, return the most likely tokens, and zeros instead of log-probs.
+    """
+    if generator is None:
+        return logits.argmax(-1), logits.new_zeros(len(logits))
     # This is much faster than `multinomial`, which draws one random number per vocabulary entry. The sums need float64:
     # adding a very small probability would not change a float32 sum, so most rare tokens could never be drawn.
     probs = logits.softmax(-1)

@@ -61,7 +61,18 @@ class LLM(Section):
         description="one weight for each reward in llm.reward, whose weighted sum is the score; a reward with weight "
         "0 is only logged; if not set, all weights are 1",
     )
+    long_prompts: Literal["refuse", "skip", "cut"] = Field(
+        "refuse",
+        description="what to do with a prompt that is too long for the model's context: refuse to start the run, skip "
+        "the prompt, or cut off its start",
+    )
     max_new_tokens: int = Field(64, ge=1, description="maximum number of tokens in a response")
+    min_new_tokens: int = Field(
+        0, ge=0, description="number of tokens at the start of a response that cannot be end tokens"
+    )
+    stop: list[str] = Field(
+        [], description="strings that end a response; the reward function gets the text before the first of them"
+    )
     temperature: float = Field(
         1.0, gt=0, description="sampling temperature; log-probs are computed at the same temperature"
     )
@@ -304,6 +315,12 @@ class LLMConfig(RunConfig):
             raise ValueError(
                 f"llm.rollout_batch = {llm.rollout_batch} is not a multiple of llm.group_size = {llm.group_size}"
             )
+        if llm.min_new_tokens > llm.max_new_tokens:
+            raise ValueError(
+                f"llm.min_new_tokens = {llm.min_new_tokens} is greater than llm.max_new_tokens = {llm.max_new_tokens}"
+            )
+        if "" in llm.stop:
+            raise ValueError("llm.stop: expected strings that are not empty, got ''")
         if self.ppo.minibatches > llm.rollout_batch:
             raise ValueError(
                 f"ppo.minibatches = {self.ppo.minibatches} is greater than llm.rollout_batch = {llm.rollout_batch}"

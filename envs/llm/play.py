@@ -34,7 +34,8 @@ class LLMChat:
         self.prompt_count += 1
         longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
         data = PromptData([prompt], {}, "", [self.prompt_count], unit="prompt")
-        read = tokenize(data, self.adapter.tokenizer, self.as_message, longest)
+        cut = "cut" if self.adapter.config.llm.long_prompts == "cut" else "refuse"
+        read = tokenize(data, self.adapter.tokenizer, self.as_message, longest, cut)
         for prompts in (self.adapter.held_out, self.adapter.prompts):  # which have the columns that the reward needs
             if read.texts[0] in prompts.texts:
                 return self._exchange(prompt, prompts, prompts.texts.index(read.texts[0]))

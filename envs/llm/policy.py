@@ -5,7 +5,7 @@ Each row is a sequence of tokens, padded on the right. Column t is the state in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from envs.llm.generate import NEVER
 from envs.llm.model import CRITIC, Network
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
@@ -73,25 +74,58 @@ class Comparison(NamedTuple):
     kl: Tensor  # the exact KL(pi || pi_ref), summed over the vocabulary
 
 
+def make_observations(tokens: Tensor, chosen: Tensor, min_new_tokens: int) -> Observations:
+    """Return `tokens` [N, T] or, if `min_new_tokens` > 0, a mapping with `tokens` and `early` [N, T].
+
+    `early` is True for the first `min_new_tokens` states of `chosen` [N, T] in each row, in which the next token cannot
+    be an end token.
+    """
+    if not min_new_tokens:
+        return tokens
+    return {"tokens": tokens, "early": _first_steps(chosen, min_new_tokens)}
+
+
+def tokens_of(obs: Observations) -> Tensor:
+    """Return the tokens [N, T] of the policy's observations."""
+    return obs if isinstance(obs, Tensor) else obs["tokens"]
+
+
+def _first_steps(chosen: Tensor, count: int) -> Tensor:
+    """Return True [N, T] at the first `count` steps of `chosen` [N, T] in each row."""
+    return chosen & (chosen.cumsum(1) <= count)
+
+
 class TokenPolicy(ActorCritic):
     """A policy that chooses tokens, with an optional critic.
 
-    Observations are tokens [R, L]. Actions [R, L] are the next tokens, or NOT_CHOSEN if the policy did not choose them.
-    Logits are computed only for chosen tokens. Without a critic, all values are 0.
+    Observations are the result of `make_observations`. Actions [R, L] are the next tokens, or NOT_CHOSEN if the policy
+    did not choose them. Logits are computed only for chosen tokens. Without a critic, all values are 0.
     """
 
-    def __init__(self, network: Network, critic: Critic | None, temperature: float, entropy_gradient: bool) -> None:
-        """Create a policy. If `entropy_gradient` is False, entropy is only a metric and has no gradient."""
+    def __init__(
+        self,
+        network: Network,
+        critic: Critic | None,
+        temperature: float,
+        entropy_gradient: bool,
+        min_new_tokens: int = 0,
+        end_tokens: Sequence[int] = (),
+    ) -> None:
+        """Create a policy. If `entropy_gradient` is False, entropy is only a metric and has no gradient.
+
+        The first `min_new_tokens` chosen tokens of a row cannot be any of `end_tokens`.
+        """
         super().__init__()
+        self.min_new_tokens, self.end_tokens = min_new_tokens, list(end_tokens)
         self.network, self.critic = network, critic
         self.temperature, self.entropy_gradient = temperature, entropy_gradient
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
-        assert isinstance(obs, Tensor)
-        chosen = actions != NOT_CHOSEN
-        hidden = self.network.trunk(obs)[chosen]
-        logprobs, entropy = self._logprobs_and_entropy(hidden, actions[chosen], self.temperature)
-        values = torch.zeros_like(logprobs) if self.critic is None else self.critic(obs, chosen, hidden)
+        tokens, chosen = tokens_of(obs), actions != NOT_CHOSEN
+        early = torch.zeros_like(chosen) if isinstance(obs, Tensor) else obs["early"]
+        hidden = self.network.trunk(tokens)[chosen]
+        logprobs, entropy = self._logprobs_and_entropy(hidden, actions[chosen], early[chosen], self.temperature)
+        values = torch.zeros_like(logprobs) if self.critic is None else self.critic(tokens, chosen, hidden)
         return Evaluation(*(scatter(x, chosen) for x in (logprobs, entropy, values)))
 
     @torch.no_grad()
@@ -100,10 +134,10 @@ class TokenPolicy(ActorCritic):
         hidden = self.network.trunk(tokens)[chosen]
         other = reference.network.trunk(tokens, reference.lora)[chosen.to(reference.network.device)]
         parts, start = [], 0
-        for h, a in self._chunks(hidden, actions[chosen]):
-            logits = _divide(self.network.logits(h), self.temperature)
+        for h, a, early in self._chunks(hidden, actions[chosen], self._early(chosen)):
+            logits = self._adjust(self.network.logits(h), early, self.temperature)
             theirs = reference.network.logits(other[start : start + len(h)], reference.lora).to(logits.device)
-            theirs = _divide(theirs, self.temperature)
+            theirs = self._adjust(theirs, early, self.temperature)
             parts.append(logprobs_and_kl(logits, theirs, a))
             start += len(h)
         logprobs, ref_logprobs, kl = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -122,9 +156,10 @@ class TokenPolicy(ActorCritic):
         """
         (network, lora), parts = model, []
         hidden = network.trunk(tokens, lora)[chosen.to(network.device)]
-        size, taken = _chunk_size(network), actions[chosen].to(network.device)
-        for h, a in zip(hidden.split(size), taken.split(size), strict=True):
-            logits = _divide(network.logits(h, lora), self.temperature)
+        size, columns = _chunk_size(network), (actions[chosen], self._early(chosen))
+        taken, first = (x.to(network.device).split(size) for x in columns)
+        for h, a, early in zip(hidden.split(size), taken, first, strict=True):
+            logits = self._adjust(network.logits(h, lora), early, self.temperature)
             total = logits.logsumexp(-1, keepdim=True)
             values, found = logits.topk(min(count, logits.shape[-1]))
             parts.append((found, values - total, (logits.gather(-1, a[:, None]) - total).squeeze(-1)))
@@ -132,9 +167,12 @@ class TokenPolicy(ActorCritic):
         return likeliest, logprobs, own
 
     def log_likelihood(self, tokens: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
-        """Return log pi(action) [n], at temperature 1, for the n steps at which `chosen` is True."""
+        """Return log pi(action) [n], at temperature 1, for the n steps at which `chosen` is True.
+
+        Every token can be an end token.
+        """
         hidden = self.network.trunk(tokens)[chosen]
-        return self._logprobs_and_entropy(hidden, actions[chosen], 1.0)[0]
+        return self._logprobs_and_entropy(hidden, actions[chosen], torch.zeros_like(chosen[chosen]), 1.0)[0]
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         if self.critic is None:
@@ -157,26 +195,39 @@ class TokenPolicy(ActorCritic):
             raise RuntimeError(f"missing weights {sorted(missing)[:3]}, unexpected weights {sorted(unknown)[:3]}")
         return super().load_state_dict(state, strict=False, assign=assign)
 
-    def _chunks(self, hidden: Tensor, actions: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _early(self, chosen: Tensor) -> Tensor:
+        """Return True [n] for the steps, among the n steps of `chosen` [R, L], whose token cannot be an end token."""
+        return _first_steps(chosen, self.min_new_tokens)[chosen]
+
+    def _adjust(self, logits: Tensor, early: Tensor, temperature: float) -> Tensor:
+        """Return logits [n, V] at a temperature, without end tokens in the steps for which `early` [n] is True."""
+        logits = logits if temperature == 1.0 else logits / temperature  # avoid copying the largest tensor
+        if self.min_new_tokens and self.end_tokens:
+            logits[early.nonzero(), torch.tensor(self.end_tokens, device=logits.device)] = NEVER
+        return logits
+
+    def _chunks(self, hidden: Tensor, actions: Tensor, early: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Split the steps into chunks with at most CHUNK logits each."""
         size = _chunk_size(self.network)
-        return zip(hidden.split(size), actions.split(size), strict=True)
+        return zip(hidden.split(size), actions.split(size), early.split(size), strict=True)
 
-    def _logprobs_and_entropy(self, hidden: Tensor, actions: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def _logprobs_and_entropy(
+        self, hidden: Tensor, actions: Tensor, early: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor]:
         """Return the log-probs of `actions` and the entropies, each [n].
 
         If there are several chunks of logits, each chunk is recomputed in the backward pass to save memory.
         """
 
-        def compute(hidden: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-            logits = _divide(self.network.logits(hidden), temperature)
+        def compute(hidden: Tensor, actions: Tensor, early: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._adjust(self.network.logits(hidden), early, temperature)
             return logprobs_and_entropy(logits, actions, self.entropy_gradient)
 
-        chunks = list(self._chunks(hidden, actions))
+        chunks = list(self._chunks(hidden, actions, early))
         if len(chunks) == 1:
-            return compute(hidden, actions)
+            return compute(hidden, actions, early)
         recompute = partial(checkpoint, compute, use_reentrant=False, preserve_rng_state=False)
-        logprobs, entropy = (torch.cat(x) for x in zip(*(recompute(h, a) for h, a in chunks), strict=True))
+        logprobs, entropy = (torch.cat(x) for x in zip(*(recompute(*chunk) for chunk in chunks), strict=True))
         return logprobs, entropy
 
 
@@ -184,10 +235,6 @@ def _chunk_size(network: Network) -> int:
     """Return the number of steps whose logits are in memory at a time."""
     vocabulary: int = network.model.config.get_text_config().vocab_size
     return max(1, CHUNK.get(network.device.type, 1 << 23) // vocabulary)
-
-
-def _divide(logits: Tensor, temperature: float) -> Tensor:
-    return logits if temperature == 1.0 else logits / temperature  # avoid copying the largest tensor
 
 
 def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:

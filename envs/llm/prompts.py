@@ -30,6 +30,7 @@ class Prompts:
     data: PromptData
     texts: list[str]  # the prompts after applying a chat template, as passed to rewards
     tokens: list[list[int]]
+    note: str = ""  # the number of prompts that were skipped or cut because they are too long
 
     def columns_at(self, numbers: Sequence[int]) -> dict[str, list[Any]]:
         return self.data.take(numbers).columns
@@ -50,9 +51,9 @@ def load_prompts(llm: LLM, tokenizer: Any, context: int) -> tuple[Prompts, Promp
             f"llm.max_new_tokens = {llm.max_new_tokens} leaves no room for a prompt in the model's context of "
             f"{context} tokens; lower llm.max_new_tokens"
         )
-    return tokenize(training, tokenizer, llm.chat_template, longest), tokenize(
-        held_out or training, tokenizer, llm.chat_template, longest
-    )
+    options = tokenizer, llm.chat_template, longest, llm.long_prompts
+    prompts = tokenize(training, *options)
+    return prompts, tokenize(held_out, *options) if held_out else prompts
 
 
 def _read(name: str, key: str) -> tuple[PromptData, PromptData | None]:
@@ -74,9 +75,15 @@ def as_chat(prompt: Prompt, chat_template: bool) -> list[dict[str, str]] | None:
     return [{"role": "user", "content": prompt}] if chat_template else None
 
 
-def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int) -> Prompts:
-    """Tokenize prompts. Raises UsageError if a prompt has no tokens or more than `longest` tokens."""
-    texts, tokens = [], []
+def tokenize(
+    data: PromptData, tokenizer: Any, chat_template: bool, longest: int, long_prompts: str = "refuse"
+) -> Prompts:
+    """Tokenize prompts. Raises UsageError if a prompt has no tokens, or if no prompt is left.
+
+    A prompt with more than `longest` tokens raises UsageError, is left out, or loses its first tokens if `long_prompts`
+    is refuse, skip or cut.
+    """
+    texts, tokens, kept, too_long = list[str](), list[list[int]](), list[int](), 0
     for number, prompt in enumerate(data.prompts):
         chat = as_chat(prompt, chat_template)
         where = data.location(number) if chat is prompt else TEMPLATE_OPTION
@@ -85,13 +92,28 @@ def tokenize(data: PromptData, tokenizer: Any, chat_template: bool, longest: int
         if not ids:
             raise UsageError(f"{data.location(number)}: the prompt has no tokens; remove the prompt")
         if len(ids) > longest:
-            raise UsageError(
-                f"{data.location(number)}: expected a prompt of at most {longest} tokens (the model's context minus "
-                f"llm.max_new_tokens), got {len(ids)}; shorten the prompt or lower llm.max_new_tokens"
-            )
+            too_long += 1
+            if long_prompts == "refuse":
+                raise UsageError(
+                    f"{data.location(number)}: expected a prompt of at most {longest} tokens (the model's context "
+                    f"minus llm.max_new_tokens), got {len(ids)}; shorten the prompt, lower llm.max_new_tokens or set "
+                    "llm.long_prompts to skip or cut"
+                )
+            if long_prompts == "skip":
+                continue
+        kept.append(number)
         texts.append(text)
-        tokens.append(ids)
-    return Prompts(data, texts, tokens)
+        tokens.append(ids[-longest:])
+    if not kept:
+        raise UsageError(
+            f"{data.where}: all {too_long} prompts have more than {longest} tokens (the model's context minus "
+            "llm.max_new_tokens), so none is left; lower llm.max_new_tokens or set llm.long_prompts = 'cut'"
+        )
+    if not too_long:
+        return Prompts(data, texts, tokens)
+    done = "skipped" if long_prompts == "skip" else "cut off the start of"
+    note = f"{data.where}: {done} {too_long} of {len(data.prompts)} prompts, which have more than {longest} tokens"
+    return Prompts(data.take(kept), texts, tokens, note)
 
 
 def encode(tokenizer: Any, text: str, special: bool = True) -> list[int]:

@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from envs.llm import generate as decoding
-from envs.llm.generate import Decoder, _PreallocatedLayer, generate, sample_tokens
+from envs.llm.generate import Decoder, _PreallocatedLayer, generate, choose_tokens
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, make_causal_lm
@@ -72,7 +72,7 @@ def test_only_full_attention_caches_get_spare_room() -> None:
 def test_sampling_frequencies_match_probabilities() -> None:
     probs = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.15, 0.05, 0.0])
     count = 400_000
-    tokens = sample_tokens(probs.log().expand(count, -1), torch.Generator().manual_seed(0))[0]
+    tokens = choose_tokens(probs.log().expand(count, -1), torch.Generator().manual_seed(0))[0]
     shares = tokens.bincount(minlength=len(probs)) / count
     assert (shares[probs == 0] == 0).all()
     deviation = (probs * (1 - probs) / count).sqrt()
@@ -85,7 +85,7 @@ def test_extreme_random_numbers_draw_possible_tokens(drawn: float, monkeypatch: 
     logits = torch.full((9, 1000), -torch.inf)
     for row in range(9):
         logits[row, 100 : 200 + 50 * row] = torch.linspace(0, row, 100 + 50 * row)
-    tokens = sample_tokens(logits, torch.Generator())[0]
+    tokens = choose_tokens(logits, torch.Generator())[0]
     assert tokens.tolist() == ([100] * 9 if drawn == 0 else [199 + 50 * row for row in range(9)])
 
 
@@ -131,6 +131,6 @@ def test_every_rare_token_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = torch.arange(50_000, 50_030)
     middles = (1 + 2e-8 * (wanted.double() - 0.5)) / (1 + 2e-8 * 100_000)
     monkeypatch.setattr(torch, "rand", lambda *_, dtype, **__: middles[:, None].to(dtype))
-    drawn = sample_tokens(logits.expand(30, -1), torch.Generator())[0]
+    drawn = choose_tokens(logits.expand(30, -1), torch.Generator())[0]
     assert len(drawn.unique()) == 30
     assert (drawn - wanted).abs().max() <= 4  # the softmax is computed in float32
