@@ -99,7 +99,7 @@ def read_prompts(path: Path, key: str = "") -> PromptData:
     prompts = [_prompt(record, key) for record in records]
     columns = {name: [record.values.get(name) for record in records] for name in names}
     if kind == ".csv":
-        columns = {name: parse_numbers(values) for name, values in columns.items()}
+        columns = {name: parse_numbers([record.values[name] for record in records]) for name in names}
     return PromptData(prompts, columns, where, [record.number for record in records], unit)
 
 
