@@ -158,16 +158,18 @@ class LLMAdapter:
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
+        why, remedy = "llm.reward returned None", "return a number for at least one response of an iteration"
+        if llm.drop_truncated:
+            why, remedy = "llm.reward returned None, or llm.max_new_tokens was reached,", "raise llm.max_new_tokens"
         times = {"time/generate_s": 0.0, "time/score_s": 0.0}
         for _ in range(ATTEMPTS):
             responses, scores = self._sample(times)
             if scores.numbers:
                 break
-            print_err(f"llm.reward returned None for all {len(scores.totals)} responses; sampling new ones")
+            print_err(f"{why} for all {len(scores.totals)} responses; sampling new ones")
         else:
             raise RewardError(
-                f"llm.reward returned None for all responses of {ATTEMPTS} attempts in a row, so there is nothing to "
-                "learn from; return a number for at least one response of an iteration"
+                f"{why} for all responses of {ATTEMPTS} attempts in a row, so there is nothing to learn from; {remedy}"
             )
         compared = self.compare(responses)
         sampler = check_sampler(responses, compared.logprobs, self.config)
@@ -182,6 +184,8 @@ class LLMAdapter:
         responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
         generated = time.perf_counter()
         scores = self.judge(self.prompts, chosen, responses)
+        if llm.drop_truncated:
+            scores = scores.leave_out(responses.ended.tolist())
         times["time/generate_s"] += generated - started
         times["time/score_s"] += time.perf_counter() - generated
         return responses, scores

@@ -53,8 +53,8 @@ class LLM(Section):
     reward: Annotated[list[str], Verbatim()] = Field(
         [],
         description="one or more rewards, each a module:function, a reward model (folder or hub id), exact, numeric, "
-        "math, regex:PATTERN, length:CHARACTERS, reasoning-gym, arithmetic or sentiment; required unless llm.prompts is "
-        "a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', for which sentiment is the default",
+        "math, regex:PATTERN, length:CHARACTERS, reasoning-gym, arithmetic or sentiment; required unless llm.prompts "
+        "is a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', whose default is sentiment",
     )
     reward_weights: list[float] = Field(
         [],
@@ -72,6 +72,9 @@ class LLM(Section):
     )
     stop: list[str] = Field(
         [], description="strings that end a response; the reward function gets the text before the first of them"
+    )
+    drop_truncated: bool = Field(
+        False, description="leave responses that reach llm.max_new_tokens without an end out of the loss"
     )
     temperature: float = Field(
         1.0, gt=0, description="sampling temperature; log-probs are computed at the same temperature"
@@ -256,6 +259,7 @@ class LLMConfig(RunConfig):
             yield name, critic_free, f"llm.baseline = {llm.baseline!r}"
         yield "ppo.value_clip", critic_free and self.ppo.value_clip > 0, f"llm.baseline = {llm.baseline!r}"
         yield "llm.kl_target", not llm.kl_coef, "llm.kl_coef = 0"
+        yield "llm.missing_eos_penalty", llm.drop_truncated, "llm.drop_truncated = true"
         named = llm.prompts_name in TASKS or llm.prompts_name.startswith(f"{REASONING}:")
         yield "llm.prompt_key", named, f"llm.prompts = {llm.prompts_name!r}"
         yield "llm.critic_init", llm.critic == "shared", "llm.critic = 'shared'"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -64,6 +64,11 @@ class Scores:
     def numbers(self) -> list[float]:
         """The scores of the responses that have one."""
         return [total for total in self.totals if total is not None]
+
+    def leave_out(self, kept: Sequence[bool]) -> Scores:
+        """Return the scores without those of the responses for which `kept` [n] is False."""
+        totals = [total if keep else None for total, keep in zip(self.totals, kept, strict=True)]
+        return replace(self, totals=totals)
 
     def means(self, area: str) -> dict[str, float]:
         """Return the mean of each reward as metrics in an area, such as `reward`. They are absent for a single reward,

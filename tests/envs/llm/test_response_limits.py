@@ -17,6 +17,7 @@ from envs.llm.generate import Responses
 from envs.llm.options import LLMConfig
 from envs.llm.play import LLMChat
 from envs.llm.policy import NOT_CHOSEN, tokens_of
+from envs.llm.rewards.errors import RewardError
 from envs.llm.stop_strings import StopStrings
 from ppo_unified.errors import UsageError
 from ppo_unified.testing import check_adapter
@@ -237,3 +238,36 @@ def test_error_if_no_prompt_is_left(folder: Path) -> None:
         UsageError, match=r"long.jsonl: all 1 prompts have more than 8 tokens .*, so none is left; lower"
     ):
         make_adapter(folder, prompts=str(folder / "long.jsonl"), max_new_tokens=120, long_prompts="skip")
+
+
+# truncated responses
+
+
+def test_truncated_responses_are_left_out_of_the_loss(folder: Path) -> None:
+    ends = {"max_new_tokens": 6, "stop": ["e", "a", "\n", "1"]}
+    plain, adapter = make_adapter(folder, **ends), make_adapter(folder, **ends, drop_truncated=True)
+    rollout = adapter.collect()
+    kept = rollout.mask.any(1)
+    everything = plain.collect()
+    ended = everything.metrics["response/eos_rate"]
+    assert 0 < ended < 1
+    assert rollout.metrics["response/eos_rate"] == ended
+    assert kept.float().mean().item() == pytest.approx(ended)
+    assert rollout.metrics["reward/left_out"] == pytest.approx(1 - ended)
+    assert torch.equal(rollout.mask[kept], everything.mask[kept])
+    torch.testing.assert_close(rollout.rewards[kept], everything.rewards[kept])
+    assert not rollout.rewards[~kept].any()
+    check_adapter(lambda: make_adapter(folder, **ends, drop_truncated=True), tolerance=2e-5)
+
+
+def test_run_fails_if_every_response_is_truncated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = make_adapter(folder, max_new_tokens=1, min_new_tokens=1, drop_truncated=True)
+    with pytest.raises(
+        RewardError, match=r"llm.max_new_tokens was reached, for all responses .*; raise llm.max_new_tokens"
+    ):
+        adapter.collect()
+
+
+def test_eos_penalty_is_rejected_with_dropped_responses(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"llm.missing_eos_penalty = 1.0 has no effect because llm.drop_truncated"):
+        make_config(folder, drop_truncated=True, missing_eos_penalty=1.0)
