@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -88,10 +89,15 @@ def _check_header(header: Sequence[str], where: str) -> None:
             raise UsageError(
                 f"{where}: column {number} has no name; name it, or remove it (in pandas: to_csv(index=False))"
             )
-        if name in header[: number - 1]:
-            raise UsageError(f"{where}: expected different column names, got {clean(name)!r} twice; rename a column")
+    _check_different(header, where)
     if len(header) == 1 and (other := next((c for c in ";\t|" if c in header[0]), "")):
         raise UsageError(f"{where}: expected columns separated by commas, got {other!r}; save the file with commas")
+
+
+def _check_different(names: Sequence[str], where: str) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise UsageError(f"{where}: expected different column names, got {clean(twice)!r} twice; rename a column")
 
 
 def parse_numbers(values: Sequence[str]) -> list[Any]:
@@ -132,10 +138,7 @@ def parquet_records(content: bytes, where: str) -> Records:
         rows = table.to_pylist()
     except Exception as error:  # damaged files raise many kinds of exceptions
         raise UsageError(f"{where}: expected a Parquet file, got an error: {_explain(error)}") from None
-    names = table.column_names
-    twice = [name for number, name in enumerate(names) if name in names[:number]]
-    if twice:
-        raise UsageError(f"{where}: expected different column names, got {clean(twice[0])!r} twice; rename a column")
+    _check_different(table.column_names, where)
     return _number_rows(rows, where)
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="FILE",
-        help=".jsonl or .json file with the keys prompt, chosen and rejected",
+        help="file or data set with the keys prompt, chosen and rejected",
     )
     add("--out", required=True, type=Path, metavar="DIR", help="output folder, created if missing")
     numbers = (  # flag, type, default, metavar, help

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.llm.data import shorten
-from envs.llm.reasoning import REWARD as REASONING
+from envs.llm.options import REASONING
 from envs.llm.reasoning import check_tasks, reasoning_gym
 from envs.llm.rewards.math_verifier import REWARD as MATH
 from envs.llm.rewards.math_verifier import check_math

@@ -37,6 +37,9 @@ def work_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "key.jsonl": '{"text": "a", "id": 3}\n',
         "empty.jsonl": '{"prompt": "a"}\n{"prompt": ""}\n',
         "long.jsonl": json.dumps({"prompt": "x" * 200}) + "\n",
+        "rows.csv": "prompt,answer\na,1\nb,2,3\n",
+        "words.csv": "prompt,answer\na,one\n",
+        "damaged.parquet": "PAR1",
         "chat.jsonl": '{"messages": [{"role": "user", "content": "hello"}]}\n',
         "llm_test_rewards.py": REWARDS,
     }
@@ -77,6 +80,29 @@ INVALID: dict[str, tuple[dict[str, str], str]] = {
     "no room for a prompt": (
         {"max_new_tokens": "9999"},
         "llm.max_new_tokens = 9999 leaves no room for a prompt",
+    ),
+    "CSV row with too many values": ({"prompts": "rows.csv"}, "rows.csv, line 3: expected 2 values, got 3"),
+    "answer without mathematics": (
+        {"prompts": "words.csv", "reward": "math"},
+        "words.csv: 'answer' of prompt 1: expected a number or an expression, got 'one'",
+    ),
+    "damaged Parquet file": ({"prompts": "damaged.parquet"}, "damaged.parquet: expected a Parquet file, got an error"),
+    "data set without network": (
+        {"prompts": "nobody/nothing"},
+        "nobody/nothing: no local file or folder has this name, and the Hugging Face hub cannot be reached",
+    ),
+    "folder without data": ({"prompts": "lm:test"}, "lm:test: cannot load the data set ("),
+    "task without a name": ({"prompts": "reasoning-gym:"}, "reasoning-gym:: "),
+    "reward of other prompts": ({"reward": "reasoning-gym"}, "requires problems of reasoning-gym, such as"),
+    "no prompt left": (
+        {"prompts": "long.jsonl", "long_prompts": "skip"},
+        "long.jsonl: all 1 prompts have more than 124 tokens",
+    ),
+    "minimum above maximum": ({"min_new_tokens": "5"}, "llm.min_new_tokens = 5 is greater than llm.max_new_tokens = 4"),
+    "empty stop string": ({"stop": "['']"}, "llm.stop: expected strings that are not empty, got ''"),
+    "penalty for dropped responses": (
+        {"drop_truncated": "true", "missing_eos_penalty": "1"},
+        "llm.missing_eos_penalty = 1.0 has no effect because llm.drop_truncated = true",
     ),
     "misspelled task": ({"prompts": "arithmetics"}, "unknown built-in task; did you mean 'arithmetic'?"),
     "misspelled verifier": ({"reward": "lenght:4"}, "No module named 'lenght'); did you mean 'length:4'?"),

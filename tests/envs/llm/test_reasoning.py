@@ -29,12 +29,13 @@ def test_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_task_sets_its_own_reward_unless_another_is_given() -> None:
-    def reward_name(**llm: str) -> str:
-        return LLMConfig.model_validate({"llm": {"model": "tiny", "prompts": NAME} | llm}).llm.reward_name
+    def sources(**llm: str) -> list[str]:
+        config = LLMConfig.model_validate({"llm": {"model": "tiny", "prompts": NAME} | llm})
+        return [reward.source for reward in config.llm.rewards]
 
-    assert reward_name() == "reasoning-gym"
-    assert reward_name(reward="exact") == "exact"
-    assert reward_name(prompts="arithmetic") == "sentiment"
+    assert sources() == ["reasoning-gym"]
+    assert sources(reward="exact") == ["exact"]
+    assert sources(prompts="arithmetic") == ["sentiment"]
 
 
 def test_problems_are_deterministic_and_held_out_ones_are_new() -> None:
@@ -115,7 +116,7 @@ def test_invalid_task_is_a_one_line_error(name: str) -> None:
 
 
 def test_unsafe_verifiers_and_other_prompts_are_rejected() -> None:
-    columns = {"answer": ["a"], "metadata": [{}], "task": ["countdown,size=1"]}
+    columns: dict[str, list[Any]] = {"answer": ["a"], "metadata": [{}], "task": ["countdown,size=1"]}
     with pytest.raises(
         UsageError, match="is not supported for countdown, because its verifier runs responses as Python"
     ):

@@ -134,7 +134,8 @@ def test_length_reward_falls_linearly_down_to_minus_one() -> None:
 
 
 WRONG_REFERENCES = {
-    "": "llm.reward is required: use exact, numeric, regex:PATTERN, length:N, module:function or a reward model",
+    "": "llm.reward is required: use exact, numeric, math, regex:PATTERN, length:N, reasoning-gym, module:function or "
+    "a reward model",
     "exat": "llm.reward = 'exat': expected a built-in reward, module:function, a folder or a hub id; did you mean "
     "'exact'?",
     "./gone": "llm.reward = './gone': expected a built-in reward, module:function, a folder or a hub id",
