@@ -11,7 +11,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from envs.llm import generate as decoding
-from envs.llm.generate import Decoder, _PreallocatedLayer, generate, choose_tokens
+from envs.llm.generate import Decoder, _PreallocatedLayer, choose_tokens, generate
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, make_causal_lm
