@@ -13,7 +13,8 @@ from ppo_unified.config.values import Verbatim
 from ppo_unified.errors import UsageError
 
 TINY = "tiny"  # the built-in model
-TASKS = ("arithmetic", "sentiment")  # built-in prompts and rewards
+FETCHED = ("smollm2",)  # models that `ppo-unified fetch` downloads
+TASKS = ("arithmetic", "sentiment", "openings")  # built-in prompts and rewards
 REASONING = "reasoning-gym"  # name of the reward, and of the source of prompts
 
 
@@ -29,13 +30,15 @@ class LLM(Section):
     """The options in the [llm] section."""
 
     model: str = Field(
-        "", description="folder or hub id of a causal language model, or 'tiny' (a built-in model, no download)"
+        "",
+        description="folder or hub id of a causal language model, 'tiny' (built-in, no download), or 'smollm2' (after "
+        "ppo-unified fetch smollm2)",
     )
     prompts: str = Field(
         "",
         description="file of prompts (.jsonl, .json, .csv, .parquet or .txt), a folder or hub data set "
-        "(ORG/NAME[/CONFIG][:SPLIT]), reasoning-gym:TASK[,KEY=VALUE...], or the built-in task arithmetic or sentiment; "
-        "required unless llm.model is 'tiny', for which sentiment is the default",
+        "(ORG/NAME[/CONFIG][:SPLIT]), reasoning-gym:TASK[,KEY=VALUE...], or a built-in task (arithmetic, sentiment or "
+        "openings); required unless llm.model is 'tiny', for which sentiment is the default",
     )
     eval_prompts: str = Field(
         "",
@@ -53,8 +56,9 @@ class LLM(Section):
     reward: Annotated[list[str], Verbatim()] = Field(
         [],
         description="one or more rewards, each a module:function, a reward model (folder or hub id), exact, numeric, "
-        "math, regex:PATTERN, length:CHARACTERS, reasoning-gym, arithmetic or sentiment; required unless llm.prompts "
-        "is a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', whose default is sentiment",
+        "math, regex:PATTERN, length:CHARACTERS, reasoning-gym, arithmetic, sentiment or vader; required unless "
+        "llm.prompts is a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', whose default is "
+        "sentiment",
     )
     reward_weights: list[float] = Field(
         [],

@@ -8,15 +8,11 @@ training data.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 import random
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -35,10 +31,9 @@ from transformers import (
 )
 
 from envs.llm import tasks
+from envs.llm.cache import find_or_make
 from envs.llm.quiet import silence_transformers
-from ppo_unified.errors import UsageError
 
-CACHE_VARIABLE = "PPO_UNIFIED_CACHE"
 CONTEXT = 1024
 BOS, EOS, PAD = 256, 257, 258  # the ids 0 to 255 are the bytes
 _IGNORED = -100  # the target that cross_entropy ignores
@@ -81,7 +76,7 @@ def tiny_model(recipe: Recipe | None = None) -> Path:
     Raises UsageError if the cache folder cannot be written.
     """
     recipe = recipe or Recipe()
-    return _find_or_make("tiny", (recipe,), lambda folder: _make_tiny(recipe, folder))
+    return find_or_make("tiny", _describe(recipe), lambda folder: _make_tiny(recipe, folder))
 
 
 def sentiment_reward_model(recipe: RewardModelRecipe | None = None, tiny: Recipe | None = None) -> Path:
@@ -93,8 +88,8 @@ def sentiment_reward_model(recipe: RewardModelRecipe | None = None, tiny: Recipe
     """
     recipe, base = recipe or RewardModelRecipe(), tiny or Recipe()
     start = tiny_model(base)  # called first, so that no process holds two locks
-    return _find_or_make(
-        "sentiment-reward-model", (recipe, base), lambda folder: _make_reward_model(recipe, start, folder)
+    return find_or_make(
+        "sentiment-reward-model", _describe(recipe, base), lambda folder: _make_reward_model(recipe, start, folder)
     )
 
 
@@ -340,73 +335,9 @@ def _progress(title: str, steps: int, screen: TextIO | None = None) -> Iterator[
     print(f"{title}: done in {time.perf_counter() - started:.0f} s", file=screen, flush=True)
 
 
-# the cache
-
-
-def cache_folder() -> Path:
-    """Return the cache folder for built-in models.
-
-    The folder is $PPO_UNIFIED_CACHE if set; otherwise it is `ppo-unified` in the user's cache folder.
-    """
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppo-unified"
-
-
-def _find_or_make(name: str, recipe: Iterable[object], make: Callable[[Path], None]) -> Path:
-    """Return the cached folder of the model `name`. If it does not exist, create it with `make`.
-
-    `make` fills a temporary folder, which is then renamed. If another process is creating the same folder, wait until
-    it is done. The folder's name contains a hash of the recipe and of sample texts, so a new model is built if the
-    recipe or the texts change.
-    """
-    cache = cache_folder()
-    digest = hashlib.sha256(f"{recipe} {_sample_of_texts()}".encode())
-    folder = cache / f"{name}-{digest.hexdigest()[:12]}"
-    if folder.exists():
-        return folder
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _hold_lock(folder.with_suffix(".lock")):
-            if not folder.exists():
-                _make_aside(folder, make)
-    except OSError as error:
-        raise UsageError(
-            f"{cache}: cannot save the model {name} ({error.strerror}); set ${CACHE_VARIABLE} to a writable folder"
-        ) from None
-    return folder
-
-
-def _sample_of_texts() -> list[object]:
+def _describe(*recipes: object) -> str:
+    """Return the settings and a sample of the training texts, so that a new model is built if either changes."""
     rng = random.Random(0)
     sums = [(a, b, tasks.supervised_answers(a, b)) for a, b in tasks.arithmetic_pairs()[0][:200]]
-    return [sums, [tasks.draw_remark(rng) for _ in range(200)], tasks.sentiment_pairs(200)]
-
-
-def _make_aside(folder: Path, make: Callable[[Path], None]) -> None:
-    prefix = f".{folder.name}-"
-    # Remove leftovers of a killed process; the lock ensures that no other process is writing
-    for leftover in folder.parent.glob(f"{prefix}*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
-        make(aside)
-        aside.chmod(0o755)  # mkdtemp creates it with 0o700
-        aside.rename(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _hold_lock(lock: Path) -> Iterator[None]:
-    """Hold a file lock inside the `with` block.
-
-    If another process holds the lock, print a message and wait.
-    """
-    with lock.open("a") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{lock.stem}: another process is building this model; waiting", file=sys.stderr, flush=True)
-            fcntl.lockf(handle, fcntl.LOCK_EX)
-        yield
+    sample = [sums, [tasks.draw_remark(rng) for _ in range(200)], tasks.sentiment_pairs(200)]
+    return f"{recipes} {sample}"

@@ -42,6 +42,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "compare": "Compare the options and scores of runs",
     "export": "Export a run's policy for use without this program",
     "reward-model": "Train a reward model on preference pairs, for llm.reward",
+    "fetch": "Download a pretrained language model, for llm.model",
     "prove": "Check that the Gymnasium and LLM adapters give equal results",
     "regress": "Check that PPO solves a task in as few steps as the baseline",
     "tensorboard": "Start TensorBoard on 127.0.0.1",

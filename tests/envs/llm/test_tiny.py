@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from envs.llm import tasks, tiny
+from envs.llm.cache import CACHE_VARIABLE, cache_folder
 from ppo_unified.errors import UsageError
 
 SHORT = tiny.Recipe(width=16, inner=16, heads=2, clean_steps=2, noisy_steps=2, sums=8, remarks=4)
@@ -20,7 +21,7 @@ SHORT_REWARD_MODEL = tiny.RewardModelRecipe(pairs=20, steps=3, batch=4)
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(tiny.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -277,17 +278,17 @@ def test_concurrent_processes_build_one_model(cache: Path) -> None:
 
 def test_unwritable_cache_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv(tiny.CACHE_VARIABLE, str(tmp_path / "file" / "below"))
-    with pytest.raises(UsageError, match=f"below.*{tiny.CACHE_VARIABLE}"):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "below"))
+    with pytest.raises(UsageError, match=f"below.*{CACHE_VARIABLE}"):
         tiny.tiny_model(SHORT)
 
 
 def test_cache_defaults_to_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(tiny.CACHE_VARIABLE)
+    monkeypatch.delenv(CACHE_VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert tiny.cache_folder() == Path("/somewhere/ppo-unified")
+    assert cache_folder() == Path("/somewhere/ppo-unified")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert tiny.cache_folder() == Path.home() / ".cache" / "ppo-unified"
+    assert cache_folder() == Path.home() / ".cache" / "ppo-unified"
 
 
 def test_built_models_load_with_transformers() -> None:
