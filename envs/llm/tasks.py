@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from envs.llm.data import Pair, PromptData
+from envs.llm.openings import all_openings
 from ppo_unified.errors import UsageError, did_you_mean
 
 HELD_OUT = 0.2
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 def task_prompts(name: str) -> tuple[PromptData, PromptData]:
     """Return a built-in task's training prompts and held-out prompts. Raises UsageError if the task is unknown."""
-    known = {"arithmetic": _arithmetic_prompts, "sentiment": _sentiment_prompts}
+    known = {"arithmetic": _arithmetic_prompts, "sentiment": _sentiment_prompts, "openings": _opening_prompts}
     if name not in known:
         raise UsageError(
             f"llm.prompts: unknown built-in task {name!r}, expected {' or '.join(known)}{did_you_mean(name, known)}"
@@ -208,6 +209,17 @@ def sentiment_openings() -> tuple[list[str], list[str]]:
 
 def _sentiment_prompts() -> tuple[PromptData, PromptData]:
     training, held_out = (_prompt_data("sentiment", prompts, {}) for prompts in sentiment_openings())
+    return training, held_out
+
+
+# openings: "The film we saw last night was" -> " about a crime in a space station."
+
+
+def _opening_prompts() -> tuple[PromptData, PromptData]:
+    """Return 376 training prompts and 200 held-out prompts for a pretrained model."""
+    openings = all_openings()
+    shuffled = random.Random(_SPLIT_SEED).sample(openings, len(openings))
+    training, held_out = (_prompt_data("openings", part, {}) for part in (shuffled[200:], shuffled[:200]))
     return training, held_out
 
 

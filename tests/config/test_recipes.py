@@ -94,6 +94,10 @@ def test_recipe_sets_all_ppo_options_and_no_task_option(name: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_applies_to_every_target(name: str, target: str) -> None:
+    if name == "instructgpt-ptx" and target.startswith("smollm2"):
+        with pytest.raises(UsageError, match=r"llm\.ptx_data is not set"):  # only `tiny` has texts of its own
+            load_preset(target, recipe=name)
+        return
     before, after = load_target(target).flatten(), load_preset(target, recipe=name).flatten()
     own = settings(RECIPES[name])
     for option, value in after.items():

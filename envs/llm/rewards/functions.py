@@ -24,7 +24,7 @@ from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_
 from ppo_unified.text import clean
 
 VERIFIERS = ("exact", "numeric", "math", "regex:PATTERN", "length:N", "reasoning-gym")
-TASK_REWARDS = ("arithmetic", "sentiment", "sentiment-gold")
+TASK_REWARDS = ("arithmetic", "sentiment", "sentiment-gold", "vader")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 # reward(prompts, responses, **columns) -> one `scoring.Score` per response; columns are the other keys of the prompts'
@@ -84,6 +84,11 @@ def find_function(reference: str, option: str = "llm.reward") -> Reward | None:
 
         task: Reward = getattr(tasks, reference.replace("-", "_"))
         return task
+    if reference == "vader":
+        from envs.llm.rewards.vader import check_installed, vader
+
+        check_installed(option)
+        return vader
     if reference in NAMED:
         return NAMED[reference]
     if kind in ("regex", "length") and reference != kind:

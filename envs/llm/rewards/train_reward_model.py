@@ -32,7 +32,8 @@ from trl.trainer.reward_trainer import DataCollatorForPreference
 
 from envs.llm.data import Pair
 from envs.llm.families import check_reward_structure, check_scores
-from envs.llm.model import check_unexpected_weights, load_config, load_tokenizer, location, resolve
+from envs.llm.model import check_unexpected_weights, load_config, load_tokenizer, location
+from envs.llm.named_models import resolve
 from envs.llm.options import TINY
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.functions import Reward, load_reward

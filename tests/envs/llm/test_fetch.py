@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from envs.llm import convert_gguf, fetch
 from envs.llm.cache import CACHE_VARIABLE
-from envs.llm.model import load_tokenizer, resolve
+from envs.llm.model import load_tokenizer
+from envs.llm.named_models import resolve
 from envs.llm.tiny import byte_tokenizer
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
@@ -53,18 +54,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def original() -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(CONFIG).eval()
+        model = LlamaForCausalLM(CONFIG)
+    model.eval()
+    return model
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM, quantized: bool = False, pre: str = "smollm") -> None:
     """Write the model as llama.cpp does, with neighbouring rows for each rotated pair of queries and keys."""
+    heads = {"attn_q": 4, "attn_k": 2}
     writer = GGUFWriter(path, "llama")
     writer.add_context_length(CONFIG.max_position_embeddings)
     writer.add_embedding_length(CONFIG.hidden_size)
     writer.add_block_count(CONFIG.num_hidden_layers)
     writer.add_feed_forward_length(CONFIG.intermediate_size)
-    writer.add_head_count(CONFIG.num_attention_heads)
-    writer.add_head_count_kv(CONFIG.num_key_value_heads)
+    writer.add_head_count(heads["attn_q"])
+    writer.add_head_count_kv(heads["attn_k"])
     writer.add_rope_freq_base(1000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_tokenizer_model("gpt2")
@@ -78,7 +82,6 @@ def write_gguf(path: Path, model: LlamaForCausalLM, quantized: bool = False, pre
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
     names = {theirs: ours for ours, theirs in (convert_gguf._LAYERS | convert_gguf._OTHERS).items()}
-    heads = {"attn_q": CONFIG.num_attention_heads, "attn_k": CONFIG.num_key_value_heads}
     for key, value in model.state_dict().items():
         if key == "lm_head.weight":
             continue
@@ -287,9 +290,7 @@ PERPLEXITY = 10.0  # measured: 9.33; wrong RoPE order, theta or tokens give more
 @pytest.fixture(scope="module")
 def smollm2() -> Path:
     """Return the folder of the real model, which is downloaded if it is not in the user's cache."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(CACHE_VARIABLE, raising=False)
-        return fetch.fetch("smollm2")[0]
+    return fetch.fetch("smollm2")[0]  # called before the fixture `cache` changes the folder
 
 
 @pytest.mark.exhaustive
@@ -321,7 +322,7 @@ def test_smollm2_predicts_text_and_answers(smollm2: Path) -> None:
     with torch.no_grad():
         assert math.exp(model(tokens, labels=tokens).loss) < PERPLEXITY
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    output = model.generate(**prompt, max_new_tokens=20, do_sample=False)
-    answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
+    text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
+    prompt = tokenizer(text, return_tensors="pt")["input_ids"]
+    answer = tokenizer.decode(model.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :])
     assert answer == "The capital of France is Paris.<|im_end|>"
