@@ -27,43 +27,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 WIDE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
-N_EMBD = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128}
-OPT = WIDE | {"ffn_dim": 48}
 OTHERS: dict[str, dict[str, Any]] = {
-    "opt": OPT | {"word_embed_proj_dim": 32},
-    "mistral": SIZES | {"sliding_window": 8},
-    "gpt_neox": WIDE | {"intermediate_size": 48},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
-    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 128},
-    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "granite": SIZES | {"logits_scaling": 2.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
-    "cohere": SIZES | {"logit_scale": 0.25},
-    "cohere2": SIZES | {"logit_scale": 0.25, "sliding_window": 8, "num_hidden_layers": 4},
-    "gemma": SIZES | {"head_dim": 16},
-    "gemma3_text": SIZES | {"head_dim": 16, "sliding_window": 8, "num_hidden_layers": 6},
-    "vaultgemma": SIZES | {"head_dim": 16, "sliding_window": 8},
-    "qwen3": SIZES | {"head_dim": 16},
-    "phi": SIZES,
-    "phi3": SIZES | {"sliding_window": 8},
-    "stablelm": SIZES,
-    "olmo": SIZES,
-    "olmo2": SIZES,
-    "olmo3": SIZES | {"sliding_window": 8, "num_hidden_layers": 4},
-    "smollm3": SIZES,
-    "starcoder2": SIZES | {"sliding_window": 8},
-    "nemotron": SIZES,
-    "exaone4": SIZES | {"sliding_window": 8, "num_hidden_layers": 4},
+    "opt": WIDE | {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "gpt_neo": {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "max_position_embeddings": 128}
     | {"attention_types": [[["global", "local"], 1]], "window_size": 8},
-    "gptj": N_EMBD | {"rotary_dim": 8},
-    "codegen": N_EMBD | {"rotary_dim": 8, "n_head": 4},
-    "gpt_bigcode": N_EMBD,
-    "biogpt": WIDE | {"intermediate_size": 48},
-    "bitnet": SIZES,
-    "openai-gpt": N_EMBD,
+    "mistral": SIZES | {"sliding_window": 8},
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 2},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 2, "max_seq_len": 128},
+    "phi3": SIZES | {"sliding_window": 8},
+    "codegen": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
     "bert": WIDE | {"intermediate_size": 48},
-    "modernbert-decoder": WIDE | {"intermediate_size": 48, "local_attention": 8},
-    "moshi": SIZES | {"sliding_window": 8},
     "cpmant": {"hidden_size": 32, "num_attention_heads": 2, "dim_head": 16, "dim_ff": 48, "num_hidden_layers": 2},
 }
 # LongRoPE with an original context of 16 tokens

@@ -39,6 +39,7 @@ from envs.llm.rollout_metrics import kl_sum, rollout_metrics
 from envs.llm.sampler_check import check_sampler
 from envs.llm.score_placement import place_scores
 from envs.llm.stop_strings import StopStrings
+from envs.llm.structure import trunk_of
 from envs.llm.threads import choose_threads
 from envs.llm.trained_share import describe_untrained
 from ppo_unified.config.spec import WorkCounter
@@ -50,6 +51,11 @@ from ppo_unified.text import print_err
 REWARD = "reward"  # start of the names of the reward models' LoRA weights, which are never trained here
 ATTEMPTS = 5  # number of batches of responses without any score before the run fails
 CALIBRATION = 256  # number of responses by the reference that are scored for llm.score_normalize = "reference"
+
+DECODING_NOTES = {
+    "grouped": "only prompts of the same length are decoded together, because padding would change the model's logits",
+    "uncached": "responses are generated slowly, without a cache, because the model's cache would change its logits",
+}
 
 
 class LLMAdapter:
@@ -63,6 +69,7 @@ class LLMAdapter:
         self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
         network, self.reference = _load_networks(config, device, model_seed)
         check_policy(network, f"llm.model = {llm.model!r}")
+        self.reference.network.decoding = network.decoding
         self.end_tokens = end_tokens(self.tokenizer, network.model)
         self.stop = StopStrings(self.tokenizer, llm.stop) if llm.stop else None
         self.policy = TokenPolicy(
@@ -156,6 +163,7 @@ class LLMAdapter:
         if self.untrained_note is None and not self.config.llm.lora_rank:
             self.untrained_note = describe_untrained(self.policy.network.model)
             self._print_once(self.untrained_note)
+        self._print_once(DECODING_NOTES.get(self.policy.network.decoding))
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
@@ -390,7 +398,7 @@ def _make_critic(config: LLMConfig, network: Network, device: torch.device) -> C
     if llm.critic_init == "policy":
         if llm.lora_rank:
             return LoRACritic(network)
-        trunk, head = copy.deepcopy(network.model.base_model), None
+        trunk, head = copy.deepcopy(trunk_of(network.model)), None
     else:
         name = critic_source(llm)
         dtype = torch.bfloat16 if llm.lora_rank and network.bf16 else torch.float32

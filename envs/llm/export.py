@@ -26,6 +26,7 @@ from envs.llm.policy import Critic, LoRACritic
 from envs.llm.prompts import encode
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import read_lora_folder
+from envs.llm.structure import trunk_of
 from ppo_unified.errors import UsageError
 
 README = "README.md"
@@ -178,16 +179,24 @@ def _write_trunk(adapter: LLMAdapter, critic: Critic, llm: LLM, folder: Path, me
     elif critic.trunk is not None:
         network, name, source = critic.trunk, POLICY, "" if llm.critic_init == "policy" else critic_source(llm)
     else:
-        return "model.base_model"
+        return _trunk_expression("model", adapter.policy.network.model)
     if not network.has_lora:
         network.model.save_pretrained(folder)
     elif merged or is_lora_folder(source):  # a LoRA folder cannot be the base of other LoRA weights
-        _merge(adapter, name, network, source).base_model.save_pretrained(folder)
+        trunk_of(_merge(adapter, name, network, source)).save_pretrained(folder)
     else:
         _write_lora(network, name, source, folder)
         if network.model.can_generate():
-            return f'AutoModelForCausalLM.from_pretrained("{CRITIC_FOLDER}").base_model'
+            return _trunk_expression(f'AutoModelForCausalLM.from_pretrained("{CRITIC_FOLDER}")', network.model)
     return f'AutoModel.from_pretrained("{CRITIC_FOLDER}")'
+
+
+def _trunk_expression(expression: str, model: Any) -> str:
+    """Return a Python expression for the trunk of `model`, which is the value of `expression`."""
+    trunk = trunk_of(model)
+    if trunk is model.base_model:
+        return f"{expression}.base_model"
+    return f"{expression}.{next(name for name, module in model.named_modules() if module is trunk)}"
 
 
 # README.md

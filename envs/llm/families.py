@@ -1,38 +1,35 @@
-"""Rejects models whose outputs this project would compute wrongly.
+"""Rejects models whose outputs this project would compute wrongly, and selects a decoder for the others.
 
 Policies run a model in three ways: trunk and head in separate calls, one token at a time with a cache, and on rows that
-are padded on the right without an attention mask. These are correct only for text-only decoders with a key-value cache.
-The checks do not use names of model families.
+are padded on the right without an attention mask. The checks compare all of them with the model's own forward pass.
+They do not use names of model families.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from torch import Tensor
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
 
 from envs.llm.data import shorten
-from envs.llm.generate import Decoder
+from envs.llm.generate import DECODERS, make_decoder
 from envs.llm.model import CAUSAL_LM, Network
-from envs.llm.quiet import silence_transformers
 from ppo_unified.errors import UsageError
 
-LENGTHS = (3, 1, 4, 2)  # lengths of the probe's prompts
+LENGTHS = (6, 1, 11, 6, 6)  # lengths of the probe's prompts
+UNPADDED = [0, 3, 4]  # the rows whose prompts have the same length
 STEPS = 3  # number of tokens that the probe appends to each prompt
 # Allowed difference between two ways to compute logits or hidden states, relative to the largest value
 TOLERANCE, TOLERANCE_BF16 = 1e-3, 0.1
 NARROW = 3  # the sliding window of a second probe, shorter than most rows
-_POLICY_FIX = "use another model, such as Llama, Qwen3 or Gemma2 (text-only, with a key-value cache)"
+_POLICY_FIX = "use another model, such as Llama, Qwen3, Mixtral or Mamba (docs/llm.md, Supported models)"
 _CRITIC_FIX = "use a decoder, such as Llama or Qwen3, or set llm.critic_init = 'policy'"
 _REWARD_FIX = "use a decoder such as Llama or an encoder such as BERT"
 _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory")  # reported elsewhere, with advice
@@ -50,22 +47,6 @@ def check_structure(config: Any, where: str) -> None:
             raise _Unsupported("transformers has no causal language model of this type")
         if getattr(config, "is_encoder_decoder", False):
             raise _Unsupported("it is an encoder-decoder model")
-        parts = {"vision_config", "audio_config"} & set(config.sub_configs)
-        if parts or config.get_text_config(decoder=True) is not config:
-            raise _Unsupported("it combines a language model with other parts, for example for images")
-        layers = DynamicCache(config=config).layers
-        kinds = {type(layer) for layer in layers} - {DynamicLayer, DynamicSlidingWindowLayer}
-        if kinds:
-            raise _Unsupported(f"its cache does not contain only keys and values ({min(k.__name__ for k in kinds)})")
-        with torch.device("meta"), silence_transformers():
-            model = AutoModelForCausalLM.from_config(copy.deepcopy(config))
-        if getattr(model, "_is_stateful", False):
-            raise _Unsupported("it has a recurrent state, from which finished rows cannot be removed")
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
-            raise _Unsupported("its output layer is not a single linear layer")
-        with _explaining("its head cannot run separately"):
-            _check_head(Network(model), torch.empty(1, head.in_features, device="meta"))
 
 
 def check_trainable(config: Any, where: str, quantize: str = "none") -> None:
@@ -95,26 +76,27 @@ def check_reward_structure(config: Any, where: str) -> None:
         _vocabulary_size(config)
 
 
-def _check_head(network: Network, hidden: Tensor) -> None:
-    try:
-        network.logits(hidden)
-    except AttributeError as error:  # for example, router_logits of a mixture of experts
-        raise _Unsupported(f"its head reads {error.name!r} in addition to the last hidden state") from None
-
-
 @torch.no_grad()
 def check_policy(network: Network, where: str) -> None:
-    """Raise UsageError if a model's logits differ from the logits that sampling and training compute.
+    """Select the fastest decoder whose logits are correct for this model, and store its name in `network.decoding`.
 
-    A few rows of different lengths are decoded with a cache, and half of them are removed partway through. All logits
-    are compared with the full model's logits for a single row without padding and without cache. If the model has a
-    sliding window, the comparison is repeated with a window that is shorter than the rows.
+    A few rows of different lengths are decoded, and some of them are removed partway through. All logits, also those
+    that training computes, are compared with the full model's logits for a single row without padding and without
+    cache. If the model has a sliding window, the comparison is repeated with a window that is shorter than the rows.
+
+    Raises UsageError if the logits differ, or if the model has no gradient.
     """
     config = network.model.config
     with _rejecting(f"a model of type {config.model_type!r}", where, _POLICY_FIX):
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise _Unsupported(
+                f"an export would have the type {config.model_type!r}, which cannot be loaded as a {CAUSAL_LM}"
+            )
         _check_logits(network)
-        if getattr(config, "sliding_window", None):
-            with _narrow_window(config):
+        with _explaining("its gradient cannot be computed"), torch.enable_grad():
+            _compute_gradient(network)
+        if getattr(config.get_text_config(), "sliding_window", None):
+            with _narrow_window(config.get_text_config()):
                 _check_logits(network)
 
 
@@ -152,8 +134,16 @@ def _check_logits(network: Network) -> None:
         for row, hidden, correct in zip(rows, padded, expected, strict=True):
             found = network.logits(hidden[: len(row)])
             _compare(found, correct, network.bf16, "its logits depend on later tokens or earlier layers")
-    with _explaining("its cache cannot be used"):
-        _check_decoding(network, rows, expected)
+    _choose_decoder(network, rows, expected)
+
+
+def _compute_gradient(network: Network) -> None:
+    """Compute the gradient of one weight, which runs the backward pass of all later layers."""
+    trained = [p for p in network.parameters() if p.requires_grad][:1]
+    if trained:
+        (row, *_) = _probe_rows(network.model.config)
+        loss = network.logits(network.trunk(_pad([row]))[0]).logsumexp(-1).sum()
+        torch.autograd.grad(loss, trained, allow_unused=True)
 
 
 @contextmanager
@@ -167,20 +157,39 @@ def _narrow_window(config: Any) -> Iterator[None]:
         config.sliding_window = before
 
 
+def _choose_decoder(network: Network, rows: list[list[int]], expected: list[Tensor]) -> None:
+    names = list(DECODERS)
+    for name in names[names.index(network.decoding) :]:
+        network.decoding = name
+        try:
+            with _explaining("its cache cannot be used"):
+                _check_decoding(network, rows, expected)
+        except _Unsupported:
+            if name == names[-1]:
+                raise
+        else:
+            return
+
+
 def _check_decoding(network: Network, rows: list[list[int]], expected: list[Tensor]) -> None:
+    """Compare the logits of decoding with the expected ones, for all rows and for rows that need no padding."""
+    for numbers in (list(range(len(rows))), UNPADDED):
+        _check_rows(network, [rows[i] for i in numbers], [expected[i] for i in numbers], [LENGTHS[i] for i in numbers])
+
+
+def _check_rows(network: Network, rows: list[list[int]], expected: list[Tensor], lengths: list[int]) -> None:
+    """Check the logits of each row after its prompt. `lengths` are those of the prompts."""
     kept = list(range(len(rows)))
-    decoder = Decoder(network, [row[:length] for row, length in zip(rows, LENGTHS, strict=True)], network.device)
+    decoder = make_decoder(network, [row[:length] for row, length in zip(rows, lengths, strict=True)])
     for step in range(STEPS + 1):
-        correct = torch.stack([expected[i][LENGTHS[i] - 1 + step] for i in kept])
+        correct = torch.stack([expected[i][lengths[i] - 1 + step] for i in kept])
         _compare(decoder.logits, correct, network.bf16, "its logits with a cache differ from those without")
         if step == STEPS:
             return
-        token = torch.tensor([rows[i][LENGTHS[i] + step] for i in kept], device=network.device)
-        if step == 1:
-            keep = torch.tensor([0, 3], device=network.device)
-            kept, token = [0, 3], token[keep]
-            decoder.keep(keep)
-        decoder.step(token)
+        if step == 1:  # remove every second row
+            kept = kept[::2]
+            decoder.keep(torch.tensor(kept, device=network.device))
+        decoder.step(torch.tensor([rows[i][lengths[i] + step] for i in kept], device=network.device))
 
 
 def _probe_rows(config: Any) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """Generates responses token by token with a KV cache.
 
-Prompts are padded on the left, and finished rows are removed from the batch. The `generate` method of transformers is
+Finished rows are removed from the batch. The `generate` method of transformers is
 not used, because it accepts no random generator whose state could be saved in checkpoints. A test verifies that greedy
 responses are identical to those of `generate`.
 """
@@ -8,14 +8,14 @@ responses are identical to those of `generate`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer
 
 from envs.llm.model import POLICY, Network
 from envs.llm.stop_strings import StopStrings
@@ -90,7 +90,7 @@ def generate(
     lengths, ended = torch.zeros_like(prompt_lengths), torch.zeros(count, dtype=torch.bool, device=device)
     history: list[list[int]] = [[] for _ in prompts]  # the responses so far, for `stop`
     rows = torch.arange(count, device=device)  # index of the response, 0 to N - 1, of each row in the cache
-    decoder = Decoder(network, prompts, device)
+    decoder = make_decoder(network, prompts)
     for column in range(max_new_tokens):
         logits = decoder.logits if temperature == 1.0 else decoder.logits / temperature
         if column < min_new_tokens:
@@ -115,22 +115,24 @@ def generate(
     return _join(prompts, prompt_lengths, responses, lengths, ended, None if generator is None else logprobs)
 
 
-class Decoder:
-    """Runs the network one token at a time. Stores the KV cache, attention mask, positions and logits between calls."""
+class CachedDecoder:
+    """Runs the network one token at a time. Stores the cache, attention mask, positions and logits between calls.
 
-    def __init__(self, network: Network, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
-        longest = max(len(p) for p in prompts)
+    Prompts of different lengths are padded on the left. If all prompts have the same length, the model gets no
+    mask.
+    """
+
+    def __init__(self, network: Network, prompts: Sequence[Sequence[int]]) -> None:
+        device, longest, self.prompt = network.device, max(len(p) for p in prompts), prompts[0]
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
         lengths = torch.tensor([len(p) for p in prompts], device=device)
         self.attention = torch.arange(longest, device=device) >= longest - lengths[:, None]
         self.network, self.padded = network, bool((lengths < longest).any())
-        self.cache: Any = DynamicCache(config=network.model.config.get_text_config())
-        self.cache.layers = [_PreallocatedLayer() if type(x) is DynamicLayer else x for x in self.cache.layers]
-        # transformers 5.24 renamed this argument, but models from other packages may still use the old name
-        arguments = inspect.signature(network.model.forward).parameters
-        self.cache_argument = "cache" if "cache" in arguments else "past_key_values"
+        self.arguments = inspect.signature(network.model.forward).parameters
+        self.cache: dict[str, Any] = {}  # the arguments of the next call that contain the model's cache
         self.positions = lengths - 1  # position of each row's newest token
         self._run(tokens, (self.attention.long().cumsum(1) - 1).clamp(min=0))
+        self.cache = {name: _preallocate(x) for name, x in self.cache.items()}
 
     def step(self, token: Tensor) -> None:
         """Append `token` [rows], one token per row, and compute the logits of the next token."""
@@ -140,20 +142,138 @@ class Decoder:
         self._run(token[:, None], self.positions[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        self.cache.batch_select_indices(rows)
+        """Remove all other rows."""
+        network = self.network
+        if network.row_dimensions is None:
+            network.row_dimensions = _find_row_dimensions(network, self.prompt)
+        found = network.row_dimensions
+        self.cache = _replace_tensors(
+            self.cache, lambda path, x: x.index_select(found[path], rows) if path in found else x
+        )
         self.attention, self.positions = self.attention[rows], self.positions[rows]
 
     def _run(self, tokens: Tensor, positions: Tensor) -> None:
+        more: dict[str, Any] = {"attention_mask": self.attention.long()} if self.padded else {}
+        more |= {name: x for name, x in (("position_ids", positions), ("logits_to_keep", 1)) if name in self.arguments}
         with self.network.precision():
-            output = self.network.model(
-                input_ids=tokens,
-                attention_mask=self.attention.long() if self.padded else None,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=1,
-                **{self.cache_argument: self.cache},
-            )
+            output = self.network.model(input_ids=tokens, use_cache=True, **more, **self.cache)
+        # The cache is whatever the model returns and also accepts, because its name differs between types of models
+        self.cache = {name: x for name, x in output.items() if name in self.arguments}
+        if not self.cache:
+            raise ValueError("the model returns no cache")
         self.logits: Tensor = output.logits[:, -1].float()
+
+
+class GroupedDecoder:
+    """Decodes prompts of the same length together, without padding, for models that padding would change."""
+
+    def __init__(self, network: Network, prompts: Sequence[Sequence[int]]) -> None:
+        lengths = torch.tensor([len(p) for p in prompts], device=network.device)
+        self.rows = [(lengths == length).nonzero().squeeze(1) for length in lengths.unique()]  # of each group
+        self.groups = [CachedDecoder(network, [prompts[i] for i in rows.tolist()]) for rows in self.rows]
+
+    @property
+    def logits(self) -> Tensor:
+        return torch.cat([group.logits for group in self.groups])[torch.cat(self.rows).argsort()]
+
+    def step(self, token: Tensor) -> None:
+        for rows, group in zip(self.rows, self.groups, strict=True):
+            group.step(token[rows])
+
+    def keep(self, rows: Tensor) -> None:
+        before, self.rows, self.groups = zip(self.rows, self.groups, strict=True), [], []
+        for old, group in before:
+            kept = torch.isin(old, rows)
+            if kept.any():
+                group.keep(kept.nonzero().squeeze(1))
+                self.rows.append(torch.searchsorted(rows, old[kept]))  # `rows` is sorted
+                self.groups.append(group)
+
+
+class UncachedDecoder:
+    """Runs the network on whole rows at every token, as in training, for models without a usable cache."""
+
+    def __init__(self, network: Network, prompts: Sequence[Sequence[int]]) -> None:
+        self.network, self.lora = network, network.active_lora
+        device = network.device
+        self.lengths = torch.tensor([len(p) for p in prompts], device=device)
+        longest = max(len(p) for p in prompts)
+        self.tokens = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
+        self._run()
+
+    def step(self, token: Tensor) -> None:
+        self.tokens = nn.functional.pad(self.tokens, (0, 1)).scatter(1, self.lengths[:, None], token[:, None])
+        self.lengths = self.lengths + 1
+        self._run()
+
+    def keep(self, rows: Tensor) -> None:
+        self.lengths = self.lengths[rows]
+        self.tokens = self.tokens[rows, : int(self.lengths.max())]
+
+    def _run(self) -> None:
+        hidden = self.network.trunk(self.tokens, self.lora)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), self.lengths - 1]
+        self.logits: Tensor = self.network.logits(last, self.lora)
+
+
+Decoder = CachedDecoder | GroupedDecoder | UncachedDecoder
+# From fast to slow. The first one that computes correct logits for a model is used.
+DECODERS: dict[str, type[Decoder]] = {
+    "padded": CachedDecoder,
+    "grouped": GroupedDecoder,
+    "uncached": UncachedDecoder,
+}
+
+
+def make_decoder(network: Network, prompts: Sequence[Sequence[int]]) -> Decoder:
+    """Run the network on the prompts, and return the decoder that suits the network."""
+    return DECODERS[network.decoding](network, prompts)
+
+
+def _preallocate(cache: Any) -> Any:
+    """Replace the layers of a cache for which there is a faster implementation."""
+    if isinstance(cache, Cache):
+        cache.layers = [
+            _PreallocatedLayer(x) if type(x) is DynamicLayer and x.is_initialized else x for x in cache.layers
+        ]
+    return cache
+
+
+def _find_row_dimensions(network: Network, prompt: Sequence[int]) -> dict[str, int]:
+    """Return, for each tensor in the model's cache, the dimension that contains the rows.
+
+    The dimension is the one whose size differs between caches with one row and with two rows.
+    """
+    one, two = (_tensors(CachedDecoder(network, [prompt] * count).cache) for count in (1, 2))
+    return {
+        path: next(i for i, size in enumerate(x.shape) if size != two[path].shape[i])
+        for path, x in one.items()
+        if path in two and x.shape != two[path].shape
+    }
+
+
+def _tensors(cache: Any) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    _replace_tensors(cache, found.setdefault)
+    return found
+
+
+def _replace_tensors(x: Any, replace: Callable[[str, Tensor], Tensor], path: str = "", seen: Any = None) -> Any:
+    """Replace every tensor in a cache by `replace(path, tensor)`. Caches are different for each type of model.
+
+    `seen` contains the objects that have been visited, by their id.
+    """
+    seen = {} if seen is None else seen
+    if isinstance(x, Tensor):
+        return replace(path, x)
+    if isinstance(x, (list, tuple)):
+        return type(x)([_replace_tensors(y, replace, f"{path}.{i}", seen) for i, y in enumerate(x)])
+    if isinstance(x, dict):
+        return {key: _replace_tensors(y, replace, f"{path}.{key}", seen) for key, y in x.items()}
+    if hasattr(x, "__dict__") and not isinstance(x, (nn.Module, PreTrainedConfig, type)) and id(x) not in seen:
+        seen[id(x)] = x
+        x.__dict__.update(_replace_tensors(vars(x), replace, path, seen))
+    return x
 
 
 class _PreallocatedLayer(DynamicLayer):
@@ -163,26 +283,25 @@ class _PreallocatedLayer(DynamicLayer):
     sliding-window layers, are not replaced.
     """
 
-    def __init__(self) -> None:
+    key_buffer: Tensor
+    value_buffer: Tensor
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        """Take over the keys and values of `layer`."""
         super().__init__()  # type: ignore[no-untyped-call] # transformers
-        self.key_buffer = self.value_buffer = torch.empty(0)
+        self.__dict__.update(vars(layer))
+        assert layer.keys is not None
+        assert layer.values is not None
+        self.key_buffer, self.value_buffer = layer.keys, layer.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.key_buffer, self.value_buffer = key_states[:, :, :0], value_states[:, :, :0]
         if end > self.key_buffer.shape[-2]:
             self.key_buffer, self.value_buffer = (_grow(x, end + ROOM) for x in (self.key_buffer, self.value_buffer))
         self.key_buffer[:, :, start:end], self.value_buffer[:, :, start:end] = key_states, value_states
         self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
         return self.keys, self.values
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        end = self.get_seq_length()
-        self.key_buffer, self.value_buffer = self.key_buffer[indices], self.value_buffer[indices]
-        self.keys, self.values = self.key_buffer[:, :, :end], self.value_buffer[:, :, :end]
 
 
 def _grow(x: Tensor, columns: int) -> Tensor:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 from envs.llm.families import check_structure, check_trainable
 from envs.llm.lora_model import read_lora_model
-from envs.llm.model import config_context_length, load_config, load_tokenizer
+from envs.llm.model import load_config, load_tokenizer
 from envs.llm.named_models import resolve
 from envs.llm.options import LLM
 from envs.llm.prompts import Prompts, PtxTexts, load_prompts
 from envs.llm.rewards.functions import find_function, reward_model_source
+from envs.llm.structure import config_context_length
 from ppo_unified.errors import UsageError
 
 

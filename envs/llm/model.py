@@ -16,7 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -28,11 +33,11 @@ from envs.llm.options import LLM
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import CONFIG as LORA_CONFIG
 from envs.llm.rewards.lora_reward_model import LoRAFolder, read_lora_folder, trunk_fingerprint
+from envs.llm.structure import config_context_length, find_unloadable_layer, replace_output, trunk_of, unsuitable_layers
 from ppo_unified.errors import UsageError
 
 POLICY, CRITIC = "policy", "critic"  # names of the trained LoRA weights
 CAUSAL_LM = "causal language model"
-NO_LIMIT = 1 << 30  # context length of a model that can process any number of tokens
 
 
 class Network(nn.Module):
@@ -47,6 +52,9 @@ class Network(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.bf16 = bf16
+        self._trunk_output: type[Any] = BaseModelOutputWithPastAndCrossAttentions
+        self.decoding = "padded"  # name of the decoder, which `check_policy` selects
+        self.row_dimensions: dict[str, int] | None = None  # of the tensors in the model's cache; see generate.py
         self._peft_model: Any = None  # peft's wrapper around `model`, if it has LoRA
         self._active: str | None = POLICY
         self._lora_layers: list[Any] = []
@@ -70,6 +78,10 @@ class Network(nn.Module):
         return config_context_length(self.model.config)
 
     @property
+    def active_lora(self) -> str | None:
+        return self._active
+
+    @property
     def has_lora(self) -> bool:
         return self._peft_model is not None
 
@@ -82,6 +94,8 @@ class Network(nn.Module):
 
         targets: Any = options.lora_targets or "all-linear"
         lora = LoraConfig(r=options.lora_rank, lora_alpha=options.lora_alpha, lora_dropout=0.0, target_modules=targets)
+        if not options.lora_targets:
+            lora.exclude_modules = unsuitable_layers(self.model, lora)
         with torch.random.fork_rng(devices=[]), silence_peft():
             torch.manual_seed(seed)
             try:
@@ -93,6 +107,11 @@ class Network(nn.Module):
                 raise UsageError(
                     f"llm.lora_targets = {options.lora_targets}: cannot add LoRA weights ({why})"
                 ) from None
+        if layer := find_unloadable_layer(self._peft_model, names[0]):
+            raise UsageError(
+                f"llm.lora_targets = {options.lora_targets}: exported LoRA weights of {layer} could not be loaded; "
+                "name other layers, such as q_proj and v_proj, or train all weights with llm.lora_rank = 0"
+            )
         self._trained = [p for name, p in self.model.named_parameters() if "lora_" in name]
         self._finish_adding(POLICY)
 
@@ -209,7 +228,9 @@ class Network(nn.Module):
         """
         self.use_lora(lora)
         with self.precision():
-            hidden: Tensor = self.model.base_model(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
+            output = trunk_of(self.model)(input_ids=tokens.to(self.device), use_cache=False)
+        self._trunk_output = type(output)
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
@@ -219,43 +240,16 @@ class Network(nn.Module):
         the head are therefore included.
         """
         self.use_lora(lora)
-        output = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden[None])
-        with _replace_output(self._trunks(), output), self.precision():
+        output = self._trunk_output(last_hidden_state=hidden[None])  # the type has further fields in some families
+        with replace_output(self._trunks(), output), self.precision():
             logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits
         return logits[0].float()
 
     def _trunks(self) -> list[nn.Module]:
-        """Return the modules that can compute the hidden states: the base model and, for OPT, its decoder."""
-        return list({id(m): m for m in (self.model.base_model, self.model.get_decoder())}.values())
-
-
-def config_context_length(config: Any) -> int:
-    """Return the maximum number of tokens that a model with this configuration can process correctly.
-
-    LongRoPE is limited to its original context, because a longer row would change the logits of all rows in its batch.
-    """
-    text = config.get_text_config()
-    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len")]  # MPT has the second
-    rope = getattr(text, "rope_parameters", None) or {}
-    for factors in (rope, *rope.values()):  # some models have one dictionary per kind of layer
-        if isinstance(factors, dict) and factors.get("rope_type") == "longrope":
-            limits.append(factors["original_max_position_embeddings"])
-    return min((int(limit) for limit in limits if limit and limit > 0), default=NO_LIMIT)  # XLNet has -1
-
-
-@contextmanager
-def _replace_output(modules: list[nn.Module], output: Any) -> Iterator[None]:
-    """Make `modules` return `output` for any input, until the context exits."""
-    before = [module.__dict__.get("forward") for module in modules]
-    for module in modules:
-        module.__dict__["forward"] = lambda *_, **__: output
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            del module.__dict__["forward"]
-            if forward is not None:
-                module.__dict__["forward"] = forward
+        """Return the modules that compute the hidden states: the trunk and, for OPT, the decoder inside it."""
+        trunk, decoder = trunk_of(self.model), self.model.get_decoder()
+        inner = [decoder] if any(module is decoder for module in trunk.modules()) else []
+        return list({id(m): m for m in (trunk, *inner)}.values())
 
 
 def load_tokenizer(name: str, option: str = "llm.model") -> Any:
@@ -345,7 +339,7 @@ def load_trunk(name: str, option: str, device: torch.device, dtype: torch.dtype)
             (m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear) and m.out_features == 1), None
         )
         return model.base_model, head
-    return _load_language_model(name, option, dtype).to(device).base_model, None
+    return trunk_of(_load_language_model(name, option, dtype).to(device)), None
 
 
 def load_reward_model(name: str, option: str, dtype: torch.dtype) -> Any:

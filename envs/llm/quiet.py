@@ -28,8 +28,9 @@ def silence_transformers() -> Iterator[None]:
 
 @contextmanager
 def silence_peft() -> Iterator[None]:
-    """Ignore two peft warnings that do not apply here."""
+    """Ignore peft warnings that do not apply here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft corrects this for GPT-2's Conv1D
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft uses a deprecated name
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match.*")  # peft overlooks fused experts
         yield

@@ -320,14 +320,14 @@ def test_language_model_counts_tokens(tmp_path: Path) -> None:
     adapter: Any = build_adapter(
         load_preset("arithmetic", llm=llm | sizes, ppo={"minibatches": 2}), torch.device("cpu")
     )
-    seen, step = list[tuple[int, int]](), module.Decoder.step
+    seen, step = list[tuple[int, int]](), module.CachedDecoder.step
 
     def watch(self: Any, token: Any) -> None:
         seen.append((adapter.counter.done, adapter.counter.total))
         step(self, token)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Decoder, "step", watch)
+        patch.setattr(module.CachedDecoder, "step", watch)
         adapter.collect()
     assert seen[:2] == [(1, 6), (2, 6)]
     assert (adapter.counter.done, adapter.counter.total) == (6, 6)

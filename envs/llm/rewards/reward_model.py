@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from envs.llm.data import shorten
 from envs.llm.families import check_reward_structure, check_scores
-from envs.llm.model import Network, config_context_length, load_config, load_reward_model, load_tokenizer, location
+from envs.llm.model import Network, load_config, load_reward_model, load_tokenizer, location
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.lora_reward_model import read_lora_folder
+from envs.llm.structure import config_context_length
 from ppo_unified.errors import UsageError
 
 # written by `ppo-unified reward-model`, which trains on the text that the policy reads

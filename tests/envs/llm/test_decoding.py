@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from inspect import signature
+from inspect import Parameter, Signature, signature
 from typing import Any
 
 import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
+from transformers.utils.generic import ModelOutput
 
 from envs.llm import generate as decoding
-from envs.llm.generate import Decoder, _PreallocatedLayer, choose_tokens, generate
+from envs.llm.generate import CachedDecoder, _PreallocatedLayer, choose_tokens, generate
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, make_causal_lm
@@ -39,31 +40,41 @@ def test_greedy_decoding_matches_generate_at_any_cache_room(
         assert responses.tokens[row, : responses.lengths[row]].tolist() == expected[0].tolist()
 
 
-@pytest.mark.parametrize("name", ["cache", "past_key_values"])
-def test_cache_is_passed_under_the_name_in_the_model_signature(name: str) -> None:
+@pytest.mark.parametrize("name", ["cache", "mems"])
+def test_cache_may_have_any_name(name: str) -> None:
+    """The cache is what the model returns and also accepts."""
     model = make_causal_lm()
     expected = generate(Network(model), PROMPTS, 8, [])
     forward, current = model.forward, "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
-    def with_cache(cache: Any = None, **arguments: Any) -> Any:
-        return forward(**{current: cache}, **arguments)
+    def renamed(*arguments: Any, **options: Any) -> ModelOutput:
+        if name in options:
+            options[current] = options.pop(name)
+        output = forward(*arguments, **options)
+        return ModelOutput({name if key == current else key: x for key, x in output.items()})
 
-    def with_past_key_values(past_key_values: Any = None, **arguments: Any) -> Any:
-        assert "cache" not in arguments
-        return forward(**{current: past_key_values}, **arguments)
-
-    model.forward = with_cache if name == "cache" else with_past_key_values
+    parameters = [Parameter(x, Parameter.KEYWORD_ONLY) for x in ("logits_to_keep", name)]
+    renamed.__signature__ = Signature(parameters)  # type: ignore[attr-defined] # inspect reads it
+    model.forward = renamed
     assert generate(Network(model), PROMPTS, 8, []).tokens.equal(expected.tokens)
 
 
+@pytest.mark.parametrize("decoding", ["grouped", "uncached"])
+def test_all_decoders_give_the_same_responses(decoding: str) -> None:
+    network = Network(make_causal_lm("gemma2"))
+    ends = generate(network, PROMPTS, 20, []).tokens[:6, -1].tolist()
+    expected = generate(network, PROMPTS, 20, ends)
+    network.decoding = decoding
+    responses = generate(network, PROMPTS, 20, ends)
+    assert responses.tokens.equal(expected.tokens)
+    assert responses.lengths.equal(expected.lengths)
+
+
 def test_only_full_attention_caches_get_spare_room() -> None:
-    kinds = {
-        family: [
-            type(layer)
-            for layer in Decoder(Network(make_causal_lm(family)), [[1, 2]], torch.device("cpu")).cache.layers
-        ]
-        for family in ("llama", "gemma2")
-    }
+    kinds = {}
+    for family in ("llama", "gemma2"):
+        (cache,) = CachedDecoder(Network(make_causal_lm(family)), [[1, 2]]).cache.values()
+        kinds[family] = [type(layer) for layer in cache.layers]
     assert kinds["llama"] == [_PreallocatedLayer] * 2
     assert sorted(kind is _PreallocatedLayer for kind in kinds["gemma2"]) == [False, True]
     assert DynamicLayer not in kinds["gemma2"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.generate import Decoder
+from envs.llm.generate import CachedDecoder
 from envs.llm.sampler_check import check_sampler, sampler_errors
 from tests.envs.llm.test_adapter import CPU, folder, make_config
 
@@ -35,22 +35,22 @@ def test_sampler_and_training_agree_on_each_token(folder: Path, dtype: str) -> N
     assert all(0 < error < limit for error, limit in zip(found, limits, strict=True))
 
 
-def no_new_position(decoder: Decoder, token: Tensor) -> None:
+def no_new_position(decoder: CachedDecoder, token: Tensor) -> None:
     decoder.attention = torch.cat([decoder.attention, torch.ones_like(decoder.attention[:, :1])], 1)
     decoder._run(token[:, None], decoder.positions[:, None])
 
 
-def padding_attended(decoder: Decoder, token: Tensor) -> None:
+def padding_attended(decoder: CachedDecoder, token: Tensor) -> None:
     decoder.attention = torch.ones_like(decoder.attention)
     step(decoder, token)
 
 
-def rows_exchanged(decoder: Decoder, token: Tensor) -> None:
+def rows_exchanged(decoder: CachedDecoder, token: Tensor) -> None:
     step(decoder, token)
     decoder.logits = decoder.logits.flip(0)
 
 
-step = Decoder.step
+step = CachedDecoder.step
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -59,7 +59,7 @@ def test_fault_of_the_sampler_stops_the_run(
     folder: Path, dtype: str, fault: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = make_adapter(folder, dtype)
-    monkeypatch.setattr(Decoder, "step", fault)
+    monkeypatch.setattr(CachedDecoder, "step", fault)
     with pytest.raises(RuntimeError, match=r"^expected invariant/sampler_error.* but its log-prob in training is"):
         adapter.collect()
 
