@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
-.PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures docs wheel-check clean
+.PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures docs wheel-check families clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,9 @@ mutants: install  ## break the engine in one place at a time; the tests must not
 
 pictures: install  ## the screenshots of the terminal UI in docs/pictures/
 	$(BIN)/python docs/pictures.py
+
+families: install  ## train a small model of every type in transformers; continues the table (15 minutes)
+	$(BIN)/python benchmarks/families.py
 
 docs: install  ## the documentation site in build/site; a broken link is an error
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
