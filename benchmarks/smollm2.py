@@ -94,7 +94,7 @@ def measure(folder: Path, preset: str, seed: int) -> Result:
     )
     kl = (adapter.compare(policy.responses).kl * policy.responses.mask()).sum(1)
     before, after = (
-        float(np.mean([score >= 1 for score in part.scores] if preset == "smollm2-sums" else part.scores))
+        float(np.mean([x >= 1 for x in part.scores.numbers] if preset == "smollm2-sums" else part.scores.numbers))
         for part in (base, policy)
     )
     samples = list(zip(base.prompts[:SAMPLES], base.texts[:SAMPLES], policy.texts[:SAMPLES], strict=True))

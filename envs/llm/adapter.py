@@ -153,17 +153,8 @@ class LLMAdapter:
 
     def collect(self) -> Rollout:
         """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
-        if not self.config.threads and self.device.type == "cpu":
-            self._print_once(
-                f"threads: {self.threads}, chosen from the size of the models; to change this, set --threads"
-            )
-        self._print_once(describe_merge(resolve(self.config.llm.model), f"llm.model = {self.config.llm.model!r}"))
-        self._print_once(self.prompts.note)
-        self._print_once(self.prompts_note)
-        if self.untrained_note is None and not self.config.llm.lora_rank:
-            self.untrained_note = describe_untrained(self.policy.network.model)
-            self._print_once(self.untrained_note)
-        self._print_once(DECODING_NOTES.get(self.policy.network.decoding))
+        for note in _describe_run(self):
+            self._print_once(note)
         llm = self.config.llm
         if llm.score_normalize == "reference" and not self.scores.is_calibrated:
             self._calibrate()
@@ -359,6 +350,20 @@ class LLMAdapter:
 
     def close(self) -> None:
         """Do nothing, because this adapter has no resources to release."""
+
+
+def _describe_run(adapter: LLMAdapter) -> Iterator[str | None]:
+    """Yield the notes about a run that its first iterations print. None stands for a note that does not apply."""
+    llm = adapter.config.llm
+    if not adapter.config.threads and adapter.device.type == "cpu":
+        yield f"threads: {adapter.threads}, chosen from the size of the models; to change this, set --threads"
+    yield describe_merge(resolve(llm.model), f"llm.model = {llm.model!r}")
+    yield adapter.prompts.note
+    yield adapter.prompts_note
+    yield DECODING_NOTES.get(adapter.policy.network.decoding)
+    if adapter.untrained_note is None and not llm.lora_rank:
+        adapter.untrained_note = describe_untrained(adapter.policy.network.model)
+    yield adapter.untrained_note
 
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:

@@ -93,14 +93,11 @@ def generate(
     decoder = make_decoder(network, prompts)
     for column in range(max_new_tokens):
         logits = decoder.logits if temperature == 1.0 else decoder.logits / temperature
-        if column < min_new_tokens:
-            logits = logits.index_fill(1, end, NEVER)
+        logits = logits.index_fill(1, end, NEVER) if column < min_new_tokens else logits
         token, logprobs[rows, column] = choose_tokens(logits, generator)
         responses[rows, column] = torch.where(ended[rows], 0, token)
         lengths[rows] += (~ended[rows]).long()
-        ended[rows] |= torch.isin(token, end)
-        if stop is not None:
-            ended[rows] |= _append(history, rows, token, stop)
+        ended[rows] |= torch.isin(token, end) | _complete_stop(history, rows, token, stop)
         counter.done += 1
         alive = ~ended[rows]
         left = int(alive.sum())
@@ -311,8 +308,10 @@ def _grow(x: Tensor, columns: int) -> Tensor:
     return buffer
 
 
-def _append(history: list[list[int]], rows: Tensor, token: Tensor, stop: StopStrings) -> Tensor:
-    """Append `token` [n] to the responses at the indices `rows` [n]. Return True [n] for each completed stop string."""
+def _complete_stop(history: list[list[int]], rows: Tensor, token: Tensor, stop: StopStrings | None) -> Tensor:
+    """Append `token` [n] to the responses `rows` [n]. Return True [n] for each response that now ends with `stop`."""
+    if stop is None:
+        return torch.zeros_like(token, dtype=torch.bool)
     for row, number in zip(rows.tolist(), token.tolist(), strict=True):
         history[row].append(number)
     return torch.tensor([stop.completes(history[row]) for row in rows.tolist()], device=rows.device)

@@ -6,7 +6,7 @@ import pytest
 
 from envs.llm import tasks
 from envs.llm.rewards import vader
-from envs.llm.rewards.functions import find_function, load_reward, score
+from envs.llm.rewards.functions import find_function, load_reward
 from ppo_unified.errors import UsageError
 
 
@@ -20,8 +20,7 @@ def test_openings_are_split_and_neutral() -> None:
 def test_vader_scores_only_the_response() -> None:
     reward = load_reward("vader")
     prompts, responses = ["I hate it, but the soup was", "The soup was"], [" great and lovely.", " terrible."]
-    scores = score(reward, "llm.reward", prompts, responses, {})
-    assert scores == pytest.approx([0.84, -0.48], abs=0.01)
+    assert reward(prompts, responses) == pytest.approx([0.84, -0.48], abs=0.01)
 
 
 def test_missing_vader_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
