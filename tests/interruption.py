@@ -105,7 +105,7 @@ def read_samples(run: Run) -> dict[str, Any]:
         if path.suffix == ".npz":
             one = samples.read(run, int(path.stem))
             metrics = {tag: x for tag, x in one.metrics.items() if not tag.startswith(FREE)}
-            found[path.name] = vars(one) | {"metrics": metrics}
+            found[path.name] = {name: x for name, x in vars(one).items() if name != "where"} | {"metrics": metrics}
         else:
             found[path.name] = path.read_bytes()
     return found

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.exhaustive
 def test_runs_killed_at_any_moment_resume_identically(tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "torture.py"
     limits = ("--kills", "4", "--only", "cartpole, a checkpoint", "--crowd", "0", "--stops", "0", "--seed", "5")

@@ -34,7 +34,7 @@ class Responses:
     prompt_lengths: Tensor  # [N]
     lengths: Tensor  # [N], total length of prompt and response
     ended: Tensor  # [N] bool, True if the response ends with an end token or a stop string
-    # [N, S - 1], the log-prob with which each token was sampled, in the columns of `mask`; None if nothing was sampled
+    # [N, S - 1], column t is the log-prob with which token t + 1 was sampled, or NaN; None if nothing was sampled
     sampled_logprobs: Tensor | None = None
 
     def response(self, row: int) -> list[int]:
@@ -109,7 +109,8 @@ def generate(
             decoder.keep(keep)
         decoder.step(token)
     counter.done = end_count
-    return _join(prompts, prompt_lengths, responses, lengths, ended, None if generator is None else logprobs)
+    found = _join(prompts, prompt_lengths, responses, lengths, ended, logprobs)
+    return found if generator is not None else replace(found, sampled_logprobs=None)
 
 
 class CachedDecoder:
@@ -340,17 +341,14 @@ def _join(
     responses: Tensor,
     lengths: Tensor,
     ended: Tensor,
-    logprobs: Tensor | None,
+    logprobs: Tensor,
 ) -> Responses:
     """Concatenate each prompt with its response, without padding in between."""
     totals = prompt_lengths + lengths
     tokens = torch.zeros(len(prompts), int(totals.max()), dtype=torch.long, device=responses.device)
+    placed = logprobs.new_full((len(prompts), tokens.shape[1] - 1), torch.nan)
     for row, (prompt, size) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
         tokens[row, : len(prompt)] = torch.tensor(prompt, device=tokens.device)
         tokens[row, len(prompt) : len(prompt) + size] = responses[row, :size]
-    joined = Responses(tokens, prompt_lengths, totals, ended)
-    if logprobs is None:
-        return joined
-    sampled = torch.arange(responses.shape[1], device=tokens.device) < lengths[:, None]
-    mask = joined.mask()
-    return replace(joined, sampled_logprobs=logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs[sampled]))
+        placed[row, len(prompt) - 1 : len(prompt) - 1 + size] = logprobs[row, :size]
+    return Responses(tokens, prompt_lengths, totals, ended, placed)

@@ -7,7 +7,6 @@ ratio and the KL would then refer to a policy that did not choose the tokens.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from envs.llm.generate import Responses
@@ -17,20 +16,22 @@ from envs.llm.options import LLMConfig
 def sampler_errors(responses: Responses, logprobs: Tensor) -> dict[str, float]:
     """Return the largest and the mean difference, over the sampled tokens, of the sampler's log-probs and `logprobs`.
 
-    `logprobs` [N, S - 1] are those that training computes for the same tokens.
+    `logprobs` [N, S - 1] are those that training computes for the same tokens. Differences that are not finite are
+    ignored, because `optim.on_nonfinite` decides what happens to them.
     """
     differences = _differences(responses, logprobs)
-    return {
-        "invariant/sampler_error": float(differences.max()),
-        "invariant/sampler_error_mean": float(differences.sum() / responses.mask().sum()),
-    }
+    known = differences[differences.isfinite()]
+    largest, mean = (float(known.max()), float(known.mean())) if len(known) else (0.0, 0.0)
+    return {"invariant/sampler_error": largest, "invariant/sampler_error_mean": mean}
 
 
 def check_sampler(responses: Responses, logprobs: Tensor, config: LLMConfig) -> dict[str, float]:
-    """Return the metrics of `sampler_errors`. Raises RuntimeError if one of them exceeds its limit.
+    """Return the metrics of `sampler_errors`, or {} for responses that were not sampled.
 
-    Values that are not finite raise no error here: `optim.on_nonfinite` decides what happens to them.
+    Raises RuntimeError if one of the metrics exceeds its limit.
     """
+    if responses.sampled_logprobs is None:
+        return {}
     errors = sampler_errors(responses, logprobs)
     for (name, error), limit in zip(errors.items(), config.sampler_tolerances, strict=True):
         if error > limit:
@@ -42,15 +43,15 @@ def check_sampler(responses: Responses, logprobs: Tensor, config: LLMConfig) -> 
 
 
 def _differences(responses: Responses, logprobs: Tensor) -> Tensor:
-    """Return the absolute differences [N, S - 1], 0 at columns without a sampled token."""
+    """Return the absolute differences [N, S - 1]. They are NaN in columns without a sampled token."""
     assert responses.sampled_logprobs is not None
-    return torch.where(responses.mask(), (responses.sampled_logprobs - logprobs).abs(), 0.0)
+    return (responses.sampled_logprobs - logprobs).abs()
 
 
 def _worst(responses: Responses, logprobs: Tensor) -> str:
     assert responses.sampled_logprobs is not None
     differences = _differences(responses, logprobs)
-    row, column = divmod(int(differences.nan_to_num(-1.0).argmax()), differences.shape[1])
+    row, column = divmod(int(differences.nan_to_num(-1.0, posinf=-1.0).argmax()), differences.shape[1])
     number = column + 2 - int(responses.prompt_lengths[row])
     sampled, trained = (float(x[row, column]) for x in (responses.sampled_logprobs, logprobs))
     return (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from ppo_unified.runs.folder import Run, all_runs
 from tests.cli.commands import QUICK, Call, command, wait_for
 
@@ -26,6 +28,7 @@ def test_all_runs_of_a_sweep_start_with_the_same_policy(tmp_path: Path, call: Ca
     assert json.loads(out)[0]["init"]["run"] == "a"
 
 
+@pytest.mark.exhaustive
 def test_default_name_contains_the_source(tmp_path: Path, call: Call) -> None:
     """The name is the same with and without options, in the foreground and in the background."""
     assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0

@@ -21,6 +21,7 @@ def test_invalid_baseline_is_a_one_line_error(tmp_path: Path, text: str, capsys:
     assert error.count("\n") == 1
 
 
+@pytest.mark.exhaustive
 def test_regress_compares_with_baseline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

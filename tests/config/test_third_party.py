@@ -127,6 +127,7 @@ def arms(site: Path) -> Path:
     return site
 
 
+@pytest.mark.exhaustive
 def test_dict_observation_multi_action_masked_env_trains(
     tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,7 +279,7 @@ def test_copy_and_csv_contain_the_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "size",
-    [(60, 16), *(pytest.param(size, marks=pytest.mark.exhaustive) for size in ((80, 24), (120, 40))), (200, 60)],
+    [(60, 16), *(pytest.param(size, marks=pytest.mark.exhaustive) for size in ((80, 24), (120, 40), (200, 60)))],
     ids=lambda size: "x".join(map(str, size)),
 )
 @pytest.mark.parametrize("unicode", [True, False])

@@ -51,7 +51,7 @@ from tui.charts.window import LEAST, Window, clamp, move_to_end, pan, touches_en
 from tui.dialogs import PromptDialog
 
 UNUSED: Any = None  # stands for the changes of the store, which the full-screen view ignores
-SIZES = [(80, 24), (120, 40), (200, 60)]
+SIZES = [(80, 24), *(pytest.param(size, marks=pytest.mark.exhaustive) for size in ((120, 40), (200, 60)))]
 TAGS = [
     *("eval/score", "episode/return", "policy/kl", "policy/entropy", "value/explained_variance", "loss/value"),
     *("loss/policy", "time/steps_per_second", "system/cpu", "optim/lr"),
@@ -486,7 +486,7 @@ def test_charts_are_ascii_with_letters_without_unicode() -> None:
     drive(app, test)
 
 
-@pytest.mark.parametrize("size", [SIZES[0], pytest.param(SIZES[1], marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("size", SIZES[:2])
 def test_curves_have_the_same_letters_in_all_charts(size: tuple[int, int], tmp_path: Path) -> None:
     app = Charts(Source(9), Settings(smoothing=0.6), exports=tmp_path)
     app.source.letters = letters = series_letters(app.source.keys)

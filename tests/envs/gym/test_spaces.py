@@ -134,6 +134,7 @@ def train_throttle(rescale: bool, **env_kwargs: float) -> tuple[GymAdapter, set[
     return adapter, warned
 
 
+@pytest.mark.exhaustive
 def test_wide_action_space_is_learned_only_with_rescaling() -> None:
     """The best return is 0 and the return of action 0 is -6."""
     adapter, warned = train_throttle(rescale=True)

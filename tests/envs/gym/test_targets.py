@@ -304,8 +304,8 @@ class Half(gym.RewardWrapper):
     [
         ("my envs/random.py", "no registration"),
         pytest.param("my envs/random.py", "string", marks=pytest.mark.exhaustive),
-        ("sub/types.py", "string"),
-        ("my.env-2.py", "name"),
+        pytest.param("sub/types.py", "string", marks=pytest.mark.exhaustive),
+        pytest.param("my.env-2.py", "name", marks=pytest.mark.exhaustive),
         ("sub/own.py", "package"),
     ],
 )

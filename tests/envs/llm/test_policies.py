@@ -217,7 +217,13 @@ def assert_same_responses(model: Any, adapter: LLMAdapter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "merged"), [(name, merged) for name in KINDS for merged in (False, True) if "lora" in name or not merged]
+    ("name", "merged"),
+    [
+        pytest.param(name, merged, marks=pytest.mark.exhaustive if merged or "shared" in name else ())
+        for name in KINDS
+        for merged in (False, True)
+        if "lora" in name or not merged
+    ],
 )
 def test_exported_example_loads_the_trained_model(
     folder: Path, name: str, merged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

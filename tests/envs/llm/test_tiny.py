@@ -267,6 +267,7 @@ assert not child or os.waitpid(child, 0)[1] == 0
 """
 
 
+@pytest.mark.exhaustive
 def test_concurrent_processes_build_one_model(cache: Path) -> None:
     command = [sys.executable, "-c", TWO_PROCESSES.format(recipe=SHORT)]
     both = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -158,6 +158,7 @@ def test_reward_model_command_prints_one_line_without_noise(base: Path, tmp_path
     assert all(re.fullmatch(r"step \d of 2 \| loss .* \| accuracy .*", line) for line in progress)  # on a slow machine
 
 
+@pytest.mark.exhaustive
 def test_reward_model_weights_depend_only_on_seed(base: Path, tmp_path: Path) -> None:
     pairs = preferences(20)
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
@@ -167,8 +168,13 @@ def test_reward_model_weights_depend_only_on_seed(base: Path, tmp_path: Path) ->
     assert not torch.equal(one["score.weight"], three["score.weight"])
 
 
-@pytest.mark.parametrize("pad", [None, EOS])
-@pytest.mark.parametrize("appends_eos", [False, True])
+@pytest.mark.parametrize(
+    ("pad", "appends_eos"),
+    [
+        (EOS, True),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in ((None, False), (None, True), (EOS, False))),
+    ],
+)
 def test_padded_batch_is_scored_at_each_last_token(tmp_path: Path, pad: str | None, appends_eos: bool) -> None:
     """The scores are correct even if EOS is the pad token and ends every text, which transformers takes for padding."""
     tokenizer = byte_tokenizer(pad, appends_eos)
