@@ -78,7 +78,6 @@ def explain(adapter: SequenceAdapter, rollout: Rollout) -> dict[str, Any]:
     wrong: dict[str, Any] = {
         "reward": np.zeros(rollout.mask.shape),
         "gamma": np.zeros(rollout.mask.shape),
-        "file": np.zeros(rollout.mask.shape),
         "no name": np.zeros(rollout.mask.shape),
         "flat": np.zeros(rollout.mask.numel()),
         "objects": np.full(rollout.mask.shape, None),

@@ -112,7 +112,7 @@ def test_adapter_columns_and_reports_are_stored(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("sequences")
-@pytest.mark.parametrize("name", ["reward", "gamma", "weight", "no name", "flat", "objects"])
+@pytest.mark.parametrize("name", ["reward", "gamma", "no name", "flat", "objects"])
 def test_unstorable_column_names_the_hook(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=rf"tests\.sequences:explain: .*'{name}'"):
         run(make_config(toy={"bad_column": name}), tmp_path)
