@@ -56,9 +56,9 @@ class LLM(Section):
     reward: Annotated[list[str], Verbatim()] = Field(
         [],
         description="one or more rewards, each a module:function, a reward model (folder or hub id), exact, numeric, "
-        "math, regex:PATTERN, length:CHARACTERS, reasoning-gym, arithmetic, sentiment or vader; required unless "
-        "llm.prompts is a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', whose default is "
-        "sentiment",
+        "math, regex:PATTERN, length:N (in characters), reasoning-gym, vader, arithmetic, sentiment or sentiment-gold; "
+        "required unless llm.prompts is a task of reasoning-gym, which has its own reward, or llm.model is 'tiny', for "
+        "which sentiment is the default",
     )
     reward_weights: list[float] = Field(
         [],
@@ -78,7 +78,9 @@ class LLM(Section):
         [], description="strings that end a response; the reward function gets the text before the first of them"
     )
     drop_truncated: bool = Field(
-        False, description="leave responses that reach llm.max_new_tokens without an end out of the loss"
+        False,
+        description="exclude from the loss all responses that reach llm.max_new_tokens without an end token or stop "
+        "string",
     )
     temperature: float = Field(
         1.0, gt=0, description="sampling temperature; log-probs are computed at the same temperature"
@@ -132,12 +134,12 @@ class LLM(Section):
         False, description="scale the rewards of each rollout to variance 1 without changing their mean"
     )
     missing_eos_penalty: float = Field(
-        0.0, ge=0, description="amount subtracted from the score of a response without an end token"
+        0.0, ge=0, description="amount subtracted from the score of a response without an end token or stop string"
     )
     lora_rank: int = Field(0, ge=0, description="rank of the trained LoRA weights; 0 = train all weights")
     lora_alpha: int = Field(16, gt=0, description="multiply the output of the LoRA weights by lora_alpha / lora_rank")
     lora_targets: list[str] = Field(
-        [], description="names of the layers that get LoRA weights; if not set, all linear layers"
+        [], description="names of the layers that get LoRA weights; if not set, all linear layers that LoRA can train"
     )
     quantize: Literal["none", "4bit"] = Field(
         "none", description="quantization of the frozen base model; 4bit requires a GPU"
@@ -148,21 +150,24 @@ class LLM(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, which takes longer but needs less memory"
     )
-    ptx_data: str = Field("", description="file of examples for InstructGPT's pretraining loss")
+    ptx_data: str = Field(
+        "",
+        description="texts for InstructGPT's pretraining loss: a .txt file with one text per line, or another file or "
+        "data set with the key text",
+    )
     ptx_coef: float = Field(0.0, ge=0, description="weight of InstructGPT's pretraining loss; 0 = off")
-    ptx_batch: int = Field(8, ge=1, description="number of pretraining examples per optimizer step")
+    ptx_batch: int = Field(8, ge=1, description="number of pretraining texts per optimizer step")
 
     @property
     def prompts_name(self) -> str:
-        """The file or built-in task that provides the prompts. The default for the tiny model is `sentiment`."""
+        """The source of the prompts. The default for the tiny model is `sentiment`."""
         return self.prompts or ("sentiment" if self.model == TINY else "")
 
     @property
     def rewards(self) -> list[RewardChoice]:
         """The rewards with their weights and names.
 
-        The default for a task of reasoning-gym is its own reward, otherwise the default for the tiny model is
-        `sentiment`.
+        A task of reasoning-gym has its own reward as default; otherwise, the default for the tiny model is `sentiment`.
         """
         if not self.reward and self.prompts.startswith(f"{REASONING}:"):
             sources = [REASONING]
@@ -372,5 +377,5 @@ def check_required(config: LLMConfig) -> None:
     if not llm.rewards:
         raise UsageError(
             "llm.reward is required: use module:function, a reward model, exact, numeric, math, regex:PATTERN or "
-            "length:CHARACTERS, e.g. --llm.reward length:100"
+            "length:N, e.g. --llm.reward length:100"
         )

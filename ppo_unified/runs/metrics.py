@@ -66,8 +66,8 @@ METRICS: dict[str, Metric] = {
     "eval/sampled_score": Metric("score", "mean score of sampled responses to held-out prompts", "should rise"),
     "eval/NAME": Metric(
         "score",
-        "if llm.reward names several rewards: mean number that the reward NAME returns for sampled responses to "
-        "held-out prompts, before weighting",
+        "mean score that the reward NAME assigns to sampled responses to held-out prompts, before weighting; logged if "
+        "llm.reward names several rewards",
         "should rise together with eval/sampled_score; a fall while eval/sampled_score rises can indicate reward "
         "hacking",
         decoding="sampled",
@@ -81,7 +81,7 @@ METRICS: dict[str, Metric] = {
     "eval/length": Metric("tokens", "mean length of sampled responses to held-out prompts"),
     "eval/eos_rate": Metric(
         "fraction",
-        "fraction of sampled responses to held-out prompts that end with an end-of-sequence token",
+        "fraction of sampled responses to held-out prompts that end with an end token or a stop string",
         "should be near 1",
     ),
     "eval/repetition": Metric(
@@ -158,15 +158,15 @@ METRICS: dict[str, Metric] = {
     ),
     "reward/NAME": Metric(
         "score",
-        "if llm.reward names several rewards: mean number that the reward NAME returns for the sampled responses in an "
-        "iteration, before weighting",
+        "mean score that the reward NAME assigns to an iteration's responses, before weighting; logged if llm.reward "
+        "names several rewards",
         "should rise together with reward/score; a fall while reward/score rises can indicate reward hacking",
         decoding="sampled",
     ),
     "reward/left_out": Metric(
         "fraction",
-        "fraction of an iteration's responses that are left out of the loss, because the reward function returned None "
-        "for them; absent if there are none",
+        "fraction of an iteration's responses that are left out of the loss, because they have no score or because of "
+        "llm.drop_truncated; not logged if it is 0",
     ),
     "reward/total": Metric(
         "reward", "total reward of a response, including the KL penalty, averaged over an iteration's responses"
@@ -199,7 +199,7 @@ METRICS: dict[str, Metric] = {
     "ref/kl_coef": Metric("", "weight of the KL penalty in the reward"),
     "response/length": Metric("tokens", "mean length of an iteration's responses"),
     "response/eos_rate": Metric(
-        "fraction", "fraction of an iteration's responses that end with an end-of-sequence token"
+        "fraction", "fraction of an iteration's responses that end with an end token or a stop string"
     ),
     "response/repetition": Metric(
         "fraction",

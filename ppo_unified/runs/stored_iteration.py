@@ -57,13 +57,13 @@ QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score", "score of the response, shown at its last step", True),
     "score_normalized": Quantity("score norm.", "score after llm.score_normalize, before llm.score_clip", True),
     "score_used": Quantity("score used", "score in the reward, after normalization, clipping and penalties", True),
-    "ended": Quantity("ended", "true at the last token of a response that has an end token"),
+    "ended": Quantity("ended", "true at the last token of a response that ends with an end token or a stop string"),
     "score_token": Quantity(
         "score token",
-        "part of the score that a reward function gives to this token; the last token also gets the rest of the score",
+        "weighted sum of the token-level rewards at this token; the last token also gets the rest of the score",
     ),
     "score_token_normalized": Quantity(
-        "score token norm.", "score_token, divided by the number by which llm.score_normalize divides"
+        "score token norm.", "score_token after division by the standard deviation that llm.score_normalize uses"
     ),
     "continues": Quantity("continues", "true if the episode continues after the step"),
 }
