@@ -59,7 +59,7 @@ mutants: install  ## break the engine in one place at a time; the tests must not
 pictures: install  ## the screenshots of the terminal UI in docs/pictures/
 	$(BIN)/python docs/pictures.py
 
-families: install  ## train a small model of every type in transformers; continues the table (15 minutes)
+families: install  ## train a small model of every type that benchmarks/families.md lacks (15 minutes)
 	$(BIN)/python benchmarks/families.py
 
 docs: install  ## the documentation site in build/site; a broken link is an error

@@ -46,8 +46,8 @@ HEADER = """\
 weights, for two iterations, and writes this table. *trained* means that training finished, that greedy responses equal
 those that `generate` of transformers gives to each prompt alone, that the log-probs equal those of the model's own
 forward pass, and that the exported folder contains the trained model. *prompts of equal length* and *without cache*
-say how responses are generated if the usual way, with padding and a cache, would change the logits. *refused* is the
-reason in the error message. In this case, the program exits with code 2 and leaves no run folder. *not buildable* is
+state how responses are generated if padding or a cache would change the logits. *refused* is followed by the reason in
+the error message. In this case, the program exits with code 2 and leaves no run folder. *not buildable* is followed by
 the exception that transformers raises when it creates a small model of this type.
 
 {counts}

@@ -3,8 +3,8 @@
 python benchmarks/smollm2.py [--presets NAME ...] [--seeds 3] [--out benchmarks/smollm2.md]
 
 Each finished run is added to the file OUT with the extension .jsonl, from which the page OUT is written. Runs in this
-file are not repeated. An interrupted run starts again, so that its time is complete. First run: ppo-unified fetch
-smollm2
+file are not repeated. An interrupted run starts from the beginning, so that its measured time is complete. Before the
+first use, run: ppo-unified fetch smollm2
 """
 
 from __future__ import annotations
@@ -149,8 +149,9 @@ Each row compares the last checkpoint of a run with the base model, SmolLM2-135M
 smollm2-sentiment is the mean compound score of VADER. The score of smollm2-sums is the share of problems to which
 reasoning-gym gives the full score. KL is the KL to the base model per response. Distinct-2 is the share of different
 pairs among all pairs of adjacent tokens. Minutes and memory are the wall time and the peak memory of the complete
-process. Targets: the score of smollm2-sentiment rises by 0.2 and its distinct-2 stays above 0.8 of the base model's;
-the score of smollm2-sums rises by 0.1; the KL is at most 10; at most 12 minutes and 4 GB.
+process. Targets: the score of smollm2-sentiment rises by at least 0.2, and its distinct-2 is at least 0.8 times that of
+the base model; the score of smollm2-sums rises by at least 0.1; the KL is at most 10; a run takes at most 12 minutes
+and less than 4 GB.
 
 | preset | seed | score | KL | distinct-2 | minutes | GB | targets met |
 |---|---|---|---|---|---|---|---|

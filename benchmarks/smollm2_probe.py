@@ -53,11 +53,11 @@ HEADER = """\
 # Base pass rates of SmolLM2 on reasoning-gym
 
 The table shows how often SmolLM2-135M-Instruct solves a task before any training. *Chat* prompts contain the question
-as a message of the user in the model's chat template, with its default system message; responses have at most 16
+as a user message in the model's chat template, with its default system message; responses have at most 16
 tokens. *Plain* prompts are the question alone, which the model continues with at most 4 tokens. Responses are sampled
-from the full distribution. *Pass rate* is the share of responses to which reasoning-gym gives the full
-score of 1, *mean score* includes partial credit, and *most frequent* is the pass rate of always giving the answer that
-is most frequent in these questions. *Tokens* is the mean length of the prompts.
+at the given temperature, without top-k or top-p. *Pass rate* is the share of responses to which reasoning-gym gives the
+full score of 1, *mean score* includes partial credit, and *most frequent* is the pass rate if every response is the
+most frequent answer to these questions. *Tokens* is the mean length of the prompts.
 
 Command: `{command}`; {where}
 

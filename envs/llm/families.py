@@ -133,7 +133,9 @@ def _check_logits(network: Network) -> None:
         padded = network.trunk(_pad(rows))
         for row, hidden, correct in zip(rows, padded, expected, strict=True):
             found = network.logits(hidden[: len(row)])
-            _compare(found, correct, network.bf16, "its logits depend on later tokens or earlier layers")
+            _compare(
+                found, correct, network.bf16, "its logits depend on later tokens or on more than the last hidden state"
+            )
     _choose_decoder(network, rows, expected)
 
 

@@ -40,7 +40,7 @@ class ScoreTransforms:
     def limit(self, scores: Sequence[float], ended: Sequence[bool]) -> list[float]:
         """Return the normalized `scores` [n], clipped and penalized.
 
-        `ended` is True for each response that has an end token.
+        `ended` is True for each response that ends with an end token or a stop string.
         """
         options = self.config
         if options.score_clip:
