@@ -108,8 +108,8 @@ class Terminal(MessageApp):
         """Tune memory management, which would otherwise delay keys: a garbage collection alone takes 70 ms."""
         if not self.is_headless:  # a test process creates many applications
             gc.freeze()
-            # with glibc, freeing a large array lets later ones reuse memory instead of returning it to the system each
-            # time, which would cost the inspector thousands of page faults per key
+            # After this array is freed, glibc keeps the memory of freed arrays up to this size for reuse. Otherwise, it
+            # returns the memory to the system each time, which costs the inspector thousands of page faults per key
             np.empty(REUSED_BYTES, np.uint8)
             self.set_interval(1, self._end_without_terminal)
             self.set_timer(PRELOAD_S, self._import_inspector)

@@ -54,7 +54,7 @@ CALIBRATION = 256  # number of responses by the reference that are scored for ll
 
 DECODING_NOTES = {
     "grouped": "only prompts of the same length are decoded together, because padding would change the model's logits",
-    "uncached": "responses are generated slowly, without a cache, because the model's cache would change its logits",
+    "uncached": "responses are generated slowly: the model has no cache, or its cache would change the logits",
 }
 
 

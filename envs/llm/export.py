@@ -241,7 +241,7 @@ def _describe_stop(llm: LLM) -> str:
     if not llm.stop:
         return ""
     strings = " or ".join(json.dumps(string, ensure_ascii=False) for string in llm.stop)
-    return f"A response ends with {strings}, and its text is what precedes this string. "
+    return f"A response ends with {strings}; this string is not part of its text. "
 
 
 def _stop_lines(llm: LLM) -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""Generates responses token by token with a KV cache.
+"""Generates responses token by token, with the model's cache if possible.
 
-Finished rows are removed from the batch. The `generate` method of transformers is
-not used, because it accepts no random generator whose state could be saved in checkpoints. A test verifies that greedy
-responses are identical to those of `generate`.
+Finished rows are removed from the batch. The `generate` method of transformers is not used, because it accepts no
+random generator whose state could be saved in checkpoints. A test verifies that greedy responses are identical to those
+of `generate`.
 """
 
 from __future__ import annotations
@@ -116,8 +116,7 @@ def generate(
 class CachedDecoder:
     """Runs the network one token at a time. Stores the cache, attention mask, positions and logits between calls.
 
-    Prompts of different lengths are padded on the left. If all prompts have the same length, the model gets no
-    mask.
+    Prompts of different lengths are padded on the left. If all prompts have the same length, the model gets no mask.
     """
 
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]]) -> None:
@@ -285,7 +284,7 @@ class _PreallocatedLayer(DynamicLayer):
     value_buffer: Tensor
 
     def __init__(self, layer: DynamicLayer) -> None:
-        """Take over the keys and values of `layer`."""
+        """Start with the keys and values of `layer`."""
         super().__init__()  # type: ignore[no-untyped-call] # transformers
         self.__dict__.update(vars(layer))
         assert layer.keys is not None

@@ -105,7 +105,7 @@ def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
 def critic_source(llm: LLM) -> str:
     """Return the folder or hub id of an independent critic's initial weights.
 
-    Raises UsageError if llm.critic_init is 'reward', unless exactly one reward with a weight is a reward model.
+    Raises UsageError if llm.critic_init is 'reward', unless exactly one reward with a nonzero weight is a reward model.
     """
     if llm.critic_init != "reward":
         return llm.critic_init

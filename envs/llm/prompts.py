@@ -80,8 +80,8 @@ def tokenize(
 ) -> Prompts:
     """Tokenize prompts. Raises UsageError if a prompt has no tokens, or if no prompt is left.
 
-    A prompt with more than `longest` tokens raises UsageError, is left out, or loses its first tokens if `long_prompts`
-    is refuse, skip or cut.
+    If a prompt has more than `longest` tokens, `long_prompts` decides what happens: 'refuse' raises UsageError, 'skip'
+    leaves the prompt out, and 'cut' removes its first tokens.
     """
     texts, tokens, kept, too_long = list[str](), list[list[int]](), list[int](), 0
     for number, prompt in enumerate(data.prompts):

@@ -37,7 +37,7 @@ def check_sampler(responses: Responses, logprobs: Tensor, config: LLMConfig) -> 
         if error > limit:
             raise RuntimeError(
                 f"expected {name} to be at most {limit:g}, got {error:.3g}: {_worst(responses, logprobs)}, so the "
-                "responses do not come from the policy that is trained; please report this with the type of the model"
+                "responses do not come from the policy that is trained; please report this error and the model's type"
             )
     return errors
 

@@ -23,7 +23,7 @@ def describe_untrained(model: nn.Module) -> str | None:
     share = sum(weights[name].numel() for name in trained) / total
     parts = list(dict.fromkeys(_largest_part(name, trained) for name in weights if name not in trained))
     shown = ", ".join(parts[:SHOWN]) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
-    return f"{100 * share:.4g} % of the policy's weights got a gradient in the first update; not {shown}"
+    return f"{100 * share:.4g} % of the policy's weights got a gradient in the first update; no gradient: {shown}"
 
 
 def _largest_part(name: str, trained: set[str]) -> str:

@@ -212,7 +212,7 @@ class RunConfig(Section):
 
     @classmethod
     def convert_stored(cls, table: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the stored configuration of a run with current options in place of those that no longer exist."""
+        """Return a run's stored configuration, with options that no longer exist replaced by current ones."""
         return table
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:

@@ -202,7 +202,7 @@ def _score(step: Step) -> list[Line]:
 def _rest_of_score(step: Step) -> Line:
     """Return the formula of the score at the last token, if other tokens have a part of the response's score."""
     score, here = step["score_used"], step["score_here"]
-    return Line("score here", "score - those of the other tokens", f"{show(score)} {minus(score - here)}", here)
+    return Line("score here", "score - parts of the other tokens", f"{show(score)} {minus(score - here)}", here)
 
 
 def _group_reward(step: Step) -> Line:

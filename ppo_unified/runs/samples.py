@@ -280,7 +280,7 @@ def check_column(name: str, x: np.ndarray, shape: tuple[int, ...]) -> None:
     what, kinds = ("numbers", "biuf") if known is not None and known.adds_up else ("numbers or strings", "biufUO")
     what, kinds = ("strings", "UO") if name == "text" else (what, kinds)
     if x.shape != shape or x.dtype.kind not in kinds or not _has_only_strings(x):
-        raise ValueError(f"column {name!r}: expected {what} {[*shape]}, got {x.dtype} of shape {[*x.shape]}")
+        raise ValueError(f"column {name!r}: expected {what} of shape {[*shape]}, got {x.dtype} of shape {[*x.shape]}")
 
 
 def _has_only_strings(x: np.ndarray) -> bool:

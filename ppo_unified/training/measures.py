@@ -98,8 +98,9 @@ def increase(track: Track) -> float:
 def lost_gold_share(proxy: Track, *golds: Track) -> float | None:
     """Return the lost fraction of a gold score's improvement, or None unless the proxy score is near its best.
 
-    An improvement below 3 standard deviations of the gold score counts as 3 standard deviations. If there are several
-    gold scores, the largest fraction is returned.
+    The proxy is the trained score, and a gold score is that of a reward with weight 0. An improvement
+    below 3 standard deviations of the gold score counts as 3 standard deviations. If there are several gold scores, the
+    largest fraction is returned.
     """
     if not is_near_best(proxy):
         return None

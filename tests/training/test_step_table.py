@@ -115,7 +115,7 @@ MISTAKES = {
     "column": ("1", "my:explain: column 'column': expected a"),
     "shape": (
         "[1]",
-        r"my:explain: column 'shape': expected numbers or strings \[2, 3\], got int64 of shape \[2, 3, 1\]",
+        r"my:explain: column 'shape': expected numbers or strings of shape \[2, 3\], got int64 of shape \[2, 3, 1\]",
     ),
     "complex": ("1j", "my:explain: column 'complex': expected numbers or strings .*, got complex128"),
     "objects": ("None", "my:explain: column 'objects': expected numbers or strings .*, got object"),

@@ -31,7 +31,7 @@ class Exchanges:
     raw_prompts: list[Prompt]  # as in the file
     chats: list[
         list[dict[str, str]] | None
-    ]  # the messages that the policy's chat template formats, None for plain text
+    ]  # the messages that the policy's chat template formats; None for plain text
     token_ids: list[list[int]]  # of each response; includes its end token
     decode: Callable[[int], str]  # returns a token as text
 
@@ -51,7 +51,7 @@ class Exchanges:
 class Scores:
     """The scores of n responses."""
 
-    totals: list[float | None]  # [n] weighted sums; None if no reward with a weight applies to the response
+    totals: list[float | None]  # [n] weighted sums; None for a response without a score
     parts: dict[str, list[float | None]]  # name -> [n] numbers of each reward before weighting; {} for a single reward
     tokens: list[list[float]] | None  # the part of each total that token-level rewards give to each token of a response
 
@@ -117,7 +117,7 @@ def add_tokens(value: Score) -> float | None:
 
 
 def _add_up(weights: Sequence[float], values: Sequence[Score]) -> float | None:
-    """Return the weighted sum of a response's scores, or None if none of those with a weight applies."""
+    """Return the weighted sum of a response's scores, or None if no reward with a nonzero weight applies."""
     terms = [(weight, add_tokens(value)) for weight, value in zip(weights, values, strict=True) if weight]
     known = [weight * value for weight, value in terms if value is not None]
     return math.fsum(known) if known else None

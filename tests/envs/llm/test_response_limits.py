@@ -140,7 +140,7 @@ def test_play_and_export_use_the_stop_strings(folder: Path, tmp_path: Path, monk
     settings = GenerationConfig.from_pretrained(tmp_path)
     assert (settings.stop_strings, settings.min_new_tokens) == (["e", "\n", "a"], 2)
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert 'A response ends with "e" or "\\n" or "a", and its text is what precedes this string.' in page
+    assert 'A response ends with "e" or "\\n" or "a"; this string is not part of its text.' in page
     code = (
         page.split("```python\n")[1]
         .split("```")[0]

@@ -217,7 +217,7 @@ def test_parts_without_a_gradient_are_named(folder: Path, capsys: pytest.Capture
     model["text"](torch.ones(2)).sum().backward()
     assert (
         describe_untrained(model)
-        == "28.57 % of the policy's weights got a gradient in the first update; not text.extra, vision"
+        == "28.57 % of the policy's weights got a gradient in the first update; no gradient: text.extra, vision"
     )
     with closing(LLMAdapter(make_config(folder, model=str(folder / "lm")), CPU)) as adapter:
         learner = make_learner(adapter.policy, adapter.config.ppo, adapter.config.optim, total_iterations=2)
@@ -226,4 +226,6 @@ def test_parts_without_a_gradient_are_named(folder: Path, capsys: pytest.Capture
         adapter.policy.network.model.unused = nn.Linear(40, 40)
         adapter.untrained_note = None
         adapter.collect()
-    assert "% of the policy's weights got a gradient in the first update; not unused\n" in capsys.readouterr().err
+    assert (
+        "% of the policy's weights got a gradient in the first update; no gradient: unused\n" in capsys.readouterr().err
+    )
