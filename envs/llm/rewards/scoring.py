@@ -67,8 +67,11 @@ class Scores:
 
     def leave_out(self, kept: Sequence[bool]) -> Scores:
         """Return the scores without those of the responses for which `kept` [n] is False."""
-        totals = [total if keep else None for total, keep in zip(self.totals, kept, strict=True)]
-        return replace(self, totals=totals)
+
+        def select(numbers: list[float | None]) -> list[float | None]:
+            return [x if keep else None for x, keep in zip(numbers, kept, strict=True)]
+
+        return replace(self, totals=select(self.totals), parts={name: select(x) for name, x in self.parts.items()})
 
     def means(self, area: str) -> dict[str, float]:
         """Return the mean of each reward as metrics in an area, such as `reward`. They are absent for a single reward,

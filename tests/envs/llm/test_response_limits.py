@@ -18,6 +18,7 @@ from envs.llm.options import LLMConfig
 from envs.llm.play import LLMChat
 from envs.llm.policy import NOT_CHOSEN, tokens_of
 from envs.llm.rewards.errors import RewardError
+from envs.llm.rewards.scoring import Scores
 from envs.llm.stop_strings import StopStrings
 from ppo_unified.errors import UsageError
 from ppo_unified.testing import check_adapter
@@ -258,6 +259,14 @@ def test_truncated_responses_are_left_out_of_the_loss(folder: Path) -> None:
     torch.testing.assert_close(rollout.rewards[kept], everything.rewards[kept])
     assert not rollout.rewards[~kept].any()
     check_adapter(lambda: make_adapter(folder, **ends, drop_truncated=True), tolerance=2e-5)
+
+
+def test_means_of_rewards_exclude_left_out_responses() -> None:
+    scores = Scores([1.0, 2.0, None], {"a": [1.0, 4.0, None], "b": [0.5, 0.0, None]}, None).leave_out(
+        [True, False, True]
+    )
+    assert scores.totals == [1.0, None, None]
+    assert scores.means("reward") == {"reward/a": 1.0, "reward/b": 0.5}
 
 
 def test_run_fails_if_every_response_is_truncated(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
