@@ -97,7 +97,8 @@ class Optim(Section):
     warmup: int = Field(
         0,
         ge=0,
-        description="number of initial iterations in which the learning rates rise linearly to full size; 0 = off",
+        description="number of initial iterations in which the learning rates rise linearly to their full values; "
+        "0 = off",
     )
     joint: bool = Field(True, description="train policy and critic with one Adam optimizer instead of two")
     critic_lr: float = Field(

@@ -50,12 +50,9 @@ class FormulaPane(LinesPane):
         )
 
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
-        now, lines = _step(shown, shown.now), list[Line]()
+        now = _step(shown, shown.now)
         before = {line.name: line.result for line in explain(_step(shown, shown.run))} if self.compares else {}
-        if before:
-            lines = [[(_headings(rule(title(shown), width, shown.unicode)[0][0]), "muted")]]
-        else:
-            lines = [title_line(shown, width)]
+        lines = [_title_with_headings(shown, width) if before else title_line(shown, width)]
         lines += formula_lines(self._formulas(now), before, width)
         if not self.is_compact and width >= NARROW:
             lines += path_line(shown, width)
@@ -68,10 +65,13 @@ def _step(shown: Shown, recomputed: Recomputed) -> Step:
     return Step(shown.stored, recomputed, shown.sample.row, shown.column)
 
 
-def _headings(rule_text: str) -> str:
-    """Put the headings of the two results at the end of a rule."""
+def _title_with_headings(shown: Shown, width: int) -> Line:
+    """Return a rule with the longest title that fits, and the headings of the two results at its end."""
     end = f" {CHANGED:>{RESULT - 1}}{'now':>{RESULT}}"
-    return rule_text[: max(0, len(rule_text) - len(end))] + end
+    room, moment = width - len(end), title(shown, is_short=True)
+    texts = [title(shown), moment, moment.rpartition(", ")[0]]
+    fitting = next((text for text in texts if display_width(text) + 2 <= room), texts[-1])
+    return [(rule(fitting, room, shown.unicode)[0][0][: max(0, room)] + end, "muted")]
 
 
 def title(shown: Shown, is_short: bool = False) -> str:

@@ -43,7 +43,11 @@ class StepsPane(LinesPane):
 
 
 def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
-    """Return a line with the name, the colors and the range of the heat."""
+    """Return a line with the name, the colors and the range of the heat, and `note` at its end.
+
+    An example of a note is 'lines 1-2 of 9'. If there is no room, the meaning of the colors is omitted, then the first
+    word of the note.
+    """
     heat, scale, letters = shown.heat, shown.scale, not shown.colors
     spans: list[Span] = [(f"heat {heat.label}", "bold"), (f" {scale.low:.2g} ", "muted")]
     for level in range(-LEVELS, LEVELS + 1):
@@ -56,12 +60,16 @@ def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
     meaning = heat.meaning if not letters else heat.meaning.replace("orange", "abcd")
     spans.append((f"  {'ABCD' if letters else 'blue'}: {meaning}", "muted"))
     end = f"  {note}" if note else ""
-    used = sum(display_width(text) for text, _ in spans[:-1])
-    if used + display_width(spans[-1][0] + end) > width:
+    if _width(spans) + len(end) > width:
         spans.pop()
-    else:
-        used += display_width(spans[-1][0])
+    used = _width(spans)
+    if used + len(end) > width:
+        end = f"  {note.partition(' ')[2]}"
     return [*spans, (f"{end:>{max(0, width - used)}}", "")] if end else spans
+
+
+def _width(spans: Line) -> int:
+    return sum(display_width(text) for text, _ in spans)
 
 
 def clip_marks(shown: Shown) -> list[str]:

@@ -66,8 +66,7 @@ class WhatIfPane(LinesPane):
     def make_lines(self, shown: Shown, width: int, height: int) -> Sequence[Line]:
         run, now = shown.run.settings, shown.now.settings
         reasons = unavailable(shown.stored, now)
-        lines: list[Line] = [rule("what if", width - 1, shown.unicode)]
-        lines.append([(f"{'':<{NAME}} {'run':>{VALUE}} {'now':>{VALUE + 2}}", "muted")])
+        lines: list[Line] = [[], [(f"{'':<{NAME}} {'run':>{VALUE}} {'now':>{VALUE + 2}}", "muted")]]
         results = _results(shown, width)
         names = listed_options(shown.stored)
         at = names.index(self.option) if self.option in names else 0
@@ -75,6 +74,8 @@ class WhatIfPane(LinesPane):
         about = about if height - len(lines) - len(results) - 1 - len(names) >= len(about) else []
         room = max(3, height - len(lines) - len(results) - 1)
         top = max(0, min(at - room // 2, len(names) - room))
+        place = "" if room >= len(names) else f", {top + 1}-{top + room} of {len(names)}"
+        lines[0] = rule(f"what if{place}", width - 1, shown.unicode)
         lines += [_option_line(name, run, now, name == self.option, reasons) for name in names[top : top + room]]
         reason = reasons.get(self.option, "")
         hint = f"{self.option}: {reason}" if reason else "< > change   Enter type   r reset"
