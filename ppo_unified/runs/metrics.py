@@ -158,8 +158,8 @@ METRICS: dict[str, Metric] = {
     ),
     "reward/NAME": Metric(
         "score",
-        "mean score that the reward NAME assigns to an iteration's responses, before weighting; logged if llm.reward "
-        "names several rewards",
+        "mean score that the reward NAME assigns to an iteration's sampled responses, before weighting; logged if "
+        "llm.reward names several rewards",
         "should rise together with reward/score; a fall while reward/score rises can indicate reward hacking",
         decoding="sampled",
     ),
