@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+unexport PYTHONDONTWRITEBYTECODE # modules are compiled once, not in each of the hundreds of processes that tests start
 QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
 .PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures docs wheel-check families clean
