@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import re
 import resource
 import select
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 from contextlib import suppress
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,8 @@ forward pass, and that the exported folder contains the trained model. *prompts 
 state how responses are generated if padding or a cache would change the logits. *refused* is followed by the reason in
 the error message. In this case, the program exits with code 2 and leaves no run folder. *not buildable* is followed by
 the exception that transformers raises when it creates a small model of this type.
+
+Command: `make families`; last row on {where}
 
 {counts}
 
@@ -89,7 +93,9 @@ def page(rows: dict[str, str]) -> str:
         counts[next(i for i, word in enumerate(words) if f"| {word}" in row)] += 1
     summary = "{3} types are trained, {2} are refused, {1} are not buildable, and {0} fail.".format(*counts)
     lines = [rows[name] for name in sorted(rows)]
-    return HEADER.format(version=version("transformers"), counts=summary) + "\n".join(lines) + "\n"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
+    where = f"{date.today()}; {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
+    return HEADER.format(version=version("transformers"), counts=summary, where=where) + "\n".join(lines) + "\n"
 
 
 def test_in_child(name: str) -> list[str]:

@@ -150,7 +150,7 @@ def reasoning_gym(
 
 
 def extract_answer(response: str) -> str:
-    """Return the text of the last <answer> tag in a response, or the whole response if there is none."""
+    """Return the text of the last <answer> tag in a response, or the whole response if it has no such tag."""
     from reasoning_gym.utils import extract_answer as extract
 
     found: str | None = extract(response)

@@ -29,7 +29,7 @@ class StopStrings:
         return self._find(self._decode(ids)) >= 0
 
     def cut(self, text: str) -> str:
-        """Return the text before the first stop string, or the whole text if there is none."""
+        """Return the text before the first stop string, or the whole text if it contains no stop string."""
         start = self._find(text)
         return text if start < 0 else text[:start]
 
