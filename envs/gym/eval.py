@@ -92,7 +92,7 @@ def play_episodes(
     The same seed, weights and state of the player's generator always give the same results. `counter` counts finished
     episodes, and ticks at every step. The last info of each episode is added to `infos`.
     """
-    counter.done, counter.total = 0, episodes
+    counter.begin("", "episode", episodes)
     if not own_vector:
         return _play_single_episodes(player, config, range(seed, seed + episodes), counter, infos)
     envs = make_own_vector(config, episodes)

@@ -94,7 +94,7 @@ class GymAdapter:
         """
         seen: list[Observations] = []
         raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
-        self.counter.done, self.counter.total = 0, self.config.gym.num_steps
+        self.counter.begin("collecting", "step", self.config.gym.num_steps)
         with torch.inference_mode():
             for number in range(self.config.gym.num_steps):
                 obs = self._observe()

@@ -149,7 +149,7 @@ class LLMAdapter:
             token_ids=[responses.response(row) for row in range(len(numbers))],
             decode=partial(self.tokenizer.decode, clean_up_tokenization_spaces=False),
         )
-        return self.rewards(exchanges)
+        return self.rewards(exchanges, self.counter)
 
     def collect(self) -> Rollout:
         """Sample responses to the next prompts, score them, and return the rollout of one iteration."""
@@ -180,7 +180,7 @@ class LLMAdapter:
         """Sample responses to the next prompts, score them, and add the seconds that both take to `times`."""
         llm, started = self.config.llm, time.perf_counter()
         chosen = [number for number in self._next_prompts() for _ in range(llm.group_size)]
-        self.counter.done, self.counter.total = 0, llm.max_new_tokens
+        self.counter.begin("generating", "token", llm.max_new_tokens)
         responses = self.respond([self.prompts.tokens[i] for i in chosen], self.generator)
         generated = time.perf_counter()
         scores = self.judge(self.prompts, chosen, responses)
@@ -193,12 +193,14 @@ class LLMAdapter:
     def compare(self, responses: Responses) -> Comparison:
         """Compute the responses' log-probs, values, reference log-probs and exact KL, each [N, T], in micro-batches."""
         mask = responses.mask()
+        self.counter.begin("comparing with the reference,", "row", len(mask))
         comparison = Comparison(*(torch.zeros(mask.shape, device=mask.device) for _ in Comparison._fields))
         for rows, longest in pack_rows(responses.lengths - 1, self.config.ppo.microbatch_columns):
             tokens, chosen = responses.tokens[rows], mask[rows, :longest]
             part = self.policy.compare(tokens[:, :longest], chosen, tokens[:, 1 : longest + 1], self.reference)
             for target, x in zip(comparison, part, strict=True):
                 target[rows, :longest] = x
+            self.counter.done += len(rows)
         return comparison
 
     def _rollout(self, responses: Responses, compared: Comparison, scores: Scores) -> Rollout:

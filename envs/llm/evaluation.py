@@ -98,9 +98,10 @@ def answer(
     greedy.
     """
     size, parts = respondent.config.llm.rollout_batch, list[Responses]()
-    counter, batches = respondent.counter, -(-len(numbers) // size)
-    counter.done, counter.total = 0, batches * respondent.config.llm.max_new_tokens
-    for start in range(0, len(numbers), size):
+    starts = range(0, len(numbers), size)
+    for number, start in enumerate(starts, 1):
+        batch = f" batch {number} of {len(starts)}," if len(starts) > 1 else ""
+        respondent.counter.begin(f"generating{batch}", "token", respondent.config.llm.max_new_tokens)
         tokens = [prompts.tokens[i] for i in numbers[start : start + size]]
         parts.append(respondent.respond(tokens, generator, reference))
     responses = stack(parts)

@@ -73,7 +73,7 @@ def generate(
     min_new_tokens: int = 0,
     stop: StopStrings | None = None,
 ) -> Responses:
-    """Generate one response to each prompt. `counter` counts tokens per row: it increases by `max_new_tokens`.
+    """Generate one response to each prompt. `counter` counts the tokens of the longest response.
 
     If `generator` is given, tokens are sampled from softmax(logits / temperature). The generator must be on the
     network's device. If `generator` is None, the most likely token is chosen at every step. The first `min_new_tokens`
@@ -81,7 +81,6 @@ def generate(
     """
     network.use_lora(lora)
     counter = counter or WorkCounter()
-    end_count = counter.done + max_new_tokens
     device, count = network.device, len(prompts)
     end = torch.tensor(list(end_tokens), dtype=torch.long, device=device)
     prompt_lengths = torch.tensor([len(p) for p in prompts], device=device)
@@ -108,7 +107,7 @@ def generate(
             rows, token = rows[keep], token[keep]
             decoder.keep(keep)
         decoder.step(token)
-    counter.done = end_count
+    counter.done = counter.total
     found = _join(prompts, prompt_lengths, responses, lengths, ended, logprobs)
     return found if generator is not None else replace(found, sampled_logprobs=None)
 

@@ -142,7 +142,7 @@ class Progress:
         """Format the status and the metrics of the last iteration, if there is one."""
         metrics, left = self.metrics, steps_left(status)
         parts = [f"{status.step:,} steps ({format_percent(status)})"]
-        if phase := format_phase(status, status.state) or (status.phase if not metrics else ""):
+        if phase := format_phase(status, status.state):
             parts.append(phase)
         if has_stalled(status, time.time()):
             parts.append(f"no progress for {format_duration(time.time() - status.progressed)}")

@@ -24,6 +24,7 @@ class AdapterSpec:
 
     config: str  # a subclass of RunConfig; its module must not import torch
     build: str  # (config, device: torch.device) -> Adapter
+    building: str = ""  # what `build` does, such as "loading the model": the run's progress shows this text
     missing: str = ""  # (config) -> None; raises UsageError if a required option is not set. The form calls it on every
     # key press, so its module should import as little as possible
     check: str = ""  # (config) -> None; raises UsageError for errors that can be detected before a run folder exists
@@ -72,13 +73,27 @@ class Report:
 class WorkCounter:
     """Counts how much of a rollout, an evaluation or an update is done. Another thread reads it.
 
-    An adapter may have a WorkCounter as its attribute `counter`. Its `collect` and `score` then set `total` and
-    increase the other fields. A run counts as stalled if `done` is below `total` and no field changes for a minute.
+    An adapter may have a WorkCounter as its attribute `counter`. Its `collect` and `score` then call `begin` and
+    increase `done` and `ticks`. A run counts as stalled if `done` is below `total` and no field changes for a minute.
     """
 
     done: int = 0  # completed units, such as steps of a rollout or episodes of an evaluation
     total: int = 0  # 0 if unknown
     ticks: int = 0  # increases with every small piece of work within a unit, such as a step of an episode
+    work: str = ""  # what is being done, such as "scoring"; with a `unit`, the words before it; "" to show the phase
+    unit: str = ""  # the singular of what `done` counts, such as "token"; if "", a percentage is shown instead
+
+    def begin(self, work: str, unit: str = "", total: int = 0) -> None:
+        """Start to count the next part of the work, such as ("generating", "token", 64)."""
+        self.total = 0  # first, so that the reading thread never compares the old number with the new `done`
+        self.done, self.work, self.unit = 0, work, unit
+        self.total = total
+
+    def describe(self) -> str:
+        """Return the current work, such as 'generating token 12 of 64', 'update 3 of 16 (14%)', 'scoring' or ''."""
+        if self.unit and self.total:
+            return f"{self.work} {self.unit} {min(self.done + 1, self.total):,} of {self.total:,}".lstrip()
+        return f"{self.work} ({100 * self.done // self.total}%)" if self.work and self.total else self.work
 
 
 @dataclass(frozen=True)

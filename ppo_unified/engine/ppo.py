@@ -250,14 +250,15 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
     """Train on one batch for `ppo.epochs` epochs, or until the KL exceeds `ppo.target_kl`. Return the update's metrics;
     loss terms and diagnostics are means over the last epoch."""
     ppo, critic_only = learner.ppo, learner.trains_critic_only
-    learner.counter.done, learner.counter.total = 0, ppo.epochs * len(batch)
-    norms: list[Tensor] = []
+    learner.counter.begin("update", total=ppo.epochs * len(batch))
+    expected, norms = ppo.epochs * min(ppo.minibatches, len(batch)), list[Tensor]()
     extras: list[Mapping[str, float]] = []
     epoch_totals, first_ratio_error, stopped, epoch = Totals({}, {}), 0.0, False, 0
     while epoch < ppo.epochs and not stopped:
         epoch, epoch_totals = epoch + 1, Totals({}, {})
         per_minibatch = ppo.normalize_advantages == "minibatch"
         for minibatch in minibatches(batch, ppo.minibatches, per_minibatch, learner.generator):
+            learner.counter.work = f"update {len(norms) + 1:,} of {expected:,}"
             totals = backward(learner, minibatch, critic_only)
             epoch_totals.add(totals)
             if not norms:
@@ -276,7 +277,6 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
         if ppo.penalty_target and not critic_only:
             learner.progress.penalty_coef = adapt_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)
         metrics["policy/penalty_coef"] = learner.progress.penalty_coef
-    expected = ppo.epochs * min(ppo.minibatches, len(batch))
     return metrics | {
         "optim/epochs": epoch,
         "invariant/first_ratio_error": first_ratio_error,

@@ -73,7 +73,8 @@ class Status:
     seed: int = 0
     health: list[dict[str, Any]] = field(default_factory=list)  # for each health warning: name, since, severe, text
     phase: str = ""  # one of PHASES, or empty
-    phase_done: float | None = None  # fraction of the phase that is done, 0 to 1; None if unknown
+    phase_done: float | None = None  # fraction of the phase's current work that is done, 0 to 1; None if unknown
+    work: str = ""  # the phase's current work, such as "generating token 12 of 64"; "" if it has no name
     progressed: float = 0.0  # time of the last progress within the phase; 0 if unknown
 
 

@@ -76,12 +76,12 @@ class Heartbeat:
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
-        self.status.phase, self.status.phase_done = "", None
+        self.status.phase, self.status.phase_done, self.status.work = "", None, ""
 
     def enter(self, phase: str, counter: WorkCounter | None = None) -> None:
-        """Record that a phase begins. If there is a counter, `phase_done` and `progressed` follow it."""
+        """Record that a phase begins. If there is a counter, `work`, `phase_done` and `progressed` follow it."""
         if counter is not None:
-            counter.total = 0  # unknown until the work sets it
+            counter.begin("")  # unknown until the work sets it
         self._work = phase, counter
 
     def write(self) -> None:
@@ -101,10 +101,12 @@ class Heartbeat:
         if self.stop_request and status.state == "running":
             status.state = "stopping"
         seen: tuple[object, ...] = (phase,)
-        status.phase, status.phase_done = phase, None
-        if counter is not None and counter.total > 0:
-            seen = (phase, counter.done, counter.total, counter.ticks)
-            status.phase_done = min(1.0, counter.done / counter.total)
+        status.phase, status.phase_done, status.work = phase, None, ""
+        if counter is not None:
+            status.work = counter.describe()
+            if (total := counter.total) > 0:  # read once, because the main thread changes it
+                seen = (phase, counter.work, counter.done, total, counter.ticks)
+                status.phase_done = min(1.0, counter.done / total)
         if seen != self._seen or status.phase_done in (None, 1.0):
             self._seen, self._moved = seen, now
         status.heartbeat = time.time()

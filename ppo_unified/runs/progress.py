@@ -6,6 +6,9 @@ import math
 from typing import NamedTuple
 
 from ppo_unified.runs.folder import ALIVE, PHASES, SOLVED, Status
+from ppo_unified.text import clean, elide
+
+LONGEST_WORK = 80  # columns for the name of the current work, which an adapter can choose freely
 
 
 class Limit(NamedTuple):
@@ -51,12 +54,17 @@ def format_percent(status: Status) -> str:
 
 
 def format_phase(status: Status, state: str) -> str:
-    """Return what a run in the state `state` is doing and how much of it is done, such as 'collecting 34%'.
+    """Return what a run in the state `state` is doing and how much of it is done, such as 'update 3 of 16'.
 
-    Return an empty string if the trainer is not alive, or if the phase or this fraction is unknown.
+    If the work has no name, return the phase, such as 'collecting 34%'. An evaluation does the same kinds of work as a
+    rollout, so its phase precedes them: 'evaluating: scoring'. Return "" if the trainer is not alive.
     """
-    if state not in ALIVE or status.phase not in PHASES or status.phase_done is None:
+    if state not in ALIVE or status.phase not in PHASES:
         return ""
+    if work := elide(clean(status.work), LONGEST_WORK):
+        return f"{status.phase}: {work}" if status.phase == "evaluating" else work
+    if status.phase_done is None:
+        return status.phase
     return f"{status.phase} {_percent(min(1.0, max(0.0, status.phase_done)))}"
 
 

@@ -49,6 +49,7 @@ class Collector:
             with self.stop.interruptible():
                 rollout, state = self.adapter.collect(), self.adapter.state_dict()
                 check_rollout(rollout)
+                self.heartbeat.enter("saving")
                 self.on_rollout(rollout)
             self.rollout, self.state = rollout, state
         except Interrupted:  # from the rollout, or from any line above if the caller's code is interruptible

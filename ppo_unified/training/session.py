@@ -13,6 +13,7 @@ import torch
 
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.ppo import make_learner
 from ppo_unified.engine.rollout import Adapter
 from ppo_unified.errors import ForeignCodeError, StartError, UsageError
@@ -135,8 +136,11 @@ def _make_trainer(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, li
 
 def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listener: Listener) -> Trainer:
     run, status = heartbeat.run, heartbeat.status
-    device = resolve_device(config)
+    device, work = resolve_device(config), WorkCounter()
+    heartbeat.enter("starting", work)
+    work.begin(find_adapter(config.kind).building)
     adapter = build_adapter(config, device)
+    work.begin("loading the checkpoint" if run.checkpoints.is_dir() or status.init else "")
     totals = config.total_steps, config.total_iterations
     learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
     has_critic = any(True for _ in adapter.policy.critic_parameters())

@@ -16,6 +16,7 @@ from envs.llm.data import Prompt, shorten
 from envs.llm.options import RewardChoice
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.functions import Reward, describe_value
+from ppo_unified.config.spec import WorkCounter
 
 # one number for the response, one for each of its tokens, or None if the reward does not apply to the response
 Score: TypeAlias = float | list[float] | None
@@ -88,14 +89,15 @@ class Rewards:
         self.choices = list(choices)
         self.functions = [load(choice.source, index) for index, choice in enumerate(choices)]
 
-    def __call__(self, exchanges: Exchanges) -> Scores:
-        """Score the responses.
+    def __call__(self, exchanges: Exchanges, counter: WorkCounter) -> Scores:
+        """Score the responses. `counter` names the reward that is being computed.
 
         The score of a response is the weighted sum of the rewards that apply to it. Raises RewardError if a reward
         fails or returns an invalid value.
         """
         found = []
         for choice, function in zip(self.choices, self.functions, strict=True):
+            counter.begin(f"scoring with {choice.name}")
             extras = {name: exchanges.extra(name) for name in getattr(function, "extras", ())}
             columns = extras | dict(exchanges.columns)  # a key of the prompt file replaces an extra of the same name
             name = "llm.reward" if len(self.choices) == 1 else f"llm.reward = {choice.source!r}"
