@@ -417,10 +417,10 @@ def test_progress_is_towards_the_limit_that_is_reached_first(status: Status, per
         ("running", 0.29, "updating 29%"),
         ("stalled", 0.999, "updating 99%"),
         ("stopping", 1.0, "updating 100%"),
-        ("running", None, ""),
+        ("running", None, "updating"),
         ("crashed", 0.5, ""),
         ("finished", 0.5, ""),
     ],
 )
-def test_phase_is_shown_while_its_share_is_known(state: str, share: float | None, text: str) -> None:
+def test_phase_is_shown_while_the_trainer_is_alive(state: str, share: float | None, text: str) -> None:
     assert format_phase(Status(state="running", phase="updating", phase_done=share), state) == text

@@ -25,7 +25,7 @@ from ppo_unified.config.spec import WorkCounter
 from ppo_unified.runs.folder import STALLED_S, Run, Status, has_stalled
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.preparation import prepare
-from ppo_unified.runs.progress import format_phase
+from ppo_unified.runs.progress import LONGEST_WORK, format_phase
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.testing import BanditPolicy
 from ppo_unified.training.session import build_adapter, train_in
@@ -63,7 +63,7 @@ def beat(heartbeat: Heartbeat) -> Status:
 def test_moving_counter_is_progress_and_idle_counter_stalls(heartbeat: Heartbeat, now: list[float]) -> None:
     counter = WorkCounter()
     heartbeat.enter("collecting", counter)
-    counter.total = 2048
+    counter.begin("collecting", "step", 2048)
     for counter.done in range(0, 400, 100):  # each change takes nearly a minute
         now[0] += STALLED_S - 1
         status = beat(heartbeat)
@@ -82,10 +82,10 @@ def test_moving_counter_is_progress_and_idle_counter_stalls(heartbeat: Heartbeat
 @pytest.mark.parametrize("counter", [None, WorkCounter(done=5, total=0), WorkCounter(done=8, total=8)])
 def test_uncounted_work_never_stalls(counter: WorkCounter | None, heartbeat: Heartbeat, now: list[float]) -> None:
     """Examples are loading a model, an adapter without a counter, and scoring after all tokens were generated."""
-    total = counter.total if counter else 0
+    done, total = (counter.done, counter.total) if counter else (0, 0)
     heartbeat.enter("collecting", counter)
     if counter is not None:
-        counter.total = total
+        counter.total, counter.done = total, done
     beat(heartbeat)
     now[0] += 10 * STALLED_S
     status = beat(heartbeat)
@@ -286,6 +286,33 @@ def test_phase_in_damaged_status_is_clamped(phase: str, done: float, shown: str)
     assert format_phase(Status(phase=phase, phase_done=done), "running") == shown
 
 
+def test_work_in_damaged_status_is_clean_and_short() -> None:
+    shown = format_phase(Status(phase="collecting", work="\x1b[31mscoring\n" + "x" * 500), "running")
+    assert shown.startswith("scoring xx")
+    assert len(shown) == LONGEST_WORK
+
+
+@pytest.mark.parametrize(
+    ("counter", "text"),
+    [
+        (WorkCounter(), ""),
+        (WorkCounter(done=2, total=9), ""),  # the phase and its percentage are shown
+        (WorkCounter(work="scoring"), "scoring"),
+        (WorkCounter(work="update 3 of 16", done=145, total=1000), "update 3 of 16 (14%)"),
+        (WorkCounter(work="collecting", unit="step", done=1199, total=2048), "collecting step 1,200 of 2,048"),
+        (WorkCounter(work="generating", unit="token", done=64, total=64), "generating token 64 of 64"),
+        (WorkCounter(unit="episode", total=20), "episode 1 of 20"),
+    ],
+)
+def test_counter_describes_its_work(counter: WorkCounter, text: str) -> None:
+    assert counter.describe() == text
+
+
+def test_work_of_an_evaluation_follows_its_phase() -> None:
+    texts = [format_phase(Status(phase=phase, work="scoring"), "running") for phase in ("collecting", "evaluating")]
+    assert texts == ["scoring", "evaluating: scoring"]
+
+
 # counters of the adapters
 
 
@@ -311,28 +338,41 @@ def test_gym_adapter_counts_steps_and_episodes(env_id: str, monkeypatch: pytest.
     adapter.close()
 
 
-def test_language_model_counts_tokens(tmp_path: Path) -> None:
-    from envs.llm import generate as module
+def test_language_model_names_its_work(tmp_path: Path) -> None:
+    """The counter describes every call that can be slow, in a rollout and in an evaluation with two batches."""
+    from envs.llm import evaluation, generate
+    from envs.llm.policy import TokenPolicy
+    from envs.llm.rewards import scoring
 
     (tmp_path / "prompts.txt").write_text("a\nbc\ndef\nghij\n", encoding="utf-8")
-    llm = {"model": str(save_model(tmp_path / "model")), "prompts": str(tmp_path / "prompts.txt"), "reward": "length:3"}
-    sizes = {"rollout_batch": 3, "max_new_tokens": 6}
-    adapter: Any = build_adapter(
-        load_preset("arithmetic", llm=llm | sizes, ppo={"minibatches": 2}), torch.device("cpu")
-    )
-    seen, step = list[tuple[int, int]](), module.CachedDecoder.step
+    llm = {"model": str(save_model(tmp_path / "model")), "prompts": str(tmp_path / "prompts.txt"), "reward": "regex:a"}
+    llm |= {"rollout_batch": 3, "max_new_tokens": 6, "min_new_tokens": 6}
+    config = load_preset("arithmetic", llm=llm, ppo={"minibatches": 2, "microbatch_columns": 20})
+    adapter: Any = build_adapter(config, torch.device("cpu"))
+    seen: list[str] = []
 
-    def watch(self: Any, token: Any) -> None:
-        seen.append((adapter.counter.done, adapter.counter.total))
-        step(self, token)
+    def watch(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any) -> Any:
+            seen.append(adapter.counter.describe())
+            return original(*arguments)
+
+        patch.setattr(owner, name, call)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.CachedDecoder, "step", watch)
+        for owner, name in ((generate.CachedDecoder, "step"), (scoring, "score"), (TokenPolicy, "compare")):
+            watch(owner, name)
         adapter.collect()
-    assert seen[:2] == [(1, 6), (2, 6)]
-    assert (adapter.counter.done, adapter.counter.total) == (6, 6)
-    adapter.score(4, 0, True)  # two batches of at most 3 prompts
-    assert (adapter.counter.done, adapter.counter.total) == (12, 12)
+        collected = seen.copy()
+        evaluation.report(adapter, 4, 0)
+    compared = "comparing with the reference, row"
+    tokens = [f"token {number} of 6" for number in range(2, 7)]
+    assert collected[:5] == [f"generating {text}" for text in tokens]
+    assert collected[5:] == ["scoring with regex", f"{compared} 1 of 3", f"{compared} 3 of 3"]
+    evaluated = dict.fromkeys(seen[len(collected) :])  # without repetitions by the parts of the evaluation
+    assert list(evaluated)[:10] == [f"generating batch {number} of 2, {text}" for number in (1, 2) for text in tokens]
+    assert list(evaluated)[10:] == ["scoring with regex", f"{compared} 1 of 4", f"{compared} 3 of 4"]
 
 
 # the lines of the command line
@@ -365,12 +405,12 @@ def test_progress_lines_name_phase_before_the_first_iteration(monkeypatch: pytes
 
     assert line_after(4.0) == ""
     assert line_after(2.0) == "0 steps (0%) · starting"
-    status.phase, status.phase_done = "collecting", 0.345
-    assert line_after(6.0) == "0 steps (0%) · collecting 34%"
-    status.step, status.phase_done = 1000, None
+    status.work = "loading the model"
+    assert line_after(6.0) == "0 steps (0%) · loading the model"
+    status.step, status.phase, status.work = 1000, "collecting", ""
     progress(status, {"time/steps_per_second": 50.0, "policy/kl": 0.01})
-    status.phase_done = 0.5
-    assert line_after(10.0) == "1,000 steps (25%) · collecting 50% · ETA 50 s · KL 0.0100 · 50 steps/s"
+    status.work = "generating token 12 of 64"
+    assert line_after(10.0) == "1,000 steps (25%) · generating token 12 of 64 · ETA 50 s · KL 0.0100 · 50 steps/s"
     assert "ETA" not in line_after(3600.0)  # the iteration takes longer than estimated
 
 
