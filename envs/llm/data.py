@@ -110,7 +110,9 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises UsageError if the file cannot be read or its content is invalid.
     """
     if _kind(path) == ".txt":
-        raise UsageError(f"{clean(path)}: plain text cannot contain preference pairs; use .jsonl or .json")
+        raise UsageError(
+            f"{clean(path)}: plain text cannot contain preference pairs; use .jsonl, .json, .csv or .parquet"
+        )
     records, _ = _read_records(path)
     key = _find_key(records[0], PAIR_KEYS, "a pair needs a prompt, a chosen response and a rejected response")
     return [

@@ -289,7 +289,8 @@ def test_invalid_pairs_are_a_one_line_error(tmp_path: Path, case: str) -> None:
 
 def test_plain_text_has_neither_pairs_nor_keys(tmp_path: Path) -> None:
     path = write_file(tmp_path, "a.txt", "a\n")
-    assert message(read_pairs, path) == "a.txt: plain text cannot contain preference pairs; use .jsonl or .json"
+    remedy = "use .jsonl, .json, .csv or .parquet"
+    assert message(read_pairs, path) == f"a.txt: plain text cannot contain preference pairs; {remedy}"
     error = message(lambda path: read_prompts(path, "q"), path)
     assert error.startswith("llm.prompt_key = 'q' has no effect, because ")
 
