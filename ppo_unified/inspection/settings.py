@@ -212,7 +212,7 @@ def missing_data(stored: StoredIteration) -> dict[str, str]:
     """Return the settings that cannot be changed because arrays that this needs are not stored, with the reason."""
     found, older = list[tuple[str, str]](), "the iteration was stored by an older version"
     if not has_reference(stored):
-        found += [(name, "only language models have it") for name in LLM_SETTINGS]
+        found += [(name, "the log-probs of a reference model are not stored") for name in LLM_SETTINGS]
     elif not has_reward_terms(stored):
         found += [(name, "the terms of the rewards are not stored") for name in LLM_SETTINGS]
     elif len(choices(stored, "score_normalize")) < 2:

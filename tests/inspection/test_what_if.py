@@ -185,7 +185,7 @@ def test_older_files_can_be_recomputed(folder: Path, normalize: str) -> None:
 def test_unavailable_settings_have_reasons(folder: Path) -> None:
     bandit, _ = record(BanditAdapter(), PPO(epochs=1), {"kind": "gym"})
     reasons = what_if.unavailable(bandit)
-    assert reasons["kl"] == "only language models have it"
+    assert reasons["kl"] == "the log-probs of a reference model are not stored"
     assert {"gamma", "clip", "loss_mean", "normalize_advantages"}.isdisjoint(reasons)
     plain = what_if.unavailable(bandit, replace(Settings.of(bandit), objective="ratio", advantage="td"))
     assert plain["clip"] == plain["dual_clip"] == "no effect with ppo.objective = 'ratio'"
