@@ -64,9 +64,10 @@ def sample_path(run: Run, iteration: int) -> Path:
 
 
 def iterations(run: Run) -> list[int]:
-    """List the iterations whose samples are stored, in ascending order."""
-    folder = run.samples
-    return sorted(int(path.stem) for path in folder.glob("*.npz") if path.stem.isdecimal()) if folder.is_dir() else []
+    """List the iterations whose samples are stored, in ascending order. Files with other names are ignored."""
+    files = run.samples.glob("*.npz") if run.samples.is_dir() else ()
+    numbers = {path: int(path.stem) for path in files if path.stem.isdecimal()}
+    return sorted(number for path, number in numbers.items() if path == sample_path(run, number))
 
 
 def rows_to_keep(mask: np.ndarray, row_bytes: int = 0) -> int:
