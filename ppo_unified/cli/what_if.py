@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder, foreign_code, integer, preload
 from ppo_unified.cli.inspect import choose_iteration
@@ -74,10 +77,11 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     else:
         _print_report(f"{run.name}, iteration {stored.iteration}", changes, report)
     error = report["largest_error"]
-    if error > LARGEST_ERROR:
+    if not error <= LARGEST_ERROR:  # also if the error is NaN
+        size = "differs from the logged one by " + ("NaN" if math.isnan(error) else f"up to {error:.2g}")
         print_err(
-            f"the repeated update differs from the logged one by up to {error:.2g}, because the device, the number of "
-            "threads or package versions have changed; the column 'run' contains the repeated update"
+            f"the repeated update {size}, because the device, the number of threads or package versions have changed; "
+            "the column 'run' contains the repeated update"
         )
     return 0
 
@@ -154,7 +158,7 @@ def _compare(stored: StoredIteration, own: Update, changed: Update) -> dict[str,
         "cosine_first_gradient": cosine(own.gradient, changed.gradient),
         "cosine_weight_change": cosine(own.change, changed.change),
         "weight_change": {"run": float(own.change.norm()), "now": float(changed.change.norm())},
-        "largest_error": max(find_errors(stored, own, names).values()),
+        "largest_error": float(np.max([*find_errors(stored, own, names).values()])),  # NaN if one of them is NaN
     }
 
 

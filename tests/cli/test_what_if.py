@@ -253,7 +253,11 @@ def test_table_shows_run_now_and_difference(tmp_path: Path, call: Call) -> None:
 def test_unequal_repetition_is_reported(tmp_path: Path, call: Call) -> None:
     a_run = Run(train(make_config(), tmp_path / "runs", "run").path)
     stored = samples.read(a_run, 8)
-    samples.write(a_run, replace(stored, metrics=stored.metrics | {"policy/kl": 0.5}))
-    code, out, err = call("what-if", "run")
-    assert (code, bool(out), err.count("\n")) == (0, True, 1)
-    assert re.match(r"the repeated update differs from the logged one by up to 0\.\d+", err)
+    unequal = replace(stored, metrics=stored.metrics | {"policy/kl": 0.5})
+    unknown = np.full_like(stored.columns["logprob_new"], np.nan)
+    not_a_number = replace(stored, columns=stored.columns | {"logprob_new": unknown})
+    for changed, difference in ((unequal, r"up to 0\.\d+"), (not_a_number, "NaN")):
+        samples.write(a_run, changed)
+        code, out, err = call("what-if", "run")
+        assert (code, bool(out), err.count("\n")) == (0, True, 1)
+        assert re.match(f"the repeated update differs from the logged one by {difference}, because", err)
