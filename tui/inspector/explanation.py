@@ -31,7 +31,7 @@ QUANTITIES = {  # name -> meaning, the most important first
     "return": "what the critic should have predicted: its training target",
     "A used": "A, scaled to mean 0 and variance 1 if the run's options say so",
     "loss": "what the update minimizes; clip: the ratio limited to its range",
-    "d loss": "< 0: pushes the probability up; > 0: down; 0: no push (cut)",
+    "d loss": "slope of the policy loss; < 0: likelier; > 0: less likely; 0: cut",
     "share": "part of this step in the loss of the minibatch or iteration",
     "log old": "log-probability of the step when it was sampled",
     "log new": "the same, in the shown epoch or after the update",

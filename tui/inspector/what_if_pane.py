@@ -25,6 +25,7 @@ LADDERS: dict[str, tuple[float, ...]] = {  # the values that the keys < and > of
     "lam": (0, 0.25, 0.5, 0.8, 0.9, 0.95, 0.97, 0.99, 1),
     "kl_coef": (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
     "score_clip": (0, 0.5, 1, 2, 5, 10),
+    "missing_eos_penalty": (0, 0.1, 0.2, 0.5, 1, 2, 5, 10),
     "dual_clip": (0, 1.5, 2, 3, 5),
     "penalty_coef": (0, 0.1, 0.3, 1, 3, 10),
 }
