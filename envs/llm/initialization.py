@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from envs.llm.adapter import LLMAdapter
 from envs.llm.model import load_config
 from envs.llm.options import LLMConfig
+from envs.llm.structure import encoder_prefixes
 from ppo_unified.errors import UsageError
 
 MODEL = "network.model."  # prefix of the names of the model's weights in the policy
@@ -28,14 +29,16 @@ def check_init(
         return
     with torch.device("meta"):  # creates no weights
         model = AutoModelForCausalLM.from_config(load_config(config.llm.model, merges_lora=True))
-    own = {MODEL + name: tuple(x.shape) for name, x in model.state_dict().items()}
-    theirs = {name: shape for name, shape in shapes.items() if name.startswith(MODEL)}
+    encoders = encoder_prefixes(model)  # which only checkpoints of older versions contain
+    own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    theirs = {name.removeprefix(MODEL): shape for name, shape in shapes.items() if name.startswith(MODEL)}
+    own, theirs = ({name: x for name, x in part.items() if not name.startswith(encoders)} for part in (own, theirs))
     if own != theirs:
         name = next(name for name in sorted(own | theirs) if own.get(name) != theirs.get(name))
         found, needed = (list(x[name]) if name in x else "no such weights" for x in (own, theirs))
         raise UsageError(
             f"llm.model = {config.llm.model!r} does not fit, because the policy was trained from llm.model = "
-            f"{source.llm.model!r}, which has a different shape ({name.removeprefix(MODEL)}: expected {needed}, got "
+            f"{source.llm.model!r}, which has a different shape ({name}: expected {needed}, got "
             f"{found}); use a model of the same shape"
         )
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from envs.llm.generate import NEVER
 from envs.llm.model import CRITIC, Network
+from envs.llm.structure import encoder_prefixes
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 NOT_CHOSEN = -1  # the action in columns where the policy does not choose the next token, for example in the prompt
@@ -181,16 +182,21 @@ class TokenPolicy(ActorCritic):
         return [p for p in own if p.requires_grad]
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
-        """Return only the trained weights. With LoRA, the frozen base is not included."""
-        complete: dict[str, Any] = super().state_dict(*arguments, **options)
+        """Return only the trained weights: neither encoders for images or audio nor, with LoRA, the frozen base."""
+        state: dict[str, Any] = super().state_dict(*arguments, **options)
         named = dict(self.named_parameters(remove_duplicate=False))  # includes tied weights under all their names
-        if all(p.requires_grad for p in named.values()):
-            return complete
-        return {name: x for name, x in complete.items() if name in named and named[name].requires_grad}
+        if not all(p.requires_grad for p in named.values()):
+            state = {name: x for name, x in state.items() if name in named and named[name].requires_grad}
+        encoders = encoder_prefixes(self)
+        return {name: x for name, x in state.items() if not name.startswith(encoders)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load trained weights. Raises RuntimeError if names or shapes differ from those in `state_dict()`."""
-        missing, unknown = set(self.state_dict()) - set(state), set(state) - set(self.state_dict())
+        """Load trained weights. Raises RuntimeError if names or shapes differ from those in `state_dict()`.
+
+        States of older versions also contain the weights of encoders for images or audio.
+        """
+        own, encoders = set(self.state_dict()), encoder_prefixes(self)
+        missing, unknown = own - set(state), {x for x in state if x not in own and not x.startswith(encoders)}
         if strict and (missing or unknown):
             raise RuntimeError(f"missing weights {sorted(missing)[:3]}, unexpected weights {sorted(unknown)[:3]}")
         return super().load_state_dict(state, strict=False, assign=assign)

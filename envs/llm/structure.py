@@ -40,6 +40,18 @@ def config_context_length(config: Any) -> int:
     return min((int(limit) for limit in limits if limit and limit > 0), default=NO_LIMIT)  # XLNet has -1
 
 
+def encoder_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Return what the names of weights in encoders for images or audio start with, such as 'model.vision_tower.'.
+
+    These encoders never run, because all inputs are text.
+    """
+    return tuple(
+        f"{name}."
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel) and module.main_input_name != "input_ids"
+    )
+
+
 def unsuitable_layers(model: Any, lora: Any) -> list[str]:
     """Return the names of the linear layers that LoRA cannot train.
 
@@ -58,11 +70,7 @@ def unsuitable_layers(model: Any, lora: Any) -> list[str]:
             return False
         return not name.startswith(encoders) and _returns_tensor(module)
 
-    encoders = tuple(
-        f"{name}."
-        for name, module in model.named_modules()
-        if isinstance(module, PreTrainedModel) and module.main_input_name != "input_ids"
-    )
+    encoders = encoder_prefixes(model)
     linear = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))]
     return [name for name, module in linear if not is_suitable(name, module)]
 

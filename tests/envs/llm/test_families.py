@@ -9,13 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from envs.llm.families import check_policy
+from envs.llm.initialization import check_init
 from envs.llm.model import Network
+from envs.llm.options import LLMConfig
+from envs.llm.policy import TokenPolicy
 from envs.llm.rewards.functions import load_reward
 from envs.llm.structure import NO_LIMIT, config_context_length
+from ppo_unified import load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 from tests.families import Refused, check_training, save_small_model
@@ -28,6 +33,7 @@ WRONG = {  # type -> reason, which shows only when the model runs
     "xmod": "the model cannot run (ValueError: Input language unknown.",
 }
 EXPERTS = SIZES | {"moe_intermediate_size": 16, "num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+TWO_LAYERS = {"num_hidden_layers": 2, "layer_types": None}  # of Gemma 3, whose default is a longer list of layer types
 LAYERS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2}
 
 
@@ -45,7 +51,7 @@ LAYERS = {"vocab_size": VOCABULARY, "num_hidden_layers": 2}
 )
 def test_family_trains_like_transformers(tmp_path: Path, family: str, rank: int, result: str) -> None:
     """benchmarks/families.md contains the results of all other families."""
-    changes = {"text_config": {"num_hidden_layers": 2, "layer_types": None}} if family == "gemma3" else {}
+    changes = {"text_config": TWO_LAYERS} if family == "gemma3" else {}
     save_small_model(family, tmp_path / "lm", **changes)
     assert check_training(tmp_path / "lm", rank) == result
 
@@ -217,3 +223,25 @@ def test_critic_that_sees_later_tokens_leaves_no_run_folder(tmp_path: Path, capf
 
 def test_probe_accepts_bfloat16(tmp_path: Path) -> None:
     check_policy(Network(make_causal_lm("gemma2").to(torch.bfloat16), bf16=True), "llm.model = 'x'")
+
+
+def test_checkpoints_leave_out_image_encoders(tmp_path: Path) -> None:
+    """Checkpoints of older versions contain these weights and can still be loaded."""
+    model = AutoModelForCausalLM.from_config(small_config("gemma3", text_config=TWO_LAYERS))
+    model.config.save_pretrained(tmp_path)
+    config = load_preset("arithmetic", llm={"model": str(tmp_path)})
+    source = load_preset("arithmetic", llm={"model": "another"})
+    assert isinstance(config, LLMConfig)
+    assert isinstance(source, LLMConfig)
+    policy = TokenPolicy(Network(model), None, 1.0, False)
+    older, state = nn.Module.state_dict(policy), policy.state_dict()
+    encoder = {name for name in older if name.startswith("network.model.model.vision_tower.")}
+    assert encoder
+    assert older.keys() - encoder == state.keys()
+    for weights in (state, older):
+        changed = {name: x + 1 for name, x in weights.items()}
+        policy.load_state_dict(changed)
+        assert all(x.equal(changed[name]) for name, x in policy.state_dict().items())
+        check_init(config, source, {name: tuple(x.shape) for name, x in weights.items()}, {})
+    with pytest.raises(RuntimeError, match="unexpected weights"):
+        policy.load_state_dict(state | {"network.other": torch.zeros(1)})
