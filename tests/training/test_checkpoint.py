@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -134,10 +135,14 @@ class Faults:
 def inject_faults(faults: Faults) -> Iterator[None]:
     """Route the system calls of `os` in the block through `faults`."""
     real = {name: getattr(os, name) for name in CALLS}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, function in real.items():
-            patch.setattr(os, name, lambda *a, _f=function, _n=name, **o: faults.call(_f, _n, a, o))
-        yield
+    gc.disable()  # otherwise, processes and files that other tests have left behind would be closed through `faults`
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, function in real.items():
+                patch.setattr(os, name, lambda *a, _f=function, _n=name, **o: faults.call(_f, _n, a, o))
+            yield
+    finally:
+        gc.enable()
 
 
 def save_and_prune(run: Run, faults: Faults) -> bool:
