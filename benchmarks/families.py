@@ -37,7 +37,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.families import Refused, check_training, save_small_model
+from tests.families import Rejected, check_training, save_small_model
 
 OUT = Path(__file__).with_suffix(".md")
 CPU_LIMIT, TIME_LIMIT, MEMORY_LIMIT = 120, 600, 8 << 30  # CPU seconds, seconds and bytes of each process
@@ -48,7 +48,7 @@ HEADER = """\
 weights, for two iterations, and writes this table. *trained* means that training finished, that greedy responses equal
 those that `generate` of transformers gives to each prompt alone, that the log-probs equal those of the model's own
 forward pass, and that the exported folder contains the trained model. *prompts of equal length* and *without cache*
-state how responses are generated if padding or a cache would change the logits. *refused* is followed by the reason in
+state how responses are generated if padding or a cache would change the logits. *rejected* is followed by the reason in
 the error message. In this case, the program exits with code 2 and leaves no run folder. *not buildable* is followed by
 the exception that transformers raises when it creates a small model of this type.
 
@@ -89,9 +89,9 @@ def read_rows(path: Path) -> dict[str, str]:
 def page(rows: dict[str, str]) -> str:
     counts = [0, 0, 0, 0]
     for row in rows.values():
-        words = ("failed", "not buildable", "refused", "trained")
+        words = ("failed", "not buildable", "rejected", "trained")
         counts[next(i for i, word in enumerate(words) if f"| {word}" in row)] += 1
-    summary = "{3} types are trained, {2} are refused, {1} are not buildable, and {0} fail.".format(*counts)
+    summary = "{3} types are trained, {2} are rejected, {1} are not buildable, and {0} fail.".format(*counts)
     lines = [rows[name] for name in sorted(rows)]
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     where = f"{date.today()}; {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
@@ -138,8 +138,8 @@ def test(name: str) -> list[str]:
 def result(folder: Path, rank: int) -> str:
     try:
         return check_training(folder, rank)
-    except Refused as line:
-        return "refused: " + re.sub(r".*is not supported, because |; use another model.*", "", str(line))
+    except Rejected as line:
+        return "rejected: " + re.sub(r".*is not supported, because |; use another model.*", "", str(line))
     except BaseException as error:  # SystemExit would end the table
         if os.environ.get("VERBOSE"):
             traceback.print_exc()

@@ -35,8 +35,8 @@ DECODING = {"padded": "", "grouped": ", prompts of equal length", "uncached": ",
 ABOUT = {"run": "a", "kind": "llm", "step": 1, "score": None, "versions": {}}
 
 
-class Refused(Exception):
-    """The line with which the program refuses to train a model."""
+class Rejected(Exception):
+    """The line with which the program rejects a model."""
 
 
 def save_small_model(name: str, folder: Path, **changes: Any) -> Any:
@@ -60,7 +60,7 @@ def save_small_model(name: str, folder: Path, **changes: Any) -> Any:
 def check_training(model: Path, rank: int) -> str:
     """Train a model for two iterations, compare it with transformers, and return "trained" and how it was decoded.
 
-    Raises Refused if the program refuses the model correctly, and AssertionError for all other problems.
+    Raises Rejected if the program rejects the model correctly, and AssertionError for all other problems.
     """
     run = _train(model, rank, model.parent / f"runs-{rank}")
     adapter, _ = session.load_adapter(Run(run), load_preset(str(run / "config.toml")), "latest")
@@ -100,9 +100,9 @@ def _train(model: Path, rank: int, runs: Path) -> Path:
         code = main(["train", "llm", "--runs", str(runs), "--name", "a", *words])
     lines = [line for line in errors.getvalue().splitlines() if not line.startswith("preparing ")]
     if code == 2:
-        assert len(lines) == 1, f"the refusal has {len(lines)} lines: {lines}"
-        assert not list(runs.glob("*")), "the refused run left a folder"
-        raise Refused(lines[0])
+        assert len(lines) == 1, f"the message has {len(lines)} lines: {lines}"
+        assert not list(runs.glob("*")), "the rejected run left a folder"
+        raise Rejected(lines[0])
     assert code == 0, f"exit code {code}: {lines[-1:]}"
     return runs / "a"
 

@@ -240,7 +240,7 @@ class LLMConfig(RunConfig):
     optim: TokenOptim = TokenOptim()
     checkpoint: TokenCheckpoint = TokenCheckpoint()
 
-    refused: ClassVar[dict[str, str]] = {
+    unsupported: ClassVar[dict[str, str]] = {
         "llm.proxy_of": "add the reward to llm.reward and give it the weight 0 in llm.reward_weights, for example "
         "--llm.reward REWARD TRUE_REWARD --llm.reward-weights 1 0"
     } | {

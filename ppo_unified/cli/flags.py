@@ -188,7 +188,7 @@ def _explain_unknown(flag: str, model: type[RunConfig], prog: str, command_flags
         return f"{prog}: unexpected argument {flag!r}; expected only options here, such as --ppo.clip 0.1"
     flag = flag.partition("=")[0]
     name = flag.lstrip("-").replace("-", "_")
-    for option, reason in model.refused.items():
+    for option, reason in model.unsupported.items():
         if name in (option, option.rpartition(".")[2]):
             return f"{flag} is not supported: {reason}"
     declared = typed_options(model)

@@ -179,7 +179,7 @@ CHANGEABLE = frozenset(  # options and sections that may change when a run is re
 class RunConfig(Section):
     """The options of a run. Each adapter defines a subclass that adds its own sections."""
 
-    refused: ClassVar[dict[str, str]] = {}  # unsupported options that users may expect: name -> reason
+    unsupported: ClassVar[dict[str, str]] = {}  # options that users may expect but that do not exist: name -> reason
 
     kind: str = Field(description="name of the adapter")
     preset: str = Field("", description="source of the configuration: a preset, file name or environment id")
@@ -368,8 +368,8 @@ def _explain(model: type[RunConfig], problem: Any, where: str) -> str:
 
 def _explain_unknown(model: type[RunConfig], location: Sequence[str], found: object) -> str:
     option = ".".join(location)
-    if option in model.refused:
-        return f"{option} is not supported: {model.refused[option]}"
+    if option in model.unsupported:
+        return f"{option} is not supported: {model.unsupported[option]}"
     if len(location) == 1 and isinstance(found, Mapping):
         sections = {name.partition(".")[0] for name in known_options(model) if "." in name}
         return f"unknown section [{option}]{did_you_mean(option, sorted(sections))}"

@@ -347,19 +347,19 @@ def test_toml_contains_every_set_option() -> None:
     assert validate(GymConfig, table, "x") == GymConfig()
 
 
-class RefusingSection(GymConfig):
-    refused: ClassVar[dict[str, str]] = {"gym.frame_skip": "the rewards of skipped frames would be lost"}
+class SectionWithUnsupported(GymConfig):
+    unsupported: ClassVar[dict[str, str]] = {"gym.frame_skip": "the rewards of skipped frames would be lost"}
 
 
 @pytest.mark.parametrize("flag", ["--gym.frame-skip", "--gym.frame_skip=4", "--frame-skip"])
 def test_rejected_option_is_explained_as_flag_and_key(flag: str) -> None:
     reason = "is not supported: the rewards of skipped frames would be lost"
     with pytest.raises(UsageError) as caught:
-        read_flags(RefusingSection(), [flag, "4"], "ppo-unified train x", "")
+        read_flags(SectionWithUnsupported(), [flag, "4"], "ppo-unified train x", "")
     assert str(caught.value) in (f"{flag.partition('=')[0]} {reason}", f"--gym.frame-skip {reason}")
     with pytest.raises(UsageError, match=rf"^x\.toml: gym\.frame_skip {reason}$"):
-        validate(RefusingSection, {"gym": {"frame_skip": 4}}, "x.toml")
-    assert RefusingSection().ratio_tolerance == GymConfig().ratio_tolerance == 1e-2
+        validate(SectionWithUnsupported, {"gym": {"frame_skip": 4}}, "x.toml")
+    assert SectionWithUnsupported().ratio_tolerance == GymConfig().ratio_tolerance == 1e-2
 
 
 def test_differences_from_preset_include_the_recipe() -> None:

@@ -23,7 +23,7 @@ from envs.llm.structure import NO_LIMIT, config_context_length
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
-from tests.families import Refused, check_training, save_small_model
+from tests.families import Rejected, check_training, save_small_model
 from tests.models import FAMILIES, LONGROPE, OTHERS, SIZES, VOCABULARY, make_causal_lm, make_tokenizer, save_model
 from tests.small_configs import small_config
 
@@ -60,14 +60,14 @@ def test_family_trains_like_transformers(tmp_path: Path, family: str, rank: int,
 def test_unsupported_family_leaves_no_run_folder(tmp_path: Path, family: str) -> None:
     reason = WRONG.get(family, "it is an encoder-decoder model")
     save_small_model(family, tmp_path / "lm")
-    with pytest.raises(Refused, match=re.escape(f"a model of type '{family}' is not supported, because {reason}")):
+    with pytest.raises(Rejected, match=re.escape(f"a model of type '{family}' is not supported, because {reason}")):
         check_training(tmp_path / "lm", 0)
 
 
 def test_lora_that_cannot_be_loaded_again_is_refused(tmp_path: Path) -> None:
     """transformers renames the shared experts of this type incorrectly."""
     save_small_model("laguna", tmp_path / "lm")
-    with pytest.raises(Refused, match=r"LoRA weights of model\.layers\.1\.mlp\.shared_experts\S+ could not be loaded"):
+    with pytest.raises(Rejected, match=r"LoRA weights of model\.layers\.1\.mlp\.shared_experts\S+ could not be loaded"):
         check_training(tmp_path / "lm", 4)
 
 
