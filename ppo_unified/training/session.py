@@ -140,7 +140,8 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     heartbeat.enter("starting", work)
     work.begin(find_adapter(config.kind).building)
     adapter = build_adapter(config, device)
-    work.begin("loading the checkpoint" if run.checkpoints.is_dir() or status.init else "")
+    if run.checkpoints.is_dir() or status.init:
+        work.begin("loading the checkpoint")
     totals = config.total_steps, config.total_iterations
     learner = make_learner(adapter.policy, config.ppo, config.optim, *totals, config.seed)
     has_critic = any(True for _ in adapter.policy.critic_parameters())
