@@ -91,9 +91,10 @@ class WorkCounter:
 
     def describe(self) -> str:
         """Return the current work, such as 'generating token 12 of 64', 'update 3 of 16 (14%)', 'scoring' or ''."""
-        if self.unit and self.total:
-            return f"{self.work} {self.unit} {min(self.done + 1, self.total):,} of {self.total:,}".lstrip()
-        return f"{self.work} ({100 * self.done // self.total}%)" if self.work and self.total else self.work
+        done, total, work = self.done, self.total, self.work  # read once, because another thread may change them
+        if self.unit and total:
+            return f"{work} {self.unit} {min(done + 1, total):,} of {total:,}".lstrip()
+        return f"{work} ({100 * done // total}%)" if work and total else work
 
 
 @dataclass(frozen=True)
