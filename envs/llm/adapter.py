@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from envs.llm.defaults import find_threads
 from envs.llm.evaluation import answer, choose_prompts, describe_prompts
 from envs.llm.families import check_policy, check_trunk
 from envs.llm.generate import Responses, generate
@@ -32,7 +33,7 @@ from envs.llm.policy import NOT_CHOSEN, Comparison, Critic, LoRACritic, Referenc
 from envs.llm.prompts import Prompts, as_chat, end_tokens
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.functions import Reward, find_function, load_reward
-from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel, shares_base
+from envs.llm.rewards.reward_model import SharedRewardModel, shares_base
 from envs.llm.rewards.score_transforms import ScoreTransforms
 from envs.llm.rewards.scoring import Exchanges, Rewards, Scores
 from envs.llm.rollout_metrics import kl_sum, rollout_metrics
@@ -40,7 +41,6 @@ from envs.llm.sampler_check import check_sampler
 from envs.llm.score_placement import place_scores
 from envs.llm.stop_strings import StopStrings
 from envs.llm.structure import trunk_of
-from envs.llm.threads import choose_threads
 from envs.llm.trained_share import describe_untrained
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import pack_rows
@@ -62,7 +62,7 @@ class LLMAdapter:
     """Connects the engine to a causal language model. Implements `ppo_unified.engine.rollout.Adapter`."""
 
     def __init__(self, config: LLMConfig, device: torch.device, notes: bool = True) -> None:
-        """Load the models and the prompts. If `notes` is false, print nothing about threads and prompts."""
+        """Load the models and the prompts. If `notes` is false, print nothing about the model and the prompts."""
         self.config, self.device, self.notes = config, device, notes
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
@@ -86,8 +86,6 @@ class LLMAdapter:
             if self.policy.critic is not None and self.policy.critic.trunk is not None:
                 self.policy.critic.trunk.checkpoint_activations()
         self.rewards = Rewards(llm.rewards, self._load_reward)
-        self.threads = config.threads or choose_threads(self._models())
-        torch.set_num_threads(self.threads)
         self.printed_notes: set[str] = set()
         self.untrained_note: str | None = None  # None until the first update
         self.scores = ScoreTransforms(llm)
@@ -96,13 +94,6 @@ class LLMAdapter:
         self.generator = torch.Generator(device).manual_seed(token_seed)
         self.counter = WorkCounter()
         self.queue: list[int] = []  # indices of the prompts that the current pass has not used yet
-
-    def _models(self) -> Iterator[torch.nn.Module]:
-        """Yield the networks of policy, critic and reward models. Some of them can be the same."""
-        critic = self.policy.critic
-        yield self.policy.network
-        yield from [critic.trunk] if critic is not None and critic.trunk is not None else []
-        yield from (reward.model for reward in self.rewards.functions if isinstance(reward, RewardModel))
 
     def _load_reward(self, source: str, index: int) -> Reward:
         """Load a reward function or a reward model.
@@ -323,7 +314,6 @@ class LLMAdapter:
             "kl_coef": self.kl.coef,
             "scores": self.scores.state_dict(),
             "reference": self.fingerprint,
-            "threads": 0 if self.config.threads else self.threads,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -341,9 +331,8 @@ class LLMAdapter:
                 f"this run cannot resume on {self.device}, because its random state comes from another kind of device; "
                 "resume it on that kind of device, or start a new run from an export"
             )
-        if not self.config.threads and state.get("threads"):  # a different number would change the rounding of sums
-            self.threads = state["threads"]
-            torch.set_num_threads(self.threads)
+        if not self.config.threads and state.get("threads"):  # an older version stored the number only here
+            torch.set_num_threads(state["threads"])
         self.order.set_state(state["order"])
         self.generator.set_state(state["generator"])
         self.queue = list(state["queue"])
@@ -357,8 +346,6 @@ class LLMAdapter:
 def _describe_run(adapter: LLMAdapter) -> Iterator[str | None]:
     """Yield the notes about a run that its first iterations print. None stands for a note that does not apply."""
     llm = adapter.config.llm
-    if not adapter.config.threads and adapter.device.type == "cpu":
-        yield f"threads: {adapter.threads}, chosen from the size of the models; to change this, set --threads"
     yield describe_merge(resolve(llm.model), f"llm.model = {llm.model!r}")
     yield adapter.prompts.note
     yield adapter.prompts_note
@@ -369,6 +356,8 @@ def _describe_run(adapter: LLMAdapter) -> Iterator[str | None]:
 
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
+    if not config.threads:  # a run of an older version; a different number would change the rounding of sums
+        torch.set_num_threads(find_threads(config))
     return LLMAdapter(config, device)
 
 

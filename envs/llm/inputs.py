@@ -28,12 +28,12 @@ class Inputs(NamedTuple):
 
 
 def load_inputs(llm: LLM) -> Inputs:
-    """Load the inputs of a run.
+    """Load the inputs of a run. They do not depend on the options that `envs.llm.defaults` chooses.
 
     A second call with the same options in the same process returns the same objects, unless a file has changed. Raises
     UsageError if the tokenizer, prompts, critic and texts cannot be used together.
     """
-    return _load(llm.model_dump_json(), _file_states(llm))
+    return _load(llm.model_dump_json(exclude={"lora_rank", "rollout_batch"}), _file_states(llm))
 
 
 def _file_states(llm: LLM) -> tuple[tuple[str, int, int], ...]:

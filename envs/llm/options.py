@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from envs.llm.rewards.names import reward_names
 from ppo_unified.config.schema import PPO, Checkpoint, Optim, RunConfig, Section
-from ppo_unified.config.values import Verbatim
+from ppo_unified.config.values import Auto, AutoFloat, AutoInt, OrAuto, Verbatim
 from ppo_unified.errors import UsageError
 
 TINY = "tiny"  # the built-in model
@@ -85,7 +85,12 @@ class LLM(Section):
     temperature: float = Field(
         1.0, gt=0, description="sampling temperature; log-probs are computed at the same temperature"
     )
-    rollout_batch: int = Field(64, ge=1, description="number of responses per iteration")
+    rollout_batch: Annotated[int, OrAuto(AutoInt(64))] = Field(
+        AutoInt(64),
+        ge=1,
+        description="number of responses per iteration; auto = 64, but 32 for a model with at least 50 million weights "
+        "on a CPU",
+    )
     group_size: int = Field(1, ge=1, description="number of responses to each prompt")
     critic: Literal["independent", "shared"] = Field(
         "independent",
@@ -136,7 +141,12 @@ class LLM(Section):
     missing_eos_penalty: float = Field(
         0.0, ge=0, description="amount subtracted from the score of a response without an end token or stop string"
     )
-    lora_rank: int = Field(0, ge=0, description="rank of the trained LoRA weights; 0 = train all weights")
+    lora_rank: Annotated[int, OrAuto(AutoInt(0))] = Field(
+        AutoInt(0),
+        ge=0,
+        description="rank of the trained LoRA weights; 0 = train all weights; auto = 16 for a model with at least 50 "
+        "million weights, otherwise 0",
+    )
     lora_alpha: int = Field(16, gt=0, description="multiply the output of the LoRA weights by lora_alpha / lora_rank")
     lora_targets: list[str] = Field(
         [], description="names of the layers that get LoRA weights; if not set, all linear layers that LoRA can train"
@@ -202,7 +212,9 @@ class TokenPPO(PPO):
     """PPO's options, with defaults that are common for language models (arXiv:1909.08593, arXiv:2203.02155)."""
 
     epochs: int = Field(4, ge=1, description=_description(PPO, "epochs"))
-    microbatch_columns: int = Field(8192, ge=1, description=_description(PPO, "microbatch_columns"))
+    microbatch_columns: Annotated[int, OrAuto(AutoInt(8192))] = Field(
+        AutoInt(8192), ge=1, description=f"{_description(PPO, 'microbatch_columns')}; auto = 8192"
+    )
     gamma: float = Field(1.0, ge=0, le=1, description=_description(PPO, "gamma"))
     normalize_advantages: Literal["batch", "minibatch", "none"] = Field(
         "batch", description=_description(PPO, "normalize_advantages")
@@ -214,7 +226,12 @@ class TokenPPO(PPO):
 class TokenOptim(Optim):
     """Adam's options, with defaults for pretrained models."""
 
-    lr: float = Field(1e-5, gt=0, le=1, description=_description(Optim, "lr"))
+    lr: Annotated[float, OrAuto(AutoFloat(1e-5))] = Field(
+        AutoFloat(1e-5),
+        gt=0,
+        le=1,
+        description=f"{_description(Optim, 'lr')}; auto = chosen from the number of weights, higher for LoRA",
+    )
     max_grad_norm: float = Field(1.0, ge=0, description=_description(Optim, "max_grad_norm"))
 
 
@@ -228,12 +245,12 @@ class LLMConfig(RunConfig):
     """The options of a run that trains a language model."""
 
     kind: Literal["llm"] = Field("llm", description="name of the adapter")
-    threads: int = Field(
-        0,
+    threads: Annotated[int, OrAuto(AutoInt(0))] = Field(
+        AutoInt(0),
         ge=0,
         le=256,
-        description="number of CPU threads for PyTorch; 0 = chosen from the number of weights: 1 for up to 16 million, "
-        "at most 16",
+        description="number of CPU threads for PyTorch; auto or 0 = chosen from the number of weights: 1 for up to 16 "
+        "million, at most 16",
     )
     llm: LLM = LLM()
     ppo: TokenPPO = TokenPPO()
@@ -274,7 +291,7 @@ class LLMConfig(RunConfig):
         yield "llm.critic_init", llm.critic == "shared", "llm.critic = 'shared'"
         yield "llm.kl_horizon", not llm.kl_target, "llm.kl_target = 0"
         for name in ("llm.lora_alpha", "llm.lora_targets", "llm.quantize"):
-            yield name, not llm.lora_rank, "llm.lora_rank = 0"
+            yield name, llm.lora_rank == 0, "llm.lora_rank = 0"
         for name in ("llm.reference_dtype", "llm.reference_device"):
             yield name, self.reference == "lora-off", "llm.reference = 'lora-off'"
         yield "llm.ptx_data", not llm.ptx_coef, "llm.ptx_coef = 0"
@@ -316,31 +333,36 @@ class LLMConfig(RunConfig):
     @model_validator(mode="after")
     def _check_llm_options(self) -> Self:
         llm = self.llm
-        if llm.reference == "lora-off" and not llm.lora_rank:
+        if llm.reference == "lora-off" and llm.lora_rank == 0:
             raise ValueError("llm.reference = 'lora-off' requires LoRA; set llm.lora_rank above 0 or use 'copy'")
-        if llm.quantize != "none" and self.reference == "copy":
+        if llm.quantize != "none" and self.reference == "copy" and not isinstance(llm.lora_rank, Auto):
             raise ValueError("llm.quantize = '4bit' requires llm.reference = 'lora-off', got 'copy'")
         if llm.critic == "shared" and llm.baseline == "critic" and not self.optim.joint:
             raise ValueError(
                 "llm.critic = 'shared' requires optim.joint = true, because two optimizers cannot share a trunk"
             )
-        if llm.rollout_batch % llm.group_size:
-            raise ValueError(
-                f"llm.rollout_batch = {llm.rollout_batch} is not a multiple of llm.group_size = {llm.group_size}"
-            )
+        if not isinstance(llm.rollout_batch, Auto):
+            self._check_batch()
         if llm.min_new_tokens > llm.max_new_tokens:
             raise ValueError(
                 f"llm.min_new_tokens = {llm.min_new_tokens} is greater than llm.max_new_tokens = {llm.max_new_tokens}"
             )
         if "" in llm.stop:
             raise ValueError("llm.stop: expected strings that are not empty, got ''")
+        if llm.baseline != "critic":
+            self._check_critic_free()
+        return self
+
+    def _check_batch(self) -> None:
+        llm = self.llm
+        if llm.rollout_batch % llm.group_size:
+            raise ValueError(
+                f"llm.rollout_batch = {llm.rollout_batch} is not a multiple of llm.group_size = {llm.group_size}"
+            )
         if self.ppo.minibatches > llm.rollout_batch:
             raise ValueError(
                 f"ppo.minibatches = {self.ppo.minibatches} is greater than llm.rollout_batch = {llm.rollout_batch}"
             )
-        if llm.baseline != "critic":
-            self._check_critic_free()
-        return self
 
     def _check_critic_free(self) -> None:
         """Raises ValueError for options that cannot be combined with a baseline that is the same at every token."""

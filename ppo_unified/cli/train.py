@@ -135,8 +135,7 @@ def _check_source(reference: Reference, jobs: Sequence[Job]) -> dict[str, Any]:
 
     source = open_source(reference)
     for job in jobs:
-        preparation.check(job.config)
-        check_fit(source, job.config)
+        check_fit(source, preparation.complete(job.config)[0])
     return source.record()
 
 
@@ -146,17 +145,17 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Ref
     If there is a `reference`, the runs start with its policy.
     """
     init: dict[str, Any] = {}
-    for config, name, default, _, flags in jobs:
+    for job in jobs:
+        config, name, default, _, flags = job
         stop = StopRequest()
         with stop.handle_signals():
             command = ["ppo-unified", "train", *_target_words(options), *flags, *_place_words(options, name)]
             try:
                 with foreign_code():
                     with stop.interruptible():
-                        if not reference:
-                            preparation.check(config)
-                        elif not init:
+                        if reference and not init:
                             init = _check_source(reference, jobs)
+                        config, note = preparation.complete(config)
                     run = preparation.prepare(
                         config, options.folder, name, command, init=init, default=default, checked=True
                     )
@@ -164,7 +163,7 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Ref
                 print_err(f"{stop.reason} before a run was created")
                 yield EXIT["stopped"]
                 return
-            code = run_training(run, config, stop, lambda run=run: preparation.discard(run))  # type: ignore[misc]
+            code = run_training(run, config, stop, lambda run=run: preparation.discard(run), note)  # type: ignore[misc]
         yield code
         if code == EXIT["stopped"]:
             return

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.registry import all_adapters, config_model, find_adapter, load, skip_broken, toml_files
 from ppo_unified.config.schema import RECORDS, RunConfig, overlay, read_toml, validate
+from ppo_unified.config.spec import Choice
+from ppo_unified.config.values import Auto
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
 
@@ -208,17 +210,29 @@ def naming_base(target: str, config: RunConfig) -> RunConfig:
     """Return the configuration relative to which the runs of a target are named.
 
     This is `config`, which contains the target's options and those of a recipe. The exception is the config.toml of a
-    run, whose names are relative to the target of that run.
+    run, whose names are relative to the target of that run. The run contains numbers for options that are 'auto' in
+    its target. Names do not contain them.
     """
-    return reload_target(config) if Path(target).name == RUN_CONFIG else config
+    if Path(target).name != RUN_CONFIG:
+        return config
+    base, values = reload_target(config), config.flatten()
+    return base.replace({option: values[option] for option, value in base.flatten().items() if isinstance(value, Auto)})
 
 
-def check(config: RunConfig) -> None:
-    """Run the checks that the configuration's adapter defines. Raises UsageError if the configuration is invalid.
+def complete(config: C) -> tuple[C, str]:
+    """Check a configuration, and return it with a number in place of each 'auto' that its adapter chooses.
 
-    Call this before a run folder is created.
+    The second result is a note that lists these numbers, or "" if there are none. Call this before a run folder is
+    created. Raises UsageError if the configuration is invalid.
     """
     spec = find_adapter(config.kind)
     for reference in (spec.missing, spec.check):
         if reference:
             load(reference)(config)
+    choice: Choice | None = load(spec.choose)(config) if spec.choose else None
+    if choice is None or not choice.values:
+        return config, ""
+    found = ", ".join(f"{option} = {value}" for option, value in choice.values.items())
+    note = f"chosen for {choice.reason}: {found}"
+    chosen = validate(type(config), config.replace(choice.values).model_dump(), note)
+    return chosen, f"{note}; to change one, set it"

@@ -46,6 +46,7 @@ BUILT_IN = {
         building="loading the model",
         missing="envs.llm.options:check_required",
         check="envs.llm.checks:check",
+        choose="envs.llm.defaults:choose",
         target="envs.llm.options:from_target",
         presets="envs.presets",
         recipes="envs.recipes",

@@ -310,6 +310,15 @@ class RunConfig(Section):
             options.update(inner)
         return options
 
+    def replace(self, options: Mapping[str, Any]) -> Self:
+        """Return a copy with other values of some options, given by their full names. The result is not validated."""
+        changes: dict[str, Any] = {}
+        for option, value in options.items():
+            owner, name = self.owner(option)
+            section = option.rpartition(".")[0]
+            changes |= {section: changes.get(section, owner).model_copy(update={name: value})} if section else {name: value}
+        return self.model_copy(update=changes)
+
     def to_toml(self) -> str:
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 

@@ -28,6 +28,7 @@ class AdapterSpec:
     missing: str = ""  # (config) -> None; raises UsageError if a required option is not set. The form calls it on every
     # key press, so its module should import as little as possible
     check: str = ""  # (config) -> None; raises UsageError for errors that can be detected before a run folder exists
+    choose: str = ""  # (config) -> Choice: numbers for options that are 'auto'; called before a run folder exists
     target: str = ""  # (argument of `train`) -> a table of options, or None if the adapter does not recognize it
     presets: str = ""  # a package that contains the presets as *.toml files
     recipes: str = ""  # a package that contains the recipes as *.toml files
@@ -59,6 +60,14 @@ class AdapterSpec:
     play: str = ""  # (adapter, episodes, seed, greedy, shows: a subset of ("picture", "text")) -> iterator of Frame
     chat: str = ""  # (adapter, seed, greedy) -> Chat: used by `play` if the adapter has no `play` function
     episodes: str = "episodes"  # the word for episodes in printed text, such as "responses"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Numbers that an adapter chose for options that are 'auto'."""
+
+    values: Mapping[str, int | float]  # an option's full name, such as 'optim.lr' -> its number
+    reason: str  # what they depend on, such as '135 million weights'
 
 
 @dataclass(frozen=True)

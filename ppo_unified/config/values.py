@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 from ppo_unified.errors import did_you_mean
 from ppo_unified.parsing import parse_json
@@ -23,8 +25,71 @@ Kind: TypeAlias = Literal["bool", "int", "float", "choice", "text", "list", "tab
 BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 NOUNS = {"bool": "true or false", "int": "an integer", "float": "a number", "table": "a JSON object"}
 ELEMENTS = {int: "integers", float: "numbers"}  # names for a list's elements; elements of other types are called words
+AUTO = "auto"  # the text of a number that the adapter chooses
 OTHER_NAMES = {"gpu": "cuda"}  # other name of a choice -> the choice
 LONGEST_SHOWN = 80  # maximum number of characters of an invalid value that an error message shows
+
+
+class Auto:
+    """The value of an option that is 'auto'. The adapter chooses the number when a run is created.
+
+    All these values are equal, and each differs from every number. Until the number is chosen, code that computes with
+    the value uses its fallback.
+    """
+
+    def __str__(self) -> str:
+        return AUTO
+
+    __repr__ = __str__
+
+    def __format__(self, _spec: str) -> str:
+        return AUTO
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Auto)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(AUTO)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.any_schema(serialization=core_schema.to_string_ser_schema())  # as a default in JSON schemas
+
+
+class AutoInt(Auto, int):
+    """An integer that is not chosen yet: `AutoInt(64)` has the fallback 64."""
+
+
+class AutoFloat(Auto, float):
+    """A number that is not chosen yet: `AutoFloat(1e-5)` has the fallback 1e-5."""
+
+
+@dataclass(frozen=True, eq=False)  # `Annotated` shares equal marks, but marks with different fallbacks must differ
+class OrAuto:
+    """Marks an option that accepts the word 'auto' besides numbers. Files contain this word, not the fallback."""
+
+    value: AutoInt | AutoFloat  # the value of an option that is 'auto'
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def parse(value: Any, parse_number: Callable[[Any], Any]) -> Any:
+            return self.value if isinstance(value, Auto) or value == AUTO else parse_number(value)
+
+        def dump(value: Any) -> Any:
+            return AUTO if isinstance(value, Auto) else value
+
+        serialization = core_schema.plain_serializer_function_ser_schema(dump)
+        return core_schema.no_info_wrap_validator_function(parse, handler(source), serialization=serialization)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"const": AUTO}]}
+
+
+def accepts_auto(option: FieldInfo) -> bool:
+    """Return True if an option accepts the word 'auto' besides numbers."""
+    return any(isinstance(mark, OrAuto) for mark in option.metadata)
 
 
 class Verbatim:
@@ -76,7 +141,7 @@ def describe(option: FieldInfo) -> str:
         return f"{count}{ELEMENTS.get(get_args(option.annotation)[0], 'words')} separated by spaces"
     if kind == "text":
         return "non-empty text" if _limit(option, "min_length") else "text"
-    suffix = " or None" if is_optional(option) else ""
+    suffix = " or None" if is_optional(option) else f" or {AUTO}" if accepts_auto(option) else ""
     return f"{NOUNS[kind]} {bounds_of(option)}".strip() + suffix
 
 
@@ -106,7 +171,12 @@ def read_value(text: str, option: FieldInfo) -> Any:
     try:
         if is_optional(option) and text.strip() in ("", "None"):
             return None
-        value = split_verbatim(text) if is_verbatim(option) else _parse(text, _strip_optional(option.annotation))
+        if accepts_auto(option) and text.strip().lower() == AUTO:
+            value: Any = AUTO
+        elif is_verbatim(option):
+            value = split_verbatim(text)
+        else:
+            value = _parse(text, _strip_optional(option.annotation))
     except ValueError as error:
         why = f" ({error})" if kind_of(option) in ("list", "table") and str(error) else ""
         raise ValueError(format_mismatch(option, text) + why) from None

@@ -21,14 +21,14 @@ from decimal import Decimal
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import psutil
 
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig, typed_options
 from ppo_unified.config.sweep import SEED
-from ppo_unified.config.values import Kind, is_verbatim, kind_of
+from ppo_unified.config.values import Auto, Kind, is_verbatim, kind_of
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 from ppo_unified.runs.signals import why_ended
 
@@ -41,6 +41,8 @@ LONGEST_VALUE = 24  # characters of the value of a text, list or table in a defa
 LONGEST_VALID = 100  # characters of a valid name
 _UNSAFE = re.compile(r"[^\w.+=@]+")
 _FILE = re.compile(r"(?:.*/)?([^/]+?)(?:\.(?:jsonl|json|txt|toml|py))?/*")  # group 1: name without folder and suffix
+
+C = TypeVar("C", bound=RunConfig)
 
 PACKAGES = ("ppo-unified", "torch", "gymnasium", "transformers", "numpy", "tensorboard")
 
@@ -60,10 +62,11 @@ def prepare(
     If `name` is empty, the folder gets the first unused name of default, default-2, ... If `default` is also empty, it
     is the `run_name` of the configuration. `init` is the entry of that name in run.json: the checkpoint that the run
     starts from. If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no
-    folder behind. If `checked` is true, the caller has already called `check`.
+    folder behind. If `checked` is true, the caller has already called `complete`.
     """
+    default = default or default_name(config, str((init or {}).get("run", "")))
     if not checked:
-        check(config)
+        config, _ = complete(config)
 
     def fill(run: Run, final_name: str) -> None:
         run.acquire()
@@ -75,22 +78,23 @@ def prepare(
         )
         run.write_status(claim(status, config))
 
-    run = create(runs, name, default or _default_name(config, init or {}), fill)
+    run = create(runs, name, default, fill)
     report_folder(run.path)
     return run
 
 
-def check(config: RunConfig) -> None:
-    """Run the checks of the configuration's adapter, which may create an environment. Raises UsageError if one fails.
+def complete(config: C) -> tuple[C, str]:
+    """Check a configuration and choose its 'auto' options as `presets.complete` does, which may create an environment.
 
     A detached process stays detached, but child processes of the checks do not seem so.
     """
     report_descriptor()  # removes the variable that child processes would inherit
-    presets.check(config)
+    return presets.complete(config)
 
 
-def _default_name(config: RunConfig, init: Mapping[str, Any]) -> str:
-    return run_name(config, presets.reload_target(config), source=init.get("run", ""))
+def default_name(config: RunConfig, source: str = "") -> str:
+    """Return the name of a run whose target is not given. Options must not be chosen yet, or the name contains them."""
+    return run_name(config, presets.reload_target(config), source=source)
 
 
 def run_name(config: RunConfig, base: RunConfig, varied: Collection[str] = (), name: str = "", source: str = "") -> str:
@@ -147,7 +151,7 @@ def _format_short(value: Any) -> str:
         return ("-" if any(isinstance(element, str) for element in value) else "x").join(map(_format_short, value))
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False, sort_keys=True)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, (bool, Auto)) or not isinstance(value, (int, float)):
         return "" if value is None else str(value)
     number = Decimal(repr(value + 0)).normalize()  # + 0 turns -0.0 into 0.0
     return min(f"{number:f}", f"{number:e}".replace("+", ""), key=len)

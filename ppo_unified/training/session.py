@@ -22,6 +22,7 @@ from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.heartbeat import Heartbeat
 from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.runs.source import find_reference
+from ppo_unified.text import print_err
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer, restore, restore_policy
 from ppo_unified.training.collection import Collector
@@ -59,13 +60,15 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str 
 
     Raises UsageError for an invalid configuration. Errors during training are recorded in run.json and raised.
     """
-    record = None
-    if init:
-        source = open_source(find_reference(str(init), Path(runs)))
-        preparation.check(config)
+    source = open_source(find_reference(str(init), Path(runs))) if init else None
+    default = preparation.default_name(config, source.run if source else "")
+    config, note = preparation.complete(config)
+    if source:
         check_fit(source, config)
-        record = source.record()
-    prepared = preparation.prepare(config, Path(runs), name, init=record, checked=record is not None)
+    record = source.record() if source else None
+    prepared = preparation.prepare(config, Path(runs), name, init=record, default=default, checked=True)
+    if note:
+        print_err(note)
     stop = StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():
