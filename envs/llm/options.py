@@ -369,16 +369,12 @@ class LLMConfig(RunConfig):
         llm, ppo = self.llm, self.ppo
         wanted = {"gamma": 1.0, "lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none", "advantage": "gae"}
         wrong = [f"ppo.{name} = {value!r}" for name, value in wanted.items() if getattr(ppo, name) != value]
+        wrong += ["optim.joint = true"] if not self.optim.joint else []
+        wrong += ["llm.whiten_rewards = false"] if llm.whiten_rewards else []
+        wrong += ["llm.group_size >= 2"] if llm.group_size < 2 else []
         if wrong:
-            raise ValueError(f"llm.baseline = {llm.baseline!r} requires {', '.join(wrong)}")
-        if llm.group_size < 2:
-            raise ValueError(f"llm.baseline = {llm.baseline!r} requires llm.group_size >= 2, got {llm.group_size}")
-        if not self.optim.joint:
-            raise ValueError(f"llm.baseline = {llm.baseline!r} has no critic, so it requires optim.joint = true")
-        if llm.whiten_rewards:
-            raise ValueError(
-                f"llm.whiten_rewards has no effect because llm.baseline = {llm.baseline!r}; remove llm.whiten_rewards"
-            )
+            fix = "set them" if self.recipe == llm.baseline else f"set them, or use --recipe {llm.baseline}"
+            raise ValueError(f"llm.baseline = {llm.baseline!r} requires {', '.join(wrong)}; {fix}")
 
 
 def from_target(word: str) -> dict[str, Any] | None:

@@ -29,7 +29,8 @@ EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[[], object], note: str = "") -> int:
     """Train in a locked run folder, print how the run ended, and return the exit code.
 
-    The `note` is printed at the start, after the name of the folder. Raises StartError, after calling `undo`, if training cannot start.
+    The `note` is printed at the start, after the name of the folder. Raises StartError, after calling `undo`, if
+    training cannot start.
     """
     stop.show_in(run)
     with log_tee.log_output(run) as log:

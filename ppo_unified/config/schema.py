@@ -316,7 +316,9 @@ class RunConfig(Section):
         for option, value in options.items():
             owner, name = self.owner(option)
             section = option.rpartition(".")[0]
-            changes |= {section: changes.get(section, owner).model_copy(update={name: value})} if section else {name: value}
+            changes |= (
+                {section: changes.get(section, owner).model_copy(update={name: value})} if section else {name: value}
+            )
         return self.model_copy(update=changes)
 
     def to_toml(self) -> str:
