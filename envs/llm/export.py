@@ -23,7 +23,7 @@ from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, 
 from envs.llm.named_models import resolve
 from envs.llm.options import LLM
 from envs.llm.policy import Critic, LoRACritic
-from envs.llm.prompts import encode
+from envs.llm.prompts import encode, find_system_message
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import read_lora_folder
 from envs.llm.structure import trunk_of
@@ -226,6 +226,7 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
         temperature=f"{llm.temperature:g}",
         max_new_tokens=llm.max_new_tokens,
         stop=_describe_stop(llm),
+        system=_describe_system(adapter),
         code=SCRIPT.format(encode=_encode_lines(adapter), **_stop_lines(llm)),
     )
     if facts["critic"]:
@@ -235,6 +236,13 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
             more="AutoModel" if facts["critic"]["trunk"].startswith("AutoModel.") else "AutoModelForCausalLM",
         )
     (folder / README).write_text(page, encoding="utf-8")
+
+
+def _describe_system(adapter: LLMAdapter) -> str:
+    system, note = find_system_message(adapter.prompts.data.prompts)
+    if system:
+        return "\n\nAll prompts in training started with the system message in this code. Use it for your prompts too."
+    return "\n\nThe prompts in training had different system messages, so this code contains none." if note else ""
 
 
 def _describe_stop(llm: LLM) -> str:
@@ -257,9 +265,11 @@ def _encode_lines(adapter: LLMAdapter) -> str:
     known = [prompt for prompt in adapter.held_out.data.prompts if isinstance(prompt, str) and "```" not in prompt]
     prompt = min(known, key=len, default="Hello!")[:LONGEST_EXAMPLE]
     if _is_chat(adapter):
-        message = {"role": "user", "content": prompt}
+        system, _ = find_system_message(adapter.prompts.data.prompts)
+        messages = [*system, {"role": "user", "content": prompt}]
+        lines = "".join(f"    {message!r},\n" for message in messages)
         return (
-            f"messages = [{message!r}]\n"
+            f"messages = [\n{lines}]\n"
             "tokens = tokenizer.apply_chat_template(\n"
             '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n)\n'
             'ids, attention = tokens["input_ids"], tokens["attention_mask"]\n'
@@ -299,7 +309,7 @@ With the included generation settings, tokens are sampled as in training: from t
 settings from `policy.json`. Run this code in this folder:
 
 ```python
-{code}```
+{code}```{system}
 """
 
 CRITIC_PAGE = """

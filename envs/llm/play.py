@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -10,7 +11,7 @@ from envs.llm.adapter import LLMAdapter
 from envs.llm.data import PromptData
 from envs.llm.evaluation import choose_prompts, stack
 from envs.llm.generate import Responses
-from envs.llm.prompts import Prompts, tokenize
+from envs.llm.prompts import Prompts, find_system_message, tokenize
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.functions import needed_columns
 from ppo_unified.config.spec import Exchange, Reply
@@ -28,12 +29,20 @@ class LLMChat:
         self.needed = [name for reward in rewards if reward.weight for name in needed_columns(reward.source)]
         llm, first = adapter.config.llm, adapter.prompts.data.prompts[0]
         self.as_message = llm.chat_template or isinstance(first, list)  # as in training
+        self.system, self.system_note = find_system_message(adapter.prompts.data.prompts)
         self.prompt_count = 0
 
     def answer(self, prompt: str) -> Exchange:
+        exchange = self._answer(prompt)
+        if self.prompt_count == 1 and self.system_note:
+            exchange = replace(exchange, remark="; ".join(filter(None, [exchange.remark, self.system_note])))
+        return exchange
+
+    def _answer(self, prompt: str) -> Exchange:
         self.prompt_count += 1
         longest = self.adapter.policy.network.context_length - self.adapter.config.llm.max_new_tokens
-        data = PromptData([prompt], {}, "", [self.prompt_count], unit="prompt")
+        chat = [*self.system, {"role": "user", "content": prompt}]
+        data = PromptData([chat if self.system else prompt], {}, "", [self.prompt_count], unit="prompt")
         cut = "cut" if self.adapter.config.llm.long_prompts == "cut" else "refuse"
         read = tokenize(data, self.adapter.tokenizer, self.as_message, longest, cut)
         for prompts in (self.adapter.held_out, self.adapter.prompts):  # which have the columns that the reward needs

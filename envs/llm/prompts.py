@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from envs.llm import reasoning, tasks
-from envs.llm.data import ENDINGS_TEXT, Prompt, PromptData, read_prompts, read_texts
+from envs.llm.data import ENDINGS_TEXT, Prompt, PromptData, read_prompts, read_texts, shorten
 from envs.llm.options import LLM, TASKS
 from ppo_unified.errors import UsageError, did_you_mean
 
@@ -73,6 +73,19 @@ def as_chat(prompt: Prompt, chat_template: bool) -> list[dict[str, str]] | None:
     if isinstance(prompt, list):
         return prompt
     return [{"role": "user", "content": prompt}] if chat_template else None
+
+
+def find_system_message(prompts: Sequence[Prompt]) -> tuple[list[dict[str, str]], str]:
+    """Return a list with the system message that all prompts start with, and a note for users.
+
+    Without such a message, the list is empty. The note is also empty if no prompt has a system message.
+    """
+    found = [prompt[0] for prompt in prompts if isinstance(prompt, list) and prompt[0]["role"] == "system"]
+    if not found:
+        return [], ""
+    if len(found) < len(prompts) or any(message != found[0] for message in found):
+        return [], "the run's prompts have different system messages, so this prompt has none"
+    return found[:1], f"as in training, the system message is: {shorten(found[0]['content'], 200)}"
 
 
 def tokenize(
