@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ppo_unified.config.registry import config_model, toml_files
 from ppo_unified.config.schema import RECORDS, RunConfig, Section, read_toml, validate
+from ppo_unified.config.values import AUTO, Auto
 from ppo_unified.errors import UsageError, did_you_mean
 
 _SECTION = re.compile(r"\s*\[([\w-]+)\]")
@@ -119,7 +120,8 @@ def _recipe_config(recipe: Recipe) -> RunConfig:
 def settings(recipe: Recipe) -> dict[str, Setting]:
     """Return every option's setting by full name. An option that the recipe does not set has its default value."""
     options = _recipe_config(recipe).flatten().items()
-    return {name: Setting(value, recipe.sources.get(name)) for name, value in options if name not in RECORDS}
+    values = {name: AUTO if isinstance(value, Auto) else value for name, value in options if name not in RECORDS}
+    return {name: Setting(value, recipe.sources.get(name)) for name, value in values.items()}
 
 
 def difference(first: Recipe, second: Recipe) -> dict[str, tuple[Setting, Setting]]:

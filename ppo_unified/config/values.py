@@ -33,8 +33,8 @@ LONGEST_SHOWN = 80  # maximum number of characters of an invalid value that an e
 class Auto:
     """The value of an option that is 'auto'. The adapter chooses the number when a run is created.
 
-    All these values are equal, and each differs from every number. Until the number is chosen, code that computes with
-    the value uses its fallback.
+    All these values are equal to each other and to the word 'auto', and differ from every number. Until the number is
+    chosen, code that computes with the value uses its fallback.
     """
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Auto:
         return AUTO
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Auto)
+        return isinstance(other, Auto) or (isinstance(other, str) and other == AUTO)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -75,10 +75,10 @@ class OrAuto:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def parse(value: Any, parse_number: Callable[[Any], Any]) -> Any:
-            return self.value if isinstance(value, Auto) or value == AUTO else parse_number(value)
+            return self.value if value == AUTO else parse_number(value)
 
         def dump(value: Any) -> Any:
-            return AUTO if isinstance(value, Auto) else value
+            return AUTO if value == AUTO else value
 
         serialization = core_schema.plain_serializer_function_ser_schema(dump)
         return core_schema.no_info_wrap_validator_function(parse, handler(source), serialization=serialization)

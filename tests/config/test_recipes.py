@@ -38,7 +38,17 @@ from ppo_unified.runs.folder import Run
 ROOT = Path(__file__).parents[2]
 RECIPES = {recipe.name: recipe for recipe in all_recipes()}
 TARGETS = ["llm", *(name for name, path in preset_files().items() if read_toml(path).get("kind") == "llm")]
-EXPECTED = ["deepspeed-chat", "instructgpt-ptx", "oai-2019", "plain-ratio", "tldr", "trian-ppo", "trl-early"]
+EXPECTED = [
+    *("deepspeed-chat", "grpo", "instructgpt-ptx", "oai-2019", "plain-ratio", "rloo", "tldr", "trian-ppo"),
+    "trl-early",
+]
+METHODS = ("grpo", "rloo")  # recipes that leave the options in TARGET_OPTIONS to the target
+TARGET_OPTIONS = re.findall(
+    r"[\w.]+",
+    """total_steps total_iterations llm.reference llm.kl_coef llm.kl_target llm.score_clip llm.score_normalize
+    llm.missing_eos_penalty llm.temperature llm.max_new_tokens llm.rollout_batch llm.lora_rank optim.lr optim.anneal
+    optim.eps optim.betas optim.max_grad_norm""",
+)
 
 # The source of a setting: a file, a section of a paper or a study note; or a reason why there is none.
 SOURCE = re.compile(
@@ -48,9 +58,9 @@ ALWAYS = re.findall(
     r"[\w.]+",
     """total_steps total_iterations llm.critic llm.reference llm.kl llm.kl_coef llm.kl_target llm.score_clip
     llm.score_normalize llm.whiten_rewards llm.missing_eos_penalty llm.temperature llm.max_new_tokens llm.rollout_batch
-    ppo.epochs ppo.minibatches ppo.gamma ppo.lam ppo.objective ppo.value_clip ppo.value_coef ppo.entropy_coef
-    ppo.normalize_advantages ppo.loss_mean optim.lr optim.anneal optim.joint optim.critic_lr optim.eps optim.betas
-    optim.max_grad_norm""",
+    llm.lora_rank ppo.epochs ppo.minibatches ppo.gamma ppo.lam ppo.objective ppo.value_clip ppo.value_coef
+    ppo.entropy_coef ppo.normalize_advantages ppo.loss_mean optim.lr optim.anneal optim.joint optim.critic_lr optim.eps
+    optim.betas optim.max_grad_norm""",
 )
 NEVER = ("llm.model", "llm.prompts", "llm.reward", "seed", "device", "threads")
 
@@ -86,9 +96,10 @@ def test_recipe_sets_all_ppo_options_and_no_task_option(name: str) -> None:
     wanted |= {"ppo.clip"} if config["ppo.objective"].value == "clip" else set()
     wanted |= {"llm.kl_horizon"} if config["llm.kl_target"].value else set()
     wanted |= {"llm.ptx_batch"} if config["llm.ptx_coef"].value else set()
+    wanted -= set(TARGET_OPTIONS) if name in METHODS else set()
     assert wanted <= options, sorted(wanted - options)
-    assert not options & set(NEVER)
-    assert config["total_steps"].value == 0  # otherwise the run could end before its last iteration
+    assert not options & set([*NEVER, *TARGET_OPTIONS] if name in METHODS else NEVER)
+    assert name in METHODS or config["total_steps"].value == 0  # or the run could end before its last iteration
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -146,7 +157,7 @@ MISTAKES = {
         "tldr",
         "--llm.rollout-batch",
         "0",
-    ): "expected an integer >= 1, got '0'",
+    ): "expected an integer >= 1 or auto, got '0'",
     ("recipes", "tdlr"): "did you mean 'tldr'",
     ("recipes", "tldr", "tldr", "tldr"): "ppo-unified recipes: expected at most two recipe names, got 3",
 }
@@ -227,12 +238,13 @@ def test_printed_difference_shows_values_and_sources(capsys: pytest.CaptureFixtu
     assert shown[row + 2] == '    trian-ppo: train_ppo.py: PPOConfig(kl_penalty="full")'
     row = next(number for number, line in enumerate(shown) if line.startswith("llm.lora_rank "))
     assert shown[row].split() == ["llm.lora_rank", "0", "8"]
-    assert shown[row + 1] == "    trl-early: the default"
+    assert shown[row + 1] == "    trl-early: trl/gpt2.py: all weights are trained"
     document = json.loads(recipes_output(capsys, "trl-early", "trian-ppo", "--json"))
     assert document["recipes"] == ["trl-early", "trian-ppo"]
-    assert document["options"]["llm.lora_rank"]["trl-early"] == {"value": 0, "source": None}
     assert list(document["options"]) == list(difference(RECIPES["trl-early"], RECIPES["trian-ppo"]))
     assert recipes_output(capsys, "tldr", "tldr") == "the options are the same\n"
+    document = json.loads(recipes_output(capsys, "grpo", "tldr", "--json"))
+    assert document["options"]["optim.lr"]["grpo"] == {"value": "auto", "source": None}
 
 
 def test_remarks_come_from_comments_beside_settings() -> None:
