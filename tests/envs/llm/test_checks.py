@@ -141,7 +141,7 @@ def test_invalid_option_is_a_one_line_error(tmp_path: Path, capfd: pytest.Captur
     llm, message = INVALID[case]
     assert train_exit_code(tmp_path, **llm) == 2
     out, err = capfd.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("preparing ")]
+    lines = [line for line in err.splitlines() if not line.startswith(("preparing ", "chosen for "))]
     assert not out
     assert len(lines) == 1, err
     assert message in lines[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def make_adapter(folder: Path, *chats: list[dict[str, str]]) -> LLMAdapter:
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder / "lm")
     (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-    llm = {"model": str(folder / "lm"), "prompts": str(folder / "chats.jsonl"), "reward": "length:3"}
+    llm: dict[str, Any] = {"model": str(folder / "lm"), "prompts": str(folder / "chats.jsonl"), "reward": "length:3"}
     llm |= {"max_new_tokens": 3, "critic": "shared"}
     return LLMAdapter(LLMConfig.model_validate({"llm": llm, "threads": 1}), torch.device("cpu"), notes=False)
 
@@ -49,12 +50,11 @@ def test_play_and_export_use_a_shared_system_message(
     tmp_path: Path, second: dict[str, str] | None, seen: str, note: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = make_adapter(tmp_path, [BRIEF, user("a")], [second, user("b")] if second else [user("b")])
-    prompts: list[list[int]] = []
-    respond = adapter.respond
-    monkeypatch.setattr(adapter, "respond", lambda tokens, *more: prompts.extend(tokens) or respond(tokens, *more))
+    respond = Mock(wraps=adapter.respond)
+    monkeypatch.setattr(adapter, "respond", respond)
     chat = LLMChat(adapter, 0, greedy=True)
     exchange = chat.answer("hi")
-    assert {adapter.tokenizer.decode(ids) for ids in prompts} == {seen}
+    assert [adapter.tokenizer.decode(call.args[0][0]) for call in respond.call_args_list] == [seen, seen]
     assert (exchange.prompt, exchange.remark) == ("hi", note)
     assert chat.answer("hi").remark == ""  # the note appears once
     export(adapter, tmp_path / "out", ABOUT)
