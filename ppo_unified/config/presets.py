@@ -233,6 +233,5 @@ def complete(config: C) -> tuple[C, str]:
     if choice is None or not choice.values:
         return config, ""
     found = ", ".join(f"{option} = {value}" for option, value in choice.values.items())
-    note = f"chosen for {choice.reason}: {found}"
-    chosen = validate(type(config), config.replace(choice.values).model_dump(), note)
-    return chosen, f"{note}; to change one, set it"
+    chosen = validate(type(config), config.replace(choice.values).model_dump(), f"with {found}")
+    return chosen, f"chosen for {choice.reason}: {found}; to change one, set it"
