@@ -17,6 +17,8 @@ from ppo_unified.config.registry import config_models
 from ppo_unified.config.schema import LARGEST_WHOLE, RunConfig, typed_options, validate
 from ppo_unified.config.suggestions import OTHER_NAMES, suggest
 from ppo_unified.config.values import (
+    AUTO,
+    accepts_auto,
     bounds_of,
     choices_of,
     flag_name,
@@ -134,6 +136,7 @@ def _add_flag(group: argparse._ArgumentGroup, option: str, declared: FieldInfo, 
         )
     else:
         metavar = f"{{{','.join(choices_of(declared))}}}" if kind == "choice" else f"{METAVARS[kind]} {bounds}".strip()
+        metavar += f" or {AUTO}" if accepts_auto(declared) else ""
         group.add_argument(flag_name(option), dest=option, nargs="?", metavar=metavar, help=text)
 
 
