@@ -54,6 +54,7 @@ class Result:
     minutes: float  # wall time of the complete process
     gigabytes: float  # its peak memory
     samples: list[tuple[str, str, str]]  # prompt, response of the base model, response of the policy
+    day: str  # when it was measured
 
     @property
     def meets_target(self) -> bool:
@@ -99,7 +100,9 @@ def measure(folder: Path, preset: str, seed: int) -> Result:
     )
     samples = list(zip(base.prompts[:SAMPLES], base.texts[:SAMPLES], policy.texts[:SAMPLES], strict=True))
     varied = distinct_pairs(base), distinct_pairs(policy)
-    return Result(preset, seed, before, after, float(kl.mean()), *varied, minutes, gigabytes, samples)
+    return Result(
+        preset, seed, before, after, float(kl.mean()), *varied, minutes, gigabytes, samples, str(date.today())
+    )
 
 
 def format_row(result: Result) -> str:
@@ -107,7 +110,7 @@ def format_row(result: Result) -> str:
     varied = f"{result.distinct_before:.2f} -> {result.distinct_after:.2f}"
     costs = f"{result.minutes:.1f} | {result.gigabytes:.1f}"
     reached = "yes" if result.meets_target else "**no**"
-    return f"| {result.preset} | {result.seed} | {numbers} | {varied} | {costs} | {reached} |"
+    return f"| {result.preset} | {result.seed} | {numbers} | {varied} | {costs} | {reached} | {result.day} |"
 
 
 def format_samples(result: Result) -> str:
@@ -128,7 +131,7 @@ def read_results(path: Path) -> list[Result]:
 
 def write_page(path: Path, results: list[Result]) -> None:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers", "numpy"))
-    where = f"{date.today()}; {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
+    where = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
     firsts = {result.preset: result for result in results[::-1]}
     page = PAGE.format(
         command=shlex.join(["python", "benchmarks/smollm2.py", *sys.argv[1:]]),
@@ -153,8 +156,8 @@ process. Targets: the score of smollm2-sentiment rises by at least 0.2, and its 
 the base model; the score of smollm2-sums rises by at least 0.1; the KL is at most 10; a run takes at most 12 minutes
 and less than 4 GB.
 
-| preset | seed | score | KL | distinct-2 | minutes | GB | targets met |
-|---|---|---|---|---|---|---|---|
+| preset | seed | score | KL | distinct-2 | minutes | GB | targets met | date |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 
 The samples below are the responses to the first ten of the 200 prompts, without any selection.
