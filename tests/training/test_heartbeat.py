@@ -345,8 +345,8 @@ def test_language_model_names_its_work(tmp_path: Path) -> None:
     from envs.llm.rewards import scoring
 
     (tmp_path / "prompts.txt").write_text("a\nbc\ndef\nghij\n", encoding="utf-8")
-    llm = {"model": str(save_model(tmp_path / "model")), "prompts": str(tmp_path / "prompts.txt"), "reward": "regex:a"}
-    llm |= {"rollout_batch": 3, "max_new_tokens": 6, "min_new_tokens": 6}
+    llm: dict[str, Any] = {"rollout_batch": 3, "max_new_tokens": 6, "min_new_tokens": 6}
+    llm |= {"model": str(save_model(tmp_path / "model")), "prompts": str(tmp_path / "prompts.txt"), "reward": "regex:a"}
     config = load_preset("arithmetic", llm=llm, ppo={"minibatches": 2, "microbatch_columns": 20})
     adapter: Any = build_adapter(config, torch.device("cpu"))
     seen: list[str] = []
