@@ -138,7 +138,7 @@ class CachedDecoder:
         self._run(token[:, None], self.positions[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        """Remove all other rows."""
+        """Replace the rows by those with these indices, which can contain an index several times."""
         network = self.network
         if network.row_dimensions is None:
             network.row_dimensions = _find_row_dimensions(network, self.prompt)
@@ -147,6 +147,7 @@ class CachedDecoder:
             self.cache, lambda path, x: x.index_select(found[path], rows) if path in found else x
         )
         self.attention, self.positions = self.attention[rows], self.positions[rows]
+        self.logits = self.logits[rows]
 
     def _run(self, tokens: Tensor, positions: Tensor) -> None:
         more: dict[str, Any] = {"attention_mask": self.attention.long()} if self.padded else {}
@@ -179,10 +180,10 @@ class GroupedDecoder:
     def keep(self, rows: Tensor) -> None:
         before, self.rows, self.groups = zip(self.rows, self.groups, strict=True), [], []
         for old, group in before:
-            kept = torch.isin(old, rows)
-            if kept.any():
-                group.keep(kept.nonzero().squeeze(1))
-                self.rows.append(torch.searchsorted(rows, old[kept]))  # `rows` is sorted
+            kept = torch.isin(rows, old).nonzero().squeeze(1)
+            if len(kept):
+                group.keep(torch.searchsorted(old, rows[kept]))  # `old` is sorted
+                self.rows.append(kept)
                 self.groups.append(group)
 
 
@@ -203,7 +204,7 @@ class UncachedDecoder:
         self._run()
 
     def keep(self, rows: Tensor) -> None:
-        self.lengths = self.lengths[rows]
+        self.lengths, self.logits = self.lengths[rows], self.logits[rows]
         self.tokens = self.tokens[rows, : int(self.lengths.max())]
 
     def _run(self) -> None:
@@ -222,8 +223,12 @@ DECODERS: dict[str, type[Decoder]] = {
 
 
 def make_decoder(network: Network, prompts: Sequence[Sequence[int]]) -> Decoder:
-    """Run the network on the prompts, and return the decoder that suits the network."""
-    return DECODERS[network.decoding](network, prompts)
+    """Run the network once on each different prompt, and return the decoder that suits the network."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    decoder = DECODERS[network.decoding](network, list(numbers))
+    if len(numbers) < len(prompts):
+        decoder.keep(torch.tensor([numbers[tuple(prompt)] for prompt in prompts], device=network.device))
+    return decoder
 
 
 def _preallocate(cache: Any) -> Any:

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
 from envs.llm import generate as decoding
-from envs.llm.generate import CachedDecoder, _PreallocatedLayer, choose_tokens, generate
+from envs.llm.generate import DECODERS, CachedDecoder, _PreallocatedLayer, choose_tokens, generate
 from envs.llm.model import Network
 from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
 from tests.models import FAMILIES, make_causal_lm
@@ -68,6 +68,19 @@ def test_all_decoders_give_the_same_responses(decoding: str) -> None:
     responses = generate(network, PROMPTS, 20, ends)
     assert responses.tokens.equal(expected.tokens)
     assert responses.lengths.equal(expected.lengths)
+
+
+@pytest.mark.parametrize("decoding", list(DECODERS))
+def test_repeated_prompts_are_read_once(decoding: str) -> None:
+    network, order = Network(make_causal_lm()), [3, 0, 3, 5, 0, 3, 1]
+    network.decoding = decoding
+    ends = generate(network, PROMPTS[:6], 8, []).tokens[:3, -1].tolist()
+    expected = generate(network, PROMPTS[:6], 8, ends)
+    read: list[int] = []  # number of rows of each forward pass
+    network.model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    responses = generate(network, [PROMPTS[i] for i in order], 8, ends)
+    assert [responses.response(row) for row in range(7)] == [expected.response(i) for i in order]
+    assert read[0] == (1 if decoding == "grouped" else len(set(order)))
 
 
 def test_only_full_attention_caches_get_spare_room() -> None:
