@@ -1,18 +1,22 @@
-"""Measure the time and memory of a PPO iteration on a small language model, optionally compared with TRL 1.12.0.
+"""Measure the time and memory of an iteration on a small language model, optionally compared with TRL.
 
-    python benchmarks/token_speed.py [--pairs 3] [--peer-python PYTHON --peer-script FILE] [--out FILE]
+    python benchmarks/token_speed.py [--pairs 3] [--ppo-python PYTHON] [--group-python PYTHON] [--out FILE]
 
 This project runs its language-model adapter and its engine as `ppo-unified train` does. The policy is a randomly
 initialized Llama (hidden 256, 4 layers, 8 heads, MLP 688, fp32), with an independent critic, a reward model and a copy
-of the policy as reference. The peer is the PPO trainer of TRL 1.12.0, the last release with PPO, on models with the
-same configurations. Processes of both alternate. Times are per iteration, without the first iteration of a process.
-Memory is the peak resident set size of a process, including imports.
+of the policy as reference. The peers are the PPO trainer of TRL 1.12.0, the last release with PPO, and the GRPO and
+RLOO trainers of TRL 1.16.0, on the same models. Processes of both alternate. Times are per iteration, without the first
+iteration of a process. Memory is the peak resident set size of a process, including imports. Each finished pair is
+appended to a data file next to the page, and pairs in this file are not measured again.
 
 In the phase *values*, the policy, the critic and the reference evaluate the responses. The phase *update* is everything
-outside the other phases. TRL differs in three ways. It keeps the old log-probs from sampling, so only the critic and
-the reference evaluate the responses. It scores token ids, while this project decodes and re-encodes the text. It
-accumulates gradients over the micro-batches of a rollout, so it makes 4 instead of 16 optimizer steps for the first
-shape.
+outside the other phases. TRL's PPO differs in three ways. It keeps the old log-probs from sampling, so only the critic
+and the reference evaluate the responses. It scores token ids, while this project decodes and re-encodes the text. It
+accumulates gradients over the micro-batches of a rollout, so it makes fewer optimizer steps than `num_mini_batches`
+says. In the shape `small-16-steps`, a micro-batch of TRL is as large as the rollout divided by the minibatches, so both
+sides make 16 steps. In the shape `shared`, the value head of this project uses the policy's trunk; TRL has no such
+option. In the shape `mixed`, many tokens are end tokens, so that responses have 24 of at most 64 tokens on average; TRL
+samples all 64 and discards the rest.
 """
 
 from __future__ import annotations
@@ -22,13 +26,12 @@ import json
 import os
 import platform
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -49,20 +52,42 @@ class Shape:
 
     vocabulary: int
     prompt: int  # tokens per prompt
-    new: int  # tokens per response; none ends earlier
+    new: int  # maximum number of tokens per response
     epochs: int
     minibatches: int
     rows: int = 64
     micro: int = 16  # rows per forward pass of the update
+    method: str = "ppo"  # or grpo or rloo
+    accumulates: bool = True  # TRL accumulates gradients over the micro-batches of a rollout
+    shared: bool = False  # the critic of this project uses the policy's trunk
+    group: int = 1  # responses per prompt
+    ends: int = 0  # number of end tokens
+
+    @property
+    def peer(self) -> str:
+        return f"TRL's {self.method.upper()}"
 
     def __str__(self) -> str:
-        return (
-            f"vocabulary {self.vocabulary:,}, {self.rows} prompts of {self.prompt} tokens, {self.new} new tokens, "
-            f"{self.epochs} x {self.minibatches} minibatches in micro-batches of {self.micro} rows"
+        more = [f"{self.group} responses per prompt"] * (self.group > 1) + [f"{self.ends} end tokens"] * (self.ends > 0)
+        more += ["shared trunk"] * self.shared + ["no accumulation in TRL"] * (not self.accumulates)
+        sizes = (
+            f"{self.method.upper()}, vocabulary {self.vocabulary:,}, {self.rows} rows with prompts of {self.prompt} "
+            f"tokens, {self.new} new tokens, {self.epochs} x {self.minibatches} minibatches in micro-batches of "
+            f"{self.micro} rows"
         )
+        return ", ".join([sizes, *more])
 
 
-SHAPES = {"small": Shape(4096, 32, 64, 4, 4), "wide": Shape(32_000, 96, 32, 1, 1)}
+SMALL = Shape(4096, 32, 64, 4, 4)
+SHAPES = {
+    "small": SMALL,
+    "small-16-steps": replace(SMALL, accumulates=False),
+    "wide": Shape(32_000, 96, 32, 1, 1),
+    "shared": replace(SMALL, shared=True),
+    "mixed": replace(SMALL, ends=156),  # a response ends with probability 156 / 4096 at each token
+    "grpo": replace(SMALL, method="grpo", epochs=2, group=8),
+    "rloo": replace(SMALL, method="rloo", epochs=2, group=8),
+}
 
 
 @dataclass(frozen=True)
@@ -70,18 +95,19 @@ class Measurement:
     """The medians over the iterations of a process, without its first iteration."""
 
     seconds: float
+    tokens: float  # new tokens per iteration
     phases: dict[str, float]
     steps: float  # optimizer steps per iteration
     peak_mb: float
     imports_mb: float
     foreign: float  # share of the machine's CPU time that other processes used
 
-    def cells(self, name: str, shape: Shape) -> list[str]:
+    def cells(self, name: str) -> list[str]:
         return [
             name,
             f"{self.seconds:.2f}",
             *(f"{self.phases[phase]:.2f}" for phase in PHASES),
-            f"{shape.rows * shape.new / self.seconds:.0f}",
+            f"{self.tokens / self.seconds:.0f}",
             f"{self.steps:g}",
             f"{self.peak_mb:.0f}",
             f"{self.imports_mb:.0f}",
@@ -124,7 +150,10 @@ def make_models(folder: Path, shape: Shape) -> None:
     for seed, name in enumerate(("policy", "reward", "critic")):
         torch.manual_seed(seed)
         kind: Any = LlamaForCausalLM if name == "policy" else LlamaForSequenceClassification
-        kind(LlamaConfig(**options)).float().save_pretrained(folder / name)
+        model = kind(LlamaConfig(**options)).float()
+        if name == "policy" and shape.ends:
+            model.generation_config.eos_token_id = list(range(shape.vocabulary - shape.ends, shape.vocabulary))
+        model.save_pretrained(folder / name)
         fast.save_pretrained(folder / name)
     numbers = torch.randint(shape.vocabulary, (4 * shape.rows, shape.prompt)).tolist()
     lines = (json.dumps({"prompt": " ".join(f"w{i}" for i in row)}) for row in numbers)
@@ -134,6 +163,12 @@ def make_models(folder: Path, shape: Shape) -> None:
 def our_config(folder: Path, shape: Shape, iterations: int, threads: int) -> LLMConfig:
     from envs.llm.options import LLM, LLMConfig, TokenOptim, TokenPPO
 
+    critic: dict[str, Any] = {"critic_init": str(folder / "critic")}
+    if shape.method != "ppo":
+        critic = {"baseline": shape.method}
+    elif shape.shared:
+        critic = {"critic": "shared"}
+    free: dict[str, Any] = {"lam": 1.0, "value_coef": 0.0, "normalize_advantages": "none"} if shape.group > 1 else {}
     return LLMConfig(
         total_iterations=iterations,
         device="cpu",
@@ -142,14 +177,16 @@ def our_config(folder: Path, shape: Shape, iterations: int, threads: int) -> LLM
             model=str(folder / "policy"),
             prompts=str(folder / "prompts.jsonl"),
             reward=str(folder / "reward"),
-            critic_init=str(folder / "critic"),
             max_new_tokens=shape.new,
             rollout_batch=shape.rows,
+            group_size=shape.group,
+            **critic,
         ),
         ppo=TokenPPO(
             epochs=shape.epochs,
             minibatches=shape.minibatches,
             microbatch_columns=shape.micro * (shape.prompt + shape.new - 1),
+            **free,
         ),
         optim=TokenOptim(lr=3e-5),
     )
@@ -168,10 +205,11 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
     adapter = build(config, torch.device("cpu"))
     learner = make_learner(adapter.policy, config.ppo, config.optim, total_iterations=iterations, seed=config.seed)
     loop = train(adapter, learner)
-    others, seconds, metrics, began = [], [], [], other_cpu_seconds()
+    others, seconds, tokens, metrics, began = [], [], [], [], other_cpu_seconds()
     started = time.perf_counter()
     for done in loop:
-        if done.rollout.mask.sum() != shape.rows * shape.new:
+        tokens.append(float(done.rollout.mask.sum()))
+        if not shape.ends and tokens[-1] != shape.rows * shape.new:
             raise SystemExit("a response ended early")
         seconds.append(time.perf_counter() - started)
         ended = other_cpu_seconds()
@@ -185,6 +223,7 @@ def measure(folder: Path, shape: Shape, iterations: int, threads: int) -> Measur
     phases = dict(zip(PHASES, (generate, score, values, median["time/update_s"]), strict=True))
     return Measurement(
         statistics.median(seconds[1:]),
+        statistics.median(tokens[1:]),
         phases,
         median["optim/steps"],
         resident_mb(),
@@ -205,34 +244,23 @@ def measure_ours(folder: Path, shape: str, iterations: int, threads: int) -> Mea
     """Measure the iterations of this project in a new process."""
     command = [sys.executable, __file__, "--child", str(folder), "--shapes", shape]
     command += ["--iterations", str(iterations), "--threads", str(threads)]
-    return Measurement(**run_for_result(command, {}))
+    return Measurement(**run_for_result(command))
 
 
-def measure_peer(python: Path, script: Path, shape: Shape, iterations: int, threads: int) -> Measurement:
-    """Measure the iterations of TRL in a new process. TRL's phases are means over the iterations after the first."""
-    names = ("B", "P", "N", "EPOCHS", "NMB", "MICRO", "VOCAB", "ITERS", "THREADS")
-    sizes = (shape.rows, shape.prompt, shape.new, shape.epochs, shape.minibatches, shape.micro, shape.vocabulary)
-    environment = {name: str(x) for name, x in zip(names, (*sizes, iterations, threads), strict=True)}
-    found = run_for_result([str(python), str(script)], environment)
-    seconds, phases = statistics.median(found["iters"][1:]), found["phases"]
-    parts = [phases["rollout_generate"], phases["score_reward_model"], phases["value_rollout"] + phases["ref_logits"]]
-    imports = "import trl, transformers, datasets, trl.experimental.ppo.ppo_trainer, resource as r"
-    code = f"{imports}; print('RESULT', r.getrusage(r.RUSAGE_SELF).ru_maxrss / 1024)"
-    return Measurement(
-        seconds,
-        dict(zip(PHASES, (*parts, found["iter_s"] - sum(parts)), strict=True)),
-        found["real_optimizer_steps_per_iter"],
-        found["rss_MB"],
-        run_for_result([str(python), "-c", code], {"TRL_EXPERIMENTAL_SILENCE": "1"}),
-        statistics.median(found["foreign_cpu"][1:]),
-    )
+def measure_peer(python: Path, folder: Path, shape: Shape, tokens: float, options: argparse.Namespace) -> Measurement:
+    """Measure the iterations of TRL in a new process. It keeps `tokens` new tokens per iteration, as this project."""
+    sizes = asdict(shape) | {"iterations": options.iterations, "threads": options.threads}
+    script = Path(__file__).with_name("trl_peer.py").resolve()
+    found = run_for_result([str(python), str(script), str(folder), json.dumps(sizes)])
+    phases = {phase: statistics.median(part[phase] for part in found["phases"][1:]) for phase in PHASES}
+    seconds = statistics.median(found["seconds"][1:])
+    return Measurement(seconds, tokens, phases, found["steps"], found["peak_mb"], found["imports_mb"], found["foreign"])
 
 
-def run_for_result(command: list[str], environment: dict[str, str]) -> Any:
+def run_for_result(command: list[str]) -> Any:
     """Run a command in a temporary folder and return the JSON after RESULT in its output."""
-    environment = os.environ | environment
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder, env=environment)
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=folder)
     if done.returncode or "RESULT " not in done.stdout:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.split("RESULT ", 1)[1])
@@ -250,38 +278,36 @@ def medians(runs: list[Measurement]) -> Measurement:
     return Measurement(phases=phases, **numbers)
 
 
-def table(options: argparse.Namespace, name: str) -> list[str]:
-    """Measure pairs of processes for a shape, and return a table with the medians and the ratios within pairs."""
-    shape, mine, theirs = SHAPES[name], list[Measurement](), list[Measurement]()
-    lines = [f"## {shape}", "", row(list(HEAD)), row(["---"] * len(HEAD))]
-    print("\n".join(lines), flush=True)
+def measure_pair(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Measure this project and, if its interpreter is given, the peer. Return both as a record of the data file."""
+    shape = SHAPES[name]
+    python = options.ppo_python if shape.method == "ppo" else options.group_python
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make = [sys.executable, __file__, "--make", str(folder), "--shapes", name]
         subprocess.run(make, check=True, capture_output=True)
-        if options.peer_script:  # copied, because it writes files to its own folder
-            shutil.copytree(options.peer_script.parent, folder / "peer", copy_function=shutil.copyfile)
-        for number in range(1, options.pairs + 1):
-            mine.append(measure_ours(folder, name, options.iterations, options.threads))
-            new = [mine[-1].cells(f"this project {number}", shape)]
-            if options.peer_python and options.peer_script:
-                script = folder / "peer" / options.peer_script.name
-                theirs.append(measure_peer(options.peer_python, script, shape, options.iterations, options.threads))
-                new.append(theirs[-1].cells(f"TRL {number}", shape))
-            lines += map(row, new)
-            print("\n".join(lines[-len(new) :]), flush=True)
-    summary = [medians(mine).cells("**this project, median**", shape)]
-    if theirs:
-        summary.append(medians(theirs).cells("**TRL, median**", shape))
-        speed = [b.seconds / a.seconds for a, b in zip(mine, theirs, strict=True)]
-        memory = [a.peak_mb / b.peak_mb for a, b in zip(mine, theirs, strict=True)]
-        faster = f"{statistics.median(speed):.2f} x the speed of TRL ({min(speed):.2f} to {max(speed):.2f})"
+        mine = measure_ours(folder, name, options.iterations, options.threads)
+        theirs = measure_peer(python, folder, shape, mine.tokens, options) if python else None
+    return {"shape": name, "ours": asdict(mine), "peer": asdict(theirs) if theirs else None}
+
+
+def table(shape: Shape, records: list[dict[str, Any]]) -> list[str]:
+    """Return a table of the pairs of a shape, with the medians and the ratios within pairs."""
+    lines = [f"## {shape}", "", row(list(HEAD)), row(["---"] * len(HEAD))]
+    pairs = [(Measurement(**x["ours"]), Measurement(**x["peer"]) if x["peer"] else None) for x in records]
+    for number, (mine, peer) in enumerate(pairs, start=1):
+        lines.append(row(mine.cells(f"this project {number}")))
+        lines += [row(peer.cells(f"{shape.peer} {number}"))] if peer else []
+    lines.append(row(medians([mine for mine, _ in pairs]).cells("**this project, median**")))
+    both = [(mine, peer) for mine, peer in pairs if peer]
+    if both:
+        lines.append(row(medians([peer for _, peer in both]).cells(f"**{shape.peer}, median**")))
+        speed = [peer.seconds / mine.seconds for mine, peer in both]
+        memory = [mine.peak_mb / peer.peak_mb for mine, peer in both]
+        faster = f"{statistics.median(speed):.2f} x the speed of {shape.peer} ({min(speed):.2f} to {max(speed):.2f})"
         less = f"{statistics.median(memory):.2f} x the memory ({min(memory):.2f} to {max(memory):.2f})"
-        lines += [*map(row, summary), "", f"This project has {faster} and uses {less}, as medians over the pairs.", ""]
-    else:
-        lines += [*map(row, summary), ""]
-    print("\n".join(lines[-5:]), flush=True)
-    return lines
+        lines += ["", f"This project has {faster} and uses {less}, as medians over the pairs."]
+    return [*lines, ""]
 
 
 def main() -> int:
@@ -292,9 +318,9 @@ def main() -> int:
     )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads per process (default: 2)")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="shapes (default: all)")
-    parser.add_argument("--peer-python", type=Path, help="Python interpreter with trl 1.12.0 and datasets")
-    parser.add_argument("--peer-script", type=Path, help="script that runs TRL's iterations and prints RESULT {json}")
-    parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    parser.add_argument("--ppo-python", type=Path, help="Python interpreter with trl 1.12.0 and datasets")
+    parser.add_argument("--group-python", type=Path, help="Python interpreter with trl 1.16.0, for GRPO and RLOO")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/token_speed.md"), help="the page to write")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -305,9 +331,20 @@ def main() -> int:
         found = measure(options.child, SHAPES[options.shapes[0]], options.iterations, options.threads)
         print("RESULT " + json.dumps(asdict(found)))
         return 0
-    lines = [line for name in options.shapes for line in table(options, name)]
-    if options.out:
-        options.out.write_text(heading(options) + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    kept = options.out.with_suffix(".jsonl")
+    records = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
+    for number in range(1, options.pairs + 1):
+        for name in options.shapes:
+            if sum(record["shape"] == name for record in records) >= number:
+                continue
+            records.append(measure_pair(options, name))
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(records[-1]) + "\n")
+            done = {name: [record for record in records if record["shape"] == name] for name in SHAPES}
+            tables = {name: table(SHAPES[name], part) for name, part in done.items() if part}
+            print("\n".join(tables[name]), flush=True)
+            lines = [line for part in tables.values() for line in part]
+            options.out.write_text(heading(options) + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return 0
 
 
@@ -316,8 +353,9 @@ def heading(options: argparse.Namespace) -> str:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     command = f"python benchmarks/token_speed.py --pairs {options.pairs} --iterations {options.iterations}"
-    command += " --peer-python PYTHON --peer-script SCRIPT" if options.peer_script else ""
-    text = f"# One PPO iteration on a small language model\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
+    command += " --ppo-python PYTHON" if options.ppo_python else ""
+    command += " --group-python PYTHON" if options.group_python else ""
+    text = f"# One iteration on a small language model\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
     return text + f"Command: `{command}`; {date.today()}; {machine}, {options.threads} threads, {packages}.\n\n"
 
 
