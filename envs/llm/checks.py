@@ -9,6 +9,7 @@ import torch
 from envs.llm.inputs import load_inputs
 from envs.llm.options import LLMConfig
 from envs.llm.rewards.functions import check_columns, check_reward
+from envs.llm.sizes import check_weights_fit
 from ppo_unified.errors import UsageError
 
 
@@ -20,6 +21,7 @@ def check(config: LLMConfig) -> None:
     if llm.quantize == "4bit" and find_spec("bitsandbytes") is None:
         raise UsageError("llm.quantize = '4bit' needs the package bitsandbytes: pip install bitsandbytes")
     inputs = load_inputs(llm)
+    check_weights_fit(config, torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"))
     for reward in llm.rewards:
         check_reward(reward.source)  # a reward model's weights are loaded later
         for prompts in (inputs.training, inputs.held_out):

@@ -213,7 +213,10 @@ class TokenPPO(PPO):
 
     epochs: int = Field(4, ge=1, description=_description(PPO, "epochs"))
     microbatch_columns: Annotated[int, OrAuto(AutoInt(8192))] = Field(
-        AutoInt(8192), ge=1, description=f"{_description(PPO, 'microbatch_columns')}; auto = 8192"
+        AutoInt(8192),
+        ge=1,
+        description=f"{_description(PPO, 'microbatch_columns')}; auto = the largest power of two from 256 to "
+        "8192 (on a GPU: 65536) with which the run needs at most 70 % of the available memory",
     )
     gamma: float = Field(1.0, ge=0, le=1, description=_description(PPO, "gamma"))
     normalize_advantages: Literal["batch", "minibatch", "none"] = Field(

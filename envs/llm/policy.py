@@ -157,7 +157,7 @@ class TokenPolicy(ActorCritic):
         """
         (network, lora), parts = model, []
         hidden = network.trunk(tokens, lora)[chosen.to(network.device)]
-        size, columns = _chunk_size(network), (actions[chosen], self._early(chosen))
+        size, columns = chunk_size(network), (actions[chosen], self._early(chosen))
         taken, first = (x.to(network.device).split(size) for x in columns)
         for h, a, early in zip(hidden.split(size), taken, first, strict=True):
             logits = self._adjust(network.logits(h, lora), early, self.temperature)
@@ -214,7 +214,7 @@ class TokenPolicy(ActorCritic):
 
     def _chunks(self, hidden: Tensor, actions: Tensor, early: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Split the steps into chunks with at most CHUNK logits each."""
-        size = _chunk_size(self.network)
+        size = chunk_size(self.network)
         return zip(hidden.split(size), actions.split(size), early.split(size), strict=True)
 
     def _logprobs_and_entropy(
@@ -237,7 +237,7 @@ class TokenPolicy(ActorCritic):
         return logprobs, entropy
 
 
-def _chunk_size(network: Network) -> int:
+def chunk_size(network: Network) -> int:
     """Return the number of steps whose logits are in memory at a time."""
     vocabulary: int = network.model.config.get_text_config().vocab_size
     return max(1, CHUNK.get(network.device.type, 1 << 23) // vocabulary)

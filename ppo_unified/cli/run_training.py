@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ppo_unified.cli.common import foreign_code, preload
+from ppo_unified.config.estimate import compare
 from ppo_unified.config.registry import find_adapter
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.errors import ForeignCodeError, StartError, UsageError
@@ -182,4 +183,5 @@ def summary(run: Run, status: Status) -> str:
     ended = describe_end(run, status, ended_state(status))
     took = f"after {status.step:,} steps in {format_duration(status.elapsed_s)}"
     lines.append(f"{run.name}: {ended} {took}{score}{best}")
+    lines += [comparison] if (comparison := compare(status.estimate)) else []
     return "\n".join(lines)

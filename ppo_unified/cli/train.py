@@ -17,17 +17,18 @@ from ppo_unified.config.sweep import expand
 from ppo_unified.config.values import format_flag
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
-from ppo_unified.runs.folder import free_name
+from ppo_unified.runs.folder import free_name, free_space
 from ppo_unified.runs.signals import Interrupted, StopRequest
-from ppo_unified.text import clean, print_err, print_out
+from ppo_unified.text import clean, clean_lines, print_err, print_out
 
 if TYPE_CHECKING:
     from ppo_unified.runs.source import Reference
 
 ABOUT = (
-    "These are the options of {} and their defaults. The flags --name NAME, --init RUN, --runs DIR and --detach are "
-    "also accepted. If you give an option several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, a separate run "
-    "is trained for each value. The runs are trained one after the other, or all at the same time with --detach."
+    "These are the options of {} and their defaults. The flags --name NAME, --init RUN, --runs DIR, --plan and "
+    "--detach are also accepted. If you give an option several values, such as --seed 1-3 or --optim.lr 1e-3,3e-3, a "
+    "separate run is trained for each value. The runs are trained one after the other, or all at the same time with "
+    "--detach."
 )
 
 
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN|PATH",
         help="start with the policy of this run's best checkpoint, or of this checkpoint folder (default: new weights)",
     )
+    parser.add_argument(
+        "--plan", action="store_true", help="print the memory, disk space and time that the run needs, and do not train"
+    )
     add_detach(parser)
     add_runs_folder(parser)
 
@@ -85,6 +89,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         options.init = reference.word
     source = reference.run.name if reference else ""
     jobs = _make_jobs(config, options, [*rest, *(["--help"] if options.help else [])], source)
+    if options.plan and options.detach:
+        raise UsageError("ppo-unified train: --plan starts no run, so it cannot be combined with --detach; remove one")
+    if options.plan:
+        return _plan(options, jobs, reference)
     if options.detach:
         return _train_detached(options, jobs)
     codes = list(_train_here(options, jobs, reference))
@@ -137,6 +145,26 @@ def _check_source(reference: Reference, jobs: Sequence[Job]) -> dict[str, Any]:
     for job in jobs:
         check_fit(source, preparation.complete(job.config)[0])
     return source.record()
+
+
+def _plan(options: argparse.Namespace, jobs: Sequence[Job], reference: Reference | None) -> int:
+    """Print what each run needs. Return 0 if all of them fit, otherwise 2."""
+    if reference:
+        _check_source(reference, jobs)
+    fits = []
+    for job in jobs:
+        with foreign_code():
+            config, note = preparation.complete(job.config)
+            if note:
+                print_err(note)
+            preload("ppo_unified.training.session")
+            from ppo_unified.training.session import plan
+
+            found = plan(config)
+        heading = [job.default] if len(jobs) > 1 else []
+        print_out(clean_lines("\n".join([*heading, *found.table(free_space(options.folder))])))
+        fits.append(found.fits)
+    return 0 if all(fits) else 2
 
 
 def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Reference | None) -> Iterator[int]:

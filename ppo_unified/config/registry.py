@@ -54,6 +54,7 @@ BUILT_IN = {
         init="envs.llm.initialization:load_statistics",
         export="envs.llm.export:export",
         export_merged="envs.llm.export:export_merged",
+        estimate="envs.llm.estimate:estimate",
         report="envs.llm.evaluation:report",
         explain="envs.llm.explain:explain",
         alternatives="envs.llm.explain:alternatives",

@@ -40,6 +40,8 @@ class AdapterSpec:
     # are not part of the policy, after the policy has been loaded (train --init)
     export: str = ""  # (adapter, empty folder: Path, about: dict) -> dict; both dicts are written to policy.json
     export_merged: str = ""  # like `export`, with the LoRA weights merged into the model (export --merged)
+    estimate: str = ""  # (adapter) -> Estimate: the run's memory and time; called before the first iteration. It must
+    # not change the training state, except for options that are 'auto', which it sets in the adapter
     score_tag: str = "eval/score"  # the metric that contains the score
     prefers_gpu: bool = False  # True: device = "auto" selects a GPU if there is one
     report: str = ""  # (adapter, episodes, seed) -> Report: additional metrics and texts of an evaluation

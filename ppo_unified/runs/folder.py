@@ -67,6 +67,7 @@ class Status:
     reason: str = ""
     traceback: str = ""
     init: dict[str, Any] = field(default_factory=dict)  # with --init: run, step, score and checkpoint of the source
+    estimate: dict[str, Any] = field(default_factory=dict)  # predicted needs, and `real` ones after the run's end
     resumes: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
@@ -413,6 +414,12 @@ def replace_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def free_space(folder: Path) -> int:
+    """Return the free disk space in bytes for a folder that may not exist yet."""
+    folder = folder.absolute()
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def write_atomically(path: Path, text: str) -> None:

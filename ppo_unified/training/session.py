@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ppo_unified.config.estimate import Estimate
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import WorkCounter
@@ -26,6 +27,7 @@ from ppo_unified.text import print_err
 from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer, restore, restore_policy
 from ppo_unified.training.collection import Collector
+from ppo_unified.training.estimation import estimate, estimate_new_run
 from ppo_unified.training.health import Health
 from ppo_unified.training.initialization import check_fit, initialize, open_source
 from ppo_unified.training.out_of_memory import explain_out_of_memory, is_out_of_memory
@@ -143,6 +145,9 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     heartbeat.enter("starting", work)
     work.begin(find_adapter(config.kind).building)
     adapter = build_adapter(config, device)
+    if find_adapter(config.kind).estimate and not run.checkpoint_folders():
+        work.begin("estimating memory and time")
+        config = estimate_new_run(adapter, config, run, status)
     if run.checkpoints.is_dir() or status.init:
         work.begin("loading the checkpoint")
     totals = config.total_steps, config.total_iterations
@@ -157,6 +162,12 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     checkpointer = Checkpointer(run, config, status, state, reporter.events, resumed)
     collector = Collector(adapter, stop, heartbeat, learner.counter, reporter.recorder.begin)
     return Trainer(run, config, status, state, stop, collector, reporter, checkpointer, listener)
+
+
+def plan(config: RunConfig) -> Estimate:
+    """Estimate what a run with this configuration needs, without training it. Raises UsageError if it cannot start."""
+    with closing(build_adapter(config, resolve_device(config))) as adapter:
+        return estimate(adapter, config)
 
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:

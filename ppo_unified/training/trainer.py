@@ -15,6 +15,7 @@ from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import print_err
 from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.collection import Collector, find_counter
+from ppo_unified.training.estimation import measured
 from ppo_unified.training.evaluation import evaluate_run, is_due
 from ppo_unified.training.nonfinite import explain_nonfinite
 from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
@@ -37,6 +38,7 @@ class Trainer:
     reporter: Reporter
     checkpointer: Checkpointer
     listener: Listener
+    iteration_s: list[float] = field(default_factory=list, init=False)  # duration of each iteration of this process
     discarded: bool = field(default=False, init=False)  # True if a stop request has interrupted an update
 
     def train(self) -> None:
@@ -57,6 +59,7 @@ class Trainer:
             self._save()
             if self.checkpointer.failure:
                 raise RuntimeError(f"cannot write the final checkpoint: {self.checkpointer.failure}")
+        self.status.estimate = measured(self.status.estimate, self.reporter.device, self.iteration_s)
         self.reporter.finish("stopped" if end is None else "finished")
 
     def _save_initial_policy(self) -> None:
@@ -130,6 +133,7 @@ class Trainer:
         The checkpoint is written last, so the logs are complete up to its step. A resumed run discards later entries.
         """
         metrics = iteration.metrics | self.reporter.measure()
+        self.iteration_s.append(metrics["time/collect_s"] + metrics["time/update_s"])
         self.reporter.heartbeat.enter("saving")
         try:
             if is_due(self.config.eval.every_steps, self._progress, int(iteration.batch.mask.sum())):

@@ -43,7 +43,7 @@ class RewardModel:
         self.head = find_head(self.model)
         if self.head is not None:
             self.head.float()  # in bfloat16, which has only 128 values from 1 to 2, many scores would be equal
-        check_scores(self.model, self._forward, f"{option} = {source!r}")
+        check_scores(self.model, self.score_tokens, f"{option} = {source!r}")
 
     def _read(self, source: str, option: str) -> None:
         """Read the configuration and the tokenizer, but no weights."""
@@ -63,7 +63,7 @@ class RewardModel:
         rows = [self._encode(*exchange) for exchange in zip(prompts, responses, known, strict=True)]
         scores = [0.0] * len(rows)
         for numbers in _batches([len(row) for row in rows]):
-            values = self._forward([rows[i] for i in numbers]).tolist()
+            values = self.score_tokens([rows[i] for i in numbers]).tolist()
             for i, value in zip(numbers, values, strict=True):
                 scores[i] = value
         return scores
@@ -93,7 +93,7 @@ class RewardModel:
                 "text that the policy reads"
             ) from None
 
-    def _forward(self, rows: list[list[int]]) -> Tensor:
+    def score_tokens(self, rows: list[list[int]]) -> Tensor:
         """Return the scores [n] of `rows`, which contain token ids."""
         return score_rows(self.model, self.head, rows)
 
@@ -110,7 +110,7 @@ class SharedRewardModel(RewardModel):
         self.model = network.model
         self.head = network.add_frozen_lora(name, folder, option)
 
-    def _forward(self, rows: list[list[int]]) -> Tensor:
+    def score_tokens(self, rows: list[list[int]]) -> Tensor:
         return score_rows(self.model, self.head, rows, lambda ids: self.network.trunk(ids, self.name))
 
 

@@ -1,0 +1,120 @@
+"""Measures the memory that tensors need, and finds out how much is available."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CGROUP = Path("/sys/fs/cgroup")
+CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of versions 2 and 1
+
+
+class TensorTracker(TorchDispatchMode):
+    """Counts the bytes of all tensors that are created while this mode is active and that still exist.
+
+    Memory that an operation allocates and frees internally is not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current, self.peak = 0, 0  # bytes
+        self._storages: dict[int, weakref.ref[Any]] = {}  # by address
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise, the first call would import the compiler (about 1 s)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inputs = {_address(x) for x in _tensors((*args, *(kwargs or {}).values()))}
+        output = function(*args, **(kwargs or {}))
+        for x in _tensors([output]):
+            if _address(x) not in inputs:  # not a view, and not changed in place
+                self._add(x.untyped_storage())
+        return output
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address in self._storages:
+            return
+
+        def remove(_: Any) -> None:
+            del self._storages[address]
+            self.current -= size
+
+        self._storages[address] = weakref.ref(storage, remove)
+        self.current += size
+        self.peak = max(self.peak, self.current)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Yield the tensors in the arguments or results of an operation. Lists of tensors are not nested."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from (x for x in value if isinstance(x, Tensor))
+
+
+def _address(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+class Usage(NamedTuple):
+    """The bytes of the tensors that a function creates."""
+
+    peak: int
+    kept: int  # of those that still exist when the function has returned its result
+
+
+def measure_memory(run: Callable[[], object], device: torch.device) -> Usage:
+    """Call `run` and return the memory of the tensors that it creates on `device`."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        result = run()
+        kept, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+        del result
+        return Usage(peak - before, kept - before)
+    with TensorTracker() as tracker:
+        result = run()
+        usage = Usage(tracker.peak, tracker.current)
+        del result
+    return usage
+
+
+def process_bytes(device: torch.device) -> int:
+    """Return the memory that this process uses on a device."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else int(psutil.Process().memory_info().rss)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory that this process may use on a device, including what it already uses.
+
+    On a CPU, the limit of a container counts too.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + process_bytes(device)
+    free = int(psutil.virtual_memory().available) + process_bytes(device)
+    return min([free, *_cgroup_limits()])
+
+
+def _cgroup_limits() -> list[int]:
+    """Return the memory limits in bytes of this process's control group and its parents. There may be none."""
+    try:
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition(":")[2].strip().lstrip("/")
+    except OSError:  # not on Linux
+        return []
+    folder = CGROUP / own
+    limits = []
+    for parent in (folder, *folder.parents):
+        for file in (parent / name for name in CGROUP_LIMITS):
+            if CGROUP in file.parents and file.is_file() and (text := file.read_text().strip()).isdigit():
+                limits.append(int(text))
+    return limits

@@ -1,0 +1,202 @@
+"""Tests of the estimate of memory and time before a run of a language model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from envs.llm import estimate as estimation
+from envs.llm import savings, sizes
+from envs.llm.adapter import LLMAdapter
+from envs.llm.estimate import Batches, estimate
+from envs.llm.memory import TensorTracker
+from envs.llm.sizes import find_sizes, trained_bytes, weight_bytes
+from ppo_unified import run
+from ppo_unified.cli.main import main
+from ppo_unified.config.estimate import Estimate, compare
+from ppo_unified.config.presets import apply_changes, from_file
+from ppo_unified.config.spec import AdapterSpec
+from ppo_unified.engine.ppo import make_learner, train
+from ppo_unified.runs.folder import Run, Status
+from ppo_unified.training import estimation as training
+from tests.envs.llm.test_adapter import folder, make_adapter, make_config
+
+__all__ = ["folder"]  # a fixture that tests request by name
+SMALL = {
+    "total_steps": 0,
+    "total_iterations": 1,
+    "ppo": {"epochs": 1, "minibatches": 1},
+    "eval": {"episodes": 2},
+    "log": {"samples_every": 0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _estimate_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimation, "TIMED_S", 0.0)
+
+
+def test_tracker_counts_existing_tensors_once() -> None:
+    before = torch.ones(1000)
+    with TensorTracker() as tracker:
+        x = torch.zeros(1000)
+        y = x.view(10, 100).mul_(2)[2:]  # no memory of their own
+        before.add_(1)
+        z = before[:500] * 2
+        assert tracker.current == 4000 + 2000
+        del x
+        assert tracker.current == 6000, "a view keeps the memory"
+        del y, z
+        assert tracker.current == 0
+    assert tracker.peak == 6000
+
+
+KINDS = ["independent critic", "shared critic", "critic from a path", "LoRA, policy and critic on one base"]
+KINDS += ["LoRA, reference is a copy", "LoRA, critic from a path"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_of_weights_follow_from_the_options(folder: Path, kind: str) -> None:
+    adapter = make_adapter(folder, kind)
+    found = find_sizes(adapter.config)
+    parameters = {id(p): p for m in (adapter.policy, adapter.reference.network) for p in m.parameters()}
+    real = sum(p.nbytes for p in parameters.values())
+    trained = sum(p.nbytes for p in parameters.values() if p.requires_grad)
+    assert weight_bytes(adapter.config, found) == pytest.approx(real, rel=0.02)  # without the critic's head
+    assert trained_bytes(adapter.config, found) == pytest.approx(trained, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("kind", "ppo"),
+    [
+        ("independent critic", {"epochs": 1, "minibatches": 1, "microbatch_columns": 100}),
+        ("independent critic", {"epochs": 1, "minibatches": 1}),  # one micro-batch per minibatch
+        ("recomputed activations, LoRA", {"epochs": 1, "minibatches": 1}),
+    ],
+)
+def test_predicted_peak_equals_that_of_an_iteration(folder: Path, kind: str, ppo: dict[str, int]) -> None:
+    adapter = make_adapter(folder, kind, ppo=ppo)
+    found = estimate(adapter)
+    expected = sum(size for part, size in found.memory.items() if part not in ("program", "weights"))
+    config = adapter.config
+    with TensorTracker() as tracker:
+        for _ in train(adapter, make_learner(adapter.policy, config.ppo, config.optim, total_iterations=2)):
+            pass
+    assert expected == pytest.approx(tracker.peak, rel=0.2)
+
+
+def test_estimate_does_not_change_training(folder: Path) -> None:
+    rollouts, states = [], []
+    for estimates in (False, True):
+        adapter = make_adapter(folder, "LoRA, policy and critic on one base")
+        torch.manual_seed(0)
+        if estimates:
+            estimate(adapter)
+            assert all(p.grad is None for p in adapter.policy.parameters())
+        rollouts.append(adapter.collect())
+        states.append({**adapter.state_dict(), "torch": torch.get_rng_state()})
+    assert torch.equal(rollouts[0].logprobs, rollouts[1].logprobs)
+    assert torch.equal(rollouts[0].actions, rollouts[1].actions)
+    for name, value in states[0].items():
+        same = torch.equal(value, states[1][name]) if torch.is_tensor(value) else value == states[1][name]
+        assert same, name
+
+
+def test_batches_follow_the_options(folder: Path) -> None:
+    config = make_config(folder, ppo={"minibatches": 2, "microbatch_columns": 40})
+    batches = Batches.plan(config, [9, 9, 3, 3, 3, 3])
+    assert (batches.longest, batches.rows, batches.new) == (20, 6, 12)
+    assert (batches.update, batches.is_single, batches.compare) == (2, False, 2)
+    assert batches.padded == pytest.approx((2 * 20 + 4 * 14) / 20)
+    assert Batches.plan(apply_changes(config, {"ppo": {"minibatches": 3}}, ""), [9] * 6).is_single
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    for module in (estimation, sizes):
+        monkeypatch.setattr(module, "available_bytes", lambda _: size)
+
+
+def words(folder: Path, runs: Path) -> list[str]:
+    config = folder / "estimated.toml"
+    config.write_text(make_config(folder, **SMALL).to_toml(), encoding="utf-8")
+    return ["train", str(config), "--runs", str(runs)]
+
+
+def test_run_that_does_not_fit_is_rejected_with_advice(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimation, "process_bytes", lambda _: 0)
+    monkeypatch.setattr(savings, "SMALLEST_COLUMNS", 43)  # one row
+    needed = estimate(LLMAdapter(make_config(folder, **SMALL), torch.device("cpu")))
+    limit_memory(monkeypatch, needed.peak - 0.2 * needed.memory["activations"])
+    assert main(words(folder, tmp_path / "runs")) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    flags = re.fullmatch(r"this run needs .*, but only .* are available; it would fit with (--\S+ \d+)", last)
+    assert flags, last
+    assert not list((tmp_path / "runs").iterdir())
+    assert main([*words(folder, tmp_path / "runs"), *flags[1].split()]) == 0
+
+
+def test_weights_that_do_not_fit_are_not_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(folder, **SMALL)
+    found = find_sizes(config)
+    limit_memory(monkeypatch, weight_bytes(config, found) + 2 * trained_bytes(config, found))
+    monkeypatch.setattr(LLMAdapter, "__init__", None)
+    assert main(words(folder, tmp_path / "runs")) == 2
+    assert re.search("this run needs .*; it would fit with --llm.critic shared\n", capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def _scarce_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let 70 % of the memory suffice for 1024 columns but not for 2048."""
+    monkeypatch.setattr(
+        estimation, "memory_parts", lambda config, *_, **__: {"activations": config.ppo.microbatch_columns}
+    )
+    monkeypatch.setattr(estimation, "process_bytes", lambda _: 0)
+    limit_memory(monkeypatch, 2000.0)
+    monkeypatch.setattr(sizes, "available_bytes", lambda _: 1e12)
+
+
+@pytest.mark.usefixtures("_scarce_memory")
+def test_chosen_columns_are_in_config_toml(folder: Path, tmp_path: Path) -> None:
+    finished = Run(run(make_config(folder, **SMALL), tmp_path).path)
+    config = from_file(finished.config)
+    assert type(config.ppo.microbatch_columns) is int
+    assert config.ppo.microbatch_columns == 1024
+    status = finished.read_status()
+    assert status.estimate["options"] == {"ppo.microbatch_columns": 1024}
+    assert re.fullmatch(r"estimate: 0.00102 MB and .* s per iteration; real: .*", compare(status.estimate))
+
+
+def test_plan_prints_a_table_and_creates_no_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words(folder, tmp_path / "runs"), "--plan"]) == 0
+    lines = capsys.readouterr().out
+    for name in ("memory at the peak", "  weights", "  Adam", "disk space", "  generate", "  update", "total time"):
+        assert re.search(f"^{name} ", lines, re.MULTILINE), lines
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plan_measures_adapters_without_estimate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--gym.num-steps", "8", "--gym.num-envs", "2", "--ppo.minibatches", "1"]
+    assert main(["train", "cartpole", "--plan", "--runs", str(tmp_path / "runs"), *small]) == 0
+    assert re.search("^  collect .*\n  update .*\ntotal time ", capsys.readouterr().out, re.MULTILINE)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_run_without_disk_space_prints_a_warning(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Estimate({"weights": 1.0}, available=2.0, checkpoint=5e9)
+    monkeypatch.setattr(training, "find_adapter", lambda _: AdapterSpec("", "", estimate="x:y"))
+    monkeypatch.setattr(training, "load", lambda _: lambda adapter: found)
+    monkeypatch.setattr(training, "free_space", lambda _: 1e9)
+    training.estimate_new_run(make_adapter(folder, "shared critic"), make_config(folder), Run(tmp_path), Status())
+    assert "the checkpoints need 15 GB of disk space, but only 1 GB are free" in capsys.readouterr().err
