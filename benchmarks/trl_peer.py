@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,7 +46,7 @@ class Clock:
         return run
 
 
-def common_options(shape: SimpleNamespace, micro: int, accumulation: int) -> dict[str, Any]:
+def common_options(micro: int, accumulation: int) -> dict[str, Any]:
     """Return the options that the configurations of all trainers share."""
     return {
         "output_dir": "output",
@@ -73,7 +74,7 @@ def make_tokenizer(folder: Path) -> Any:
 
 def make_ppo(folder: Path, shape: SimpleNamespace, prompts: list[str], clock: Clock) -> Any:
     """Return TRL's PPO trainer."""
-    import trl.experimental.ppo.ppo_trainer as module
+    module: Any = import_module("trl.experimental.ppo.ppo_trainer")  # TRL 1.16 does not have it
 
     tokenizer = make_tokenizer(folder)
     policy, reference = (AutoModelForCausalLM.from_pretrained(folder / "policy") for _ in range(2))
@@ -83,7 +84,7 @@ def make_ppo(folder: Path, shape: SimpleNamespace, prompts: list[str], clock: Cl
     rows = Dataset.from_dict({"input_ids": tokenizer(prompts)["input_ids"]})
     micro = shape.micro if shape.accumulates else shape.rows
     options = module.PPOConfig(
-        **common_options(shape, micro, shape.rows // micro),
+        **common_options(micro, shape.rows // micro),
         num_mini_batches=shape.minibatches,
         num_ppo_epochs=shape.epochs,
         total_episodes=shape.rows * shape.iterations,
@@ -116,10 +117,12 @@ def make_ppo(folder: Path, shape: SimpleNamespace, prompts: list[str], clock: Cl
 
 def make_group_trainer(folder: Path, shape: SimpleNamespace, prompts: list[str], clock: Clock) -> Any:
     """Return TRL's GRPO or RLOO trainer."""
-    config, kind = {"grpo": (trl.GRPOConfig, trl.GRPOTrainer), "rloo": (trl.RLOOConfig, trl.RLOOTrainer)}[shape.method]
+    module: Any = trl
+    name = shape.method.upper()
+    config, kind = getattr(module, f"{name}Config"), getattr(module, f"{name}Trainer")
     tokenizer, micro = make_tokenizer(folder), shape.rows // shape.minibatches
     options = config(
-        **common_options(shape, micro, 1),
+        **common_options(micro, 1),
         num_generations=shape.group,
         num_iterations=shape.epochs,
         steps_per_generation=shape.minibatches,
