@@ -23,7 +23,7 @@ class TensorTracker(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # torch
         self.current, self.peak = 0, 0  # bytes
         self._storages: dict[int, weakref.ref[Any]] = {}  # by address
 
@@ -63,7 +63,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _address(x: Tensor) -> int:
-    return x.untyped_storage()._cdata
+    address: int = x.untyped_storage()._cdata
+    return address
 
 
 class Usage(NamedTuple):
