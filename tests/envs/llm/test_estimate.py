@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from ppo_unified.training import estimation as training
 from tests.envs.llm.test_adapter import folder, make_adapter, make_config
 
 __all__ = ["folder"]  # a fixture that tests request by name
-SMALL = {
+SMALL: dict[str, Any] = {
     "total_steps": 0,
     "total_iterations": 1,
     "ppo": {"epochs": 1, "minibatches": 1},
