@@ -34,6 +34,7 @@ from ppo_unified.engine.batch import pack_rows
 from ppo_unified.engine.optimizers import Adam, step
 
 SHARE = 0.7  # of the available memory that ppo.microbatch_columns = "auto" may use
+FRAGMENTATION = 0.2  # share of tensors that the allocator needs in addition, as measured in benchmarks/estimate.md
 SMALLEST, LARGEST = 256, {"cpu": 8192, "cuda": 65536}  # values that "auto" can choose
 TIMED_S = 0.05  # a pass is timed with more rows until it takes this long
 STEPS = 4  # number of tokens per response that are sampled to measure the time per token
@@ -152,7 +153,8 @@ def memory_parts(
     update_parts = {"activations": update[0], "logits": update[1]}
     # the backward pass of the first micro-batch creates the gradients, and frees the activations at the same time
     phases.append(update_parts if batches.is_single else {"gradients": trained} | update_parts)
-    return held | max(phases, key=lambda phase: sum(phase.values()))
+    largest = max(phases, key=lambda phase: sum(phase.values()))
+    return held | largest | {"allocator": FRAGMENTATION * (held["Adam"] + sum(largest.values()))}
 
 
 class Probe:
@@ -263,9 +265,8 @@ def _drop_gradient(parameter: Tensor) -> None:
 def measure_costs(probe: Probe, sizes: Sizes) -> Costs:
     """Measure the memory that a run with the adapter's own options needs."""
     config, device, network = probe.adapter.config, probe.device, probe.policy.network
-    steps = min(probe.new, max(1, chunk_size(network) // 2))  # so that two rows have only one chunk of logits
-    update = _measure_pass(probe.update, _per_step(probe.update_logits, device), steps, device)
-    compare = _measure_pass(probe.compare, _per_step(probe.compare_logits, device), steps, device)
+    update = _measure_pass(probe.update, _per_step(probe.update_logits, device), device)
+    compare = _measure_pass(probe.compare, _per_step(probe.compare_logits, device), device)
     first, second = (measure_memory(partial(probe.prompt, rows), device) for rows in (1, 2))
     longer = measure_memory(partial(probe.prompt, 1, ROOM), device)
     column = max(0.0, longer.kept - first.kept) / ROOM
@@ -289,11 +290,15 @@ def find_program_bytes(config: LLMConfig, device: torch.device, sizes: Sizes) ->
     return max(0.0, process_bytes(device) - weight_bytes(config, sizes))
 
 
-def _measure_pass(run: Callable[[int, int], object], per_step: float, steps: int, device: torch.device) -> Memory:
-    """Measure a pass with one row and with two rows of `steps` steps each. `per_step` is the memory of their logits."""
-    one, two = (measure_memory(partial(run, rows, steps), device).peak for rows in (1, 2))
-    per_row = max(0.0, two - one - per_step * steps)
-    return Memory(max(0.0, one - per_row - per_step * steps), per_row, per_step)
+def _measure_pass(run: Callable[[int, int], object], per_step: float, device: torch.device) -> Memory:
+    """Measure a pass with one row and with two rows. `per_step` is the memory of the logits of a step.
+
+    Each row has only one step, so that the activations need more memory than the logits. Both are then at their peak
+    when the gradients of the head's weights are computed.
+    """
+    one, two = (measure_memory(partial(run, rows, 1), device).peak for rows in (1, 2))
+    per_row = max(0.0, two - one - per_step)
+    return Memory(max(0.0, one - per_row - per_step), per_row, per_step)
 
 
 def _per_step(run: Callable[[int], object], device: torch.device) -> float:
