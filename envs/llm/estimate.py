@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ SMALLEST, LARGEST = 256, {"cpu": 8192, "cuda": 65536}  # values that "auto" can 
 TIMED_S = 0.05  # a pass is timed with more rows until it takes this long
 STEPS = 4  # number of tokens per response that are sampled to measure the time per token
 ADAM_WEIGHTS = 1 << 20  # number of weights with which an optimizer step is timed
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,10 @@ class Batches:
     def plan(cls, config: LLMConfig, prompts: Sequence[int]) -> Batches:
         """Divide an iteration's responses. `prompts` contains the lengths of the training prompts in tokens."""
         llm, ppo = config.llm, config.ppo
-        lengths = [n + llm.max_new_tokens - 1 for n in spread(prompts, llm.rollout_batch // llm.group_size)]
+        lengths = [
+            n + llm.max_new_tokens - 1
+            for n in spread(sorted(prompts, reverse=True), llm.rollout_batch // llm.group_size)
+        ]
         lengths = [n for n in lengths for _ in range(llm.group_size)]
         longest, columns = lengths[0], ppo.microbatch_columns
         most = max(1, columns // longest)
@@ -125,10 +130,9 @@ class Batches:
         )
 
 
-def spread(lengths: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the lengths, evenly distributed from the longest to the shortest."""
-    ordered = sorted(lengths, reverse=True)
-    return [ordered[i * len(ordered) // count] for i in range(count)]
+def spread(values: Sequence[T], count: int) -> list[T]:
+    """Return `count` of the values at evenly distributed positions, starting with the first one."""
+    return [values[i * len(values) // count] for i in range(count)]
 
 
 def memory_parts(
@@ -163,9 +167,8 @@ class Probe:
     def __init__(self, adapter: LLMAdapter) -> None:
         self.adapter, self.device = adapter, adapter.device
         llm, self.policy = adapter.config.llm, adapter.policy
-        self.prompts = [list(ids) for ids in adapter.prompts.tokens]
-        longest = max(range(len(self.prompts)), key=lambda i: len(self.prompts[i]))
-        self.longest_prompt, self.text = self.prompts[longest], adapter.prompts.texts[longest]
+        self.prompts = sorted(map(list, adapter.prompts.tokens), key=len, reverse=True)
+        self.longest_prompt, self.text = self.prompts[0], max(adapter.prompts.texts, key=len)
         self.new = llm.max_new_tokens
         self.row = self._fill(self.longest_prompt, len(self.longest_prompt) + self.new)
         self.generator = torch.Generator(self.device).manual_seed(0)
@@ -219,7 +222,7 @@ class Probe:
         """Run the network on the longest prompt with `extra` tokens, sample a token, and return the decoder."""
         self.policy.network.use_lora(POLICY)
         ids = self._fill(self.longest_prompt, len(self.longest_prompt) + extra)
-        decoder = make_decoder(self.policy.network, [ids] * rows)
+        decoder = make_decoder(self.policy.network, [[*ids[:-1], row] for row in range(rows)])  # reads equal rows once
         choose_tokens(decoder.logits, self.generator)
         return decoder
 
@@ -227,8 +230,8 @@ class Probe:
     def tokens_s(self, rows: int) -> tuple[float, float]:
         """Return the seconds for the prompts of `rows` rows, and for one token in each row at half of its length."""
         self.policy.network.use_lora(POLICY)
-        lengths, half = [len(ids) for ids in self.prompts], self.new // 2
-        chosen = [self.longest_prompt[:n] or self.longest_prompt for n in spread(lengths, rows)]
+        half, size = self.new // 2, self.adapter.config.llm.group_size
+        chosen = [ids for ids in spread(self.prompts, rows // size) for _ in range(size)]
         started = time.perf_counter()
         decoder = make_decoder(self.policy.network, [self._fill(ids, len(ids) + half) for ids in chosen])
         prompt_s, times = time.perf_counter() - started, list[float]()
