@@ -23,7 +23,6 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from envs.llm.data import shorten
 from envs.llm.hub import is_hub_reachable
@@ -52,7 +51,7 @@ class Network(nn.Module):
         super().__init__()
         self.model = model.eval()
         self.bf16 = bf16
-        self._trunk_output: type[Any] = BaseModelOutputWithPastAndCrossAttentions
+        self._trunk_output: type[Any] | None = None  # type of what the trunk returns, once it has run
         self.decoding = "padded"  # name of the decoder, which `check_policy` selects
         self.row_dimensions: dict[str, int] | None = None  # of the tensors in the model's cache; see generate.py
         self._peft_model: Any = None  # peft's wrapper around `model`, if it has LoRA
@@ -69,8 +68,7 @@ class Network(nn.Module):
     @property
     def width(self) -> int:
         """The size of a hidden state. It is measured, because some models project it to a size of their own."""
-        with torch.no_grad():
-            return self.trunk(torch.zeros(1, 1, dtype=torch.long)).shape[-1]
+        return self._run_trunk().shape[-1]
 
     @property
     def context_length(self) -> int:
@@ -233,12 +231,20 @@ class Network(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
+    @torch.no_grad()
+    def _run_trunk(self) -> Tensor:
+        """Return the hidden state [1, 1, H] of a single token."""
+        return self.trunk(torch.zeros(1, 1, dtype=torch.long), self._active)
+
     def logits(self, hidden: Tensor, lora: str | None = POLICY) -> Tensor:
         """Return float32 logits [n, V] for the hidden states [n, H].
 
         This calls the full model, but replaces its trunk with a stub that returns `hidden`. Scaling and soft caps after
         the head are therefore included.
         """
+        if self._trunk_output is None:
+            self._run_trunk()
+        assert self._trunk_output is not None
         self.use_lora(lora)
         output = self._trunk_output(last_hidden_state=hidden[None])  # the type has further fields in some families
         with replace_output(self._trunks(), output), self.precision():

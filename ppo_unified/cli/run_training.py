@@ -30,16 +30,13 @@ EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[[], object], note: str = "") -> int:
     """Train in a locked run folder, print how the run ended, and return the exit code.
 
-    The `note` is printed at the start, after the name of the folder. Raises StartError, after calling `undo`, if
-    training cannot start.
+    The `note` is printed before training. Raises StartError, after calling `undo`, if training cannot start.
     """
     stop.show_in(run)
     with log_tee.log_output(run) as log:
         checkpoints = run.checkpoint_folders()
         newest = f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else ""
         print_err(f"preparing {run.path}{newest}")  # training may still turn out to be impossible
-        if note:
-            print_err(note)
         progress = Progress(log)
         with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
             preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
@@ -47,7 +44,7 @@ def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[
 
         try:
             with foreign_code():
-                status = train_in(run, config, stop, progress, undo, heartbeat)
+                status = train_in(run, config, stop, progress, undo, heartbeat, note)
         except Exception as error:
             progress.finish()
             if isinstance(error, StartError):

@@ -133,8 +133,8 @@ def _make_jobs(config: RunConfig, options: argparse.Namespace, flags: Sequence[s
     return jobs
 
 
-def _check_source(reference: Reference, jobs: Sequence[Job]) -> dict[str, Any]:
-    """Check all options, and return the entry `init` for run.json.
+def _complete_all(reference: Reference, jobs: Sequence[Job]) -> tuple[dict[str, Any], list[tuple[RunConfig, str]]]:
+    """Check all options. Return the entry `init` for run.json, and the results of `preparation.complete`.
 
     Raises UsageError if an adapter rejects the options, or if a run cannot start with the policy of its source.
     """
@@ -142,19 +142,19 @@ def _check_source(reference: Reference, jobs: Sequence[Job]) -> dict[str, Any]:
     from ppo_unified.training.initialization import check_fit, open_source
 
     source = open_source(reference)
-    for job in jobs:
-        check_fit(source, preparation.complete(job.config)[0])
-    return source.record()
+    completed = [preparation.complete(job.config) for job in jobs]
+    for config, _ in completed:
+        check_fit(source, config)
+    return source.record(), completed
 
 
 def _plan(options: argparse.Namespace, jobs: Sequence[Job], reference: Reference | None) -> int:
     """Print what each run needs. Return 0 if all of them fit, otherwise 2."""
-    if reference:
-        _check_source(reference, jobs)
+    completed = _complete_all(reference, jobs)[1] if reference else []
     fits = []
-    for job in jobs:
+    for number, job in enumerate(jobs):
         with foreign_code():
-            config, note = preparation.complete(job.config)
+            config, note = completed[number] if completed else preparation.complete(job.config)
             if note:
                 print_err(note)
             preload("ppo_unified.training.session")
@@ -173,7 +173,8 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Ref
     If there is a `reference`, the runs start with its policy.
     """
     init: dict[str, Any] = {}
-    for job in jobs:
+    completed: list[tuple[RunConfig, str]] = []
+    for number, job in enumerate(jobs):
         config, name, default, _, flags = job
         stop = StopRequest()
         with stop.handle_signals():
@@ -182,8 +183,8 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Ref
                 with foreign_code():
                     with stop.interruptible():
                         if reference and not init:
-                            init = _check_source(reference, jobs)
-                        config, note = preparation.complete(config)
+                            init, completed = _complete_all(reference, jobs)
+                        config, note = completed[number] if completed else preparation.complete(config)
                     run = preparation.prepare(
                         config, options.folder, name, command, init=init, default=default, checked=True
                     )

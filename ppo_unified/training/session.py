@@ -69,12 +69,10 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str 
         check_fit(source, config)
     record = source.record() if source else None
     prepared = preparation.prepare(config, Path(runs), name, init=record, default=default, checked=True)
-    if note:
-        print_err(note)
     stop = StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():
-        status = train_in(prepared, config, stop)
+        status = train_in(prepared, config, stop, note=note)
     return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
 
 
@@ -85,12 +83,14 @@ def train_in(
     listener: Listener | None = None,
     undo: Callable[[], object] | None = None,
     heartbeat: Heartbeat | None = None,
+    note: str = "",
 ) -> Status:
     """Train in a run folder that this process has locked. Continue from the newest checkpoint if there is one.
 
     If there is none and run.json has the entry `init`, start with the policy of the checkpoint that it names.
     When this function returns or raises, run.json and log.txt contain the reason why the run ended. Raises StartError
-    if training cannot start. In that case, `undo` is called while the folder is still locked.
+    if training cannot start. In that case, `undo` is called while the folder is still locked. Otherwise, the `note` is
+    printed before training.
     """
     heartbeat = heartbeat or Heartbeat(run, run.read_status())
     status = heartbeat.status
@@ -99,6 +99,8 @@ def train_in(
     try:
         with heartbeat:
             trainer = _make_trainer(config, stop, heartbeat, listener or (lambda status, metrics: None))
+            if note:
+                print_err(note)
             try:
                 trainer.train()
             finally:

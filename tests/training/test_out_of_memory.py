@@ -63,7 +63,7 @@ def test_memory_advice_names_only_relevant_options() -> None:
 
 @pytest.mark.usefixtures("sequences")
 def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_preset("arithmetic")
+    config = load_preset("arithmetic", llm={"lora_rank": 0})
     output = str(explain_out_of_memory(MemoryError(), "creating the models", config))
     assert "out of memory while creating the models: set llm.lora_rank = 8 (" in output
     small = load_preset("arithmetic", llm={"lora_rank": 4})
