@@ -163,7 +163,7 @@ class LLMAdapter:
                 f"{why} for all responses of {ATTEMPTS} attempts in a row, so there is nothing to learn from; {remedy}"
             )
         compared = self.compare(responses)
-        sampler = check_sampler(responses, compared.logprobs, self.config)
+        sampler = check_sampler(responses, compared.logprobs, self.config, self.policy.network.uses_top_k)
         rollout = self._rollout(responses, compared, scores)
         return replace(rollout, metrics=dict(rollout.metrics) | times | sampler)
 

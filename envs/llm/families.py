@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -125,10 +126,27 @@ def check_scores(model: Any, forward: Callable[[list[list[int]]], Tensor], where
         _compare(forward(rows), alone.float(), bf16, "its score of a text depends on padding")
 
 
+class _TopKFinder(TorchDispatchMode):
+    """Finds out whether a model calls topk, which chooses experts or keys with the highest scores."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # torch
+        self.found = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise, the first call would import the compiler (about 1 s)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found |= function.overloadpacket is torch.ops.aten.topk
+        return function(*args, **(kwargs or {}))
+
+
 def _check_logits(network: Network) -> None:
     rows = _probe_rows(network.model.config)
-    with _explaining("the model cannot run"):
+    with _explaining("the model cannot run"), _TopKFinder() as finder:
         expected = [_full_logits(network, row) for row in rows]
+    network.uses_top_k = finder.found
     with _explaining("its head cannot run separately"):
         padded = network.trunk(_pad(rows))
         for row, hidden, correct in zip(rows, padded, expected, strict=True):

@@ -54,6 +54,9 @@ def test_family_trains_like_transformers(tmp_path: Path, family: str, rank: int,
     changes = {"text_config": TWO_LAYERS} if family == "gemma3" else {}
     save_small_model(family, tmp_path / "lm", **changes)
     assert check_training(tmp_path / "lm", rank) == result
+    network = Network(AutoModelForCausalLM.from_pretrained(tmp_path / "lm"))
+    check_policy(network, "")
+    assert network.uses_top_k == (family in ("mixtral", "granitemoehybrid"))
 
 
 @pytest.mark.parametrize("family", ["bart", *WRONG])

@@ -79,6 +79,9 @@ def test_errors_are_those_of_the_sampled_tokens(folder: Path) -> None:
     number = column + 2 - int(responses.prompt_lengths[row])
     with pytest.raises(RuntimeError, match=rf"token {number} of response {row + 1} was sampled with log-prob"):
         check_sampler(responses, changed, adapter.config)
+    check_sampler(responses, changed, adapter.config, uses_top_k=True)
+    with pytest.raises(RuntimeError, match=r"expected the median sampler error to be at most 1e-05, got 0\.5"):
+        check_sampler(responses, logprobs - 0.5, adapter.config, uses_top_k=True)
     changed[row, column] = torch.nan
     check_sampler(responses, changed, adapter.config)
 
