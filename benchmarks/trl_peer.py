@@ -97,7 +97,8 @@ def make_ppo(folder: Path, shape: SimpleNamespace, prompts: list[str], clock: Cl
         cut = module.truncate_response
 
         def cut_at_any(stop: int, pad: int, responses: torch.Tensor) -> torch.Tensor:
-            return cut(stop, pad, responses.clamp(max=stop))
+            shortened: torch.Tensor = cut(stop, pad, responses.clamp(max=stop))
+            return shortened
 
         module.truncate_response = cut_at_any
     module.batch_generation = clock.timed(module.batch_generation, "generate")

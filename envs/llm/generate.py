@@ -118,6 +118,8 @@ class CachedDecoder:
     Prompts of different lengths are padded on the left. If all prompts have the same length, the model gets no mask.
     """
 
+    logits: Tensor  # [rows, V], of the next token
+
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]]) -> None:
         device, longest, self.prompt = network.device, max(len(p) for p in prompts), prompts[0]
         tokens = torch.tensor([[0] * (longest - len(p)) + list(p) for p in prompts], device=device)
@@ -158,7 +160,7 @@ class CachedDecoder:
         self.cache = {name: x for name, x in output.items() if name in self.arguments}
         if not self.cache:
             raise ValueError("the model returns no cache")
-        self.logits: Tensor = output.logits[:, -1].float()
+        self.logits = output.logits[:, -1].float()
 
 
 class GroupedDecoder:
@@ -190,6 +192,8 @@ class GroupedDecoder:
 class UncachedDecoder:
     """Runs the network on whole rows at every token, as in training, for models without a usable cache."""
 
+    logits: Tensor  # [rows, V], of the next token
+
     def __init__(self, network: Network, prompts: Sequence[Sequence[int]]) -> None:
         self.network, self.lora = network, network.active_lora
         device = network.device
@@ -210,7 +214,7 @@ class UncachedDecoder:
     def _run(self) -> None:
         hidden = self.network.trunk(self.tokens, self.lora)
         last = hidden[torch.arange(len(hidden), device=hidden.device), self.lengths - 1]
-        self.logits: Tensor = self.network.logits(last, self.lora)
+        self.logits = self.network.logits(last, self.lora)
 
 
 Decoder = CachedDecoder | GroupedDecoder | UncachedDecoder
