@@ -36,7 +36,7 @@ from ppo_unified.engine.optimizers import Adam, step
 SHARE = 0.7  # of the available memory that ppo.microbatch_columns = "auto" may use
 FRAGMENTATION = 0.2  # share of tensors that the allocator needs in addition, as measured in benchmarks/estimate.md
 SMALLEST, LARGEST = 256, {"cpu": 8192, "cuda": 65536}  # values that "auto" can choose
-TIMED_S = 0.05  # a pass is timed with more rows until it takes this long
+TIMED_S, TIMED_COLUMNS = 0.05, 256  # a pass is timed with at least this many columns, and more until it takes so long
 STEPS = 4  # number of tokens per response that are sampled to measure the time per token
 ADAM_WEIGHTS = 1 << 20  # number of weights with which an optimizer step is timed
 
@@ -314,9 +314,9 @@ def measure_seconds(probe: Probe, batches: Batches) -> Seconds:
     prompt, token = probe.tokens_s(batches.rows)
     has_reward_model = any(isinstance(reward, RewardModel) for reward in probe.adapter.rewards.functions)
     return Seconds(
-        update=_row_seconds(probe.update, batches.update, probe.device),
-        compare=_row_seconds(probe.compare, batches.compare, probe.device),
-        score=_row_seconds(probe.score, batches.rows, probe.device) if has_reward_model else 0.0,
+        update=_row_seconds(probe.update, batches.update, probe),
+        compare=_row_seconds(probe.compare, batches.compare, probe),
+        score=_row_seconds(probe.score, batches.rows, probe) if has_reward_model else 0.0,
         prompt=prompt / batches.rows,
         token=token,
         step=probe.optimizer_s(),
@@ -332,10 +332,10 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _row_seconds(run: Callable[[int], object], most: int, device: torch.device) -> float:
+def _row_seconds(run: Callable[[int], object], most: int, probe: Probe) -> float:
     """Return the seconds per row, for at most `most` rows. Increase their number until they take TIMED_S."""
-    rows = min(most, 4)  # a single row would be slower than each of several rows
-    while (seconds := timed(partial(run, rows), device)) < TIMED_S and rows < most:
+    rows = min(most, -(-TIMED_COLUMNS // len(probe.row)))  # with fewer columns, each of them would take longer
+    while (seconds := timed(partial(run, rows), probe.device)) < TIMED_S and rows < most:
         rows = min(most, 4 * rows)
     return seconds / rows
 
