@@ -72,6 +72,11 @@ GROUPS = {
 }
 
 
+def mark(kind: str) -> Any:
+    """Leave a kind out of `make test` if it is similar to others."""
+    return pytest.param(kind, marks=pytest.mark.exhaustive if kind in SIMILAR else ())
+
+
 def make_adapter(folder: Path, kind: str, **tables: Any) -> LLMAdapter:
     options = (KINDS | GROUPS)[kind]
     llm = dict(options.get("llm", {}))
@@ -91,9 +96,7 @@ def randomize_heads(adapter: LLMAdapter) -> LLMAdapter:
     return adapter
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.exhaustive if kind in SIMILAR else ()) for kind in KINDS]
-)
+@pytest.mark.parametrize("kind", [mark(kind) for kind in KINDS])
 def test_adapter_satisfies_the_contract(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("envs.llm.adapter.CALIBRATION", 24)  # check_adapter creates several adapters
     check_adapter(lambda: randomize_heads(make_adapter(folder, kind)), tolerance=2e-5)
@@ -154,7 +157,7 @@ def test_pad_token_may_equal_eos(tmp_path: Path, folder: Path) -> None:
     assert torch.equal(first.mask, second.mask)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *GROUPS])
+@pytest.mark.parametrize("kind", [mark(kind) for kind in (*KINDS, *GROUPS)])
 def test_first_ratio_is_one_and_all_updates_run(folder: Path, kind: str) -> None:
     adapter = randomize_heads(make_adapter(folder, kind))
     iteration = next(iterations(adapter, epochs=2, minibatches=3))

@@ -36,7 +36,7 @@ PAIRS = [Pair(f"q{i}: ", f"{'abc'[i % 3]}!", "abcd"[i % 4]) for i in range(24)]
 PROMPTS, RESPONSES = ["q1: ", "q2: ", "longer question: "], ["yes!", "no", "neither of the two"]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.exhaustive)])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base model, another model of the same shape, a LoRA reward model on the base, and prompts."""
     folder = tmp_path_factory.mktemp("lora")
