@@ -77,11 +77,15 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     else:
         _print_report(f"{run.name}, iteration {stored.iteration}", changes, report)
     error = report["largest_error"]
-    if not error <= LARGEST_ERROR:  # also if the error is NaN
-        size = "differs from the logged one by " + ("NaN" if math.isnan(error) else f"up to {error:.2g}")
+    if math.isnan(error):
         print_err(
-            f"the repeated update {size}, because the device, the number of threads or package versions have changed; "
-            "the column 'run' contains the repeated update"
+            "the repeated or the logged update contains NaN, so they cannot be compared; the column 'run' contains the "
+            "repeated update"
+        )
+    elif error > LARGEST_ERROR:
+        print_err(
+            f"the repeated update differs from the logged one by up to {error:.2g}, because the device, the number of "
+            "threads or package versions have changed; the column 'run' contains the repeated update"
         )
     return 0
 
