@@ -27,9 +27,10 @@ def check_init(
     """
     if config.llm.lora_rank or config.llm.model == source.llm.model:
         return
+    model_config = load_config(config.llm.model, merges_lora=True)
     with torch.device("meta"):  # creates no weights
-        model = AutoModelForCausalLM.from_config(load_config(config.llm.model, merges_lora=True))
-    encoders = encoder_prefixes(model)  # which only checkpoints of older versions contain
+        model = AutoModelForCausalLM.from_config(model_config)
+    encoders = encoder_prefixes(model)  # only checkpoints of older versions contain these weights
     own = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     theirs = {name.removeprefix(MODEL): shape for name, shape in shapes.items() if name.startswith(MODEL)}
     own, theirs = ({name: x for name, x in part.items() if not name.startswith(encoders)} for part in (own, theirs))
