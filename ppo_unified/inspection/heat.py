@@ -30,7 +30,7 @@ HEATS: tuple[Heat, ...] = (
     Heat("kl", "KL", "more likely than in the reference; orange: less"),
     Heat("value", "V", "the critic expects more; orange: less", "range"),
     Heat("reward", "r", "positive reward; orange: negative"),
-    Heat("delta", "delta", "the outlook improved; orange: got worse"),
+    Heat("delta", "delta", "better than V predicted; orange: worse"),
     Heat("entropy", "entropy", "less certain; orange: more certain", "range"),
 )
 

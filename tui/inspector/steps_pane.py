@@ -1,4 +1,7 @@
-"""The interface of the panes that show all steps of a sample: tokens as text, or environment steps as strips."""
+"""The base class of the panes that show all steps of a sample, and their legends.
+
+Tokens are shown as text, and environment steps as strips.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from tui.inspector.heat import heat_letter, heat_style
 from tui.inspector.lines import Line, LinesPane, Span
 from tui.inspector.shown import Shown
 
-CUT, ABOVE, BELOW = "x", ("▲", "^"), ("▼", "v")  # marks below a token; with and without Unicode
+CUT, ABOVE, BELOW = "x", ("▲", "^"), ("▼", "v")  # marks of steps; with and without Unicode
 
 
 class StepsPane(LinesPane):
@@ -29,7 +32,7 @@ class StepsPane(LinesPane):
         raise NotImplementedError
 
     def step_by_lines(self, by: int) -> int:
-        """Return the step that is `by` lines below the cursor's."""
+        """Return the step that is `by` lines below the cursor."""
         raise NotImplementedError
 
     def step_at(self, x: int, y: int) -> int | None:
@@ -43,10 +46,10 @@ class StepsPane(LinesPane):
 
 
 def heat_legend(shown: Shown, width: int, note: str = "") -> Line:
-    """Return a line with the name, the colors and the range of the heat, and `note` at its end.
+    """Return a line with the name, the range and the meaning of the colors, and with `note` at its end.
 
-    An example of a note is 'lines 1-2 of 9'. If there is no room, the meaning of the colors is omitted, then the first
-    word of the note.
+    An example of a note is 'lines 1-2 of 9'. If the line is too long, it omits the meaning; if it is still too long, it
+    also omits the first word of the note.
     """
     heat, scale, letters = shown.heat, shown.scale, not shown.colors
     spans: list[Span] = [(f"heat {heat.label}", "bold"), (f" {scale.low:.2g} ", "muted")]
@@ -73,7 +76,8 @@ def _width(spans: Line) -> int:
 
 
 def clip_marks(shown: Shown) -> list[str]:
-    """Return a mark for each step: x if its gradient was cut, an arrow if its ratio is only outside the clip range."""
+    """Return a mark for each step: x if the clip cuts its gradient, otherwise an arrow if its ratio is outside the clip
+    range, and otherwise ""."""
     signs = {0: "", 1: ABOVE[0 if shown.unicode else 1], -1: BELOW[0 if shown.unicode else 1]}
     outside, cut = shown.values("outside").tolist(), shown.values("cut").tolist()
     return [CUT if is_cut else signs[side] for side, is_cut in zip(outside, cut, strict=True)]
@@ -83,9 +87,9 @@ def mark_legend(shown: Shown, width: int) -> list[Line]:
     """Return a line that explains the marks of the clip, or no line if it does not fit."""
     above, below = (signs[0 if shown.unicode else 1] for signs in (ABOVE, BELOW))
     for cut, outside in (
-        (": the clip stops its gradient   ", ": outside the clip range, but not stopped"),
-        (": the clip stops its gradient   ", ": outside the clip range"),
-        (": stopped by the clip   ", ": outside it"),
+        (": clip cuts the gradient   ", ": ratio outside clip range, gradient not cut"),
+        (": clip cuts the gradient   ", ": ratio outside clip range"),
+        (": gradient cut   ", ": ratio outside"),
     ):
         line: Line = [(CUT, "cut"), (cut, "muted"), (f"{above} {below}", "cut"), (outside, "muted")]
         if sum(len(text) for text, _ in line) <= width:
