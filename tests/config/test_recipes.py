@@ -50,9 +50,9 @@ TARGET_OPTIONS = re.findall(
     optim.eps optim.betas optim.max_grad_norm""",
 )
 
-# The source of a setting: a file, a section of a paper or a study note; or a reason why there is none.
+# The source of a setting: a file, a paper or its section, or a study note; or a reason why there is none.
 SOURCE = re.compile(
-    r"[\w/-]+\.(py|sh|sbatch|md|json)\b|\bnbs/\d+|(App\.|[Ss]ection) [\w.]+|\bnote \d{3}\b|^(open|short|here): "
+    r"[\w/-]+\.(py|sh|sbatch|md|json)\b|\bnbs/\d+|(App\.|[Ss]ection) [\w.]+|\bnote \d{3}\b|^(paper|open|short|here): "
 )
 ALWAYS = re.findall(
     r"[\w.]+",
