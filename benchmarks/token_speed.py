@@ -3,17 +3,18 @@
     python benchmarks/token_speed.py [--pairs 3] [--ppo-python PYTHON] [--group-python PYTHON] [--out FILE]
 
 This project runs its language-model adapter and its engine as `ppo-unified train` does. The policy is a randomly
-initialized Llama (hidden 256, 4 layers, 8 heads, MLP 688, fp32), with an independent critic, a reward model and a copy
-of the policy as reference. The peers are the PPO trainer of TRL 1.12.0, the last release with PPO, and the GRPO and
-RLOO trainers of TRL 1.16.0, on the same models. Processes of both alternate. Times are per iteration, without the first
-iteration of a process. Memory is the peak resident set size of a process, including imports. Each finished pair is
-appended to a data file next to the page, and pairs in this file are not measured again.
+initialized Llama (hidden 256, 4 layers, 8 heads, MLP 688, fp32), with a reward model and a copy of the policy as
+reference. In PPO shapes other than `shared`, the critic is independent. The peers are the PPO trainer of TRL 1.12.0,
+the last release with PPO, and the GRPO and RLOO trainers of TRL 1.16.0, on the same models. Processes of this project
+and of TRL alternate. Times are per iteration, without the first iteration of a process. Memory is the peak resident set
+size of a process, including imports. Each finished pair is appended to a data file next to the page. Pairs in this file
+that were measured with the same numbers of threads and iterations are not measured again.
 
-In the phase *values*, the policy, the critic and the reference evaluate the responses. The phase *update* is everything
-outside the other phases. TRL's PPO differs in three ways. It keeps the old log-probs from sampling, so only the critic
-and the reference evaluate the responses. It scores token ids, while this project decodes and re-encodes the text. It
-accumulates gradients over the micro-batches of a rollout, so it makes fewer optimizer steps than `num_mini_batches`
-says. In the shape `small-16-steps`, a micro-batch of TRL is as large as the rollout divided by the minibatches, so both
+In the phase *values*, the policy, the critic and the reference evaluate the responses. The phase *update* is all other
+work. TRL's PPO differs in three ways. It keeps the old log-probs from sampling, so only the critic and the reference
+evaluate the responses. It scores token ids, while this project decodes and re-encodes the text. It accumulates
+gradients over the micro-batches of a rollout, so it makes fewer optimizer steps than `num_mini_batches` says. In the
+shape `small-16-steps`, a micro-batch of TRL is as large as the rollout divided by the minibatches, so both
 sides make 16 steps. In the shape `shared`, the value head of this project uses the policy's trunk; TRL has no such
 option. In the shape `mixed`, many tokens are end tokens, so that responses have 24 of at most 64 tokens on average; TRL
 samples all 64 and discards the rest.
@@ -248,7 +249,10 @@ def measure_ours(folder: Path, shape: str, iterations: int, threads: int) -> Mea
 
 
 def measure_peer(python: Path, folder: Path, shape: Shape, tokens: float, options: argparse.Namespace) -> Measurement:
-    """Measure the iterations of TRL in a new process. It keeps `tokens` new tokens per iteration, as this project."""
+    """Measure the iterations of TRL in a new process.
+
+    The tokens per iteration are those of this project, because TRL discards the rest.
+    """
     sizes = asdict(shape) | {"iterations": options.iterations, "threads": options.threads}
     script = Path(__file__).with_name("trl_peer.py").resolve()
     found = run_for_result([str(python), str(script), str(folder), json.dumps(sizes)])
@@ -288,11 +292,24 @@ def measure_pair(options: argparse.Namespace, name: str) -> dict[str, Any]:
         subprocess.run(make, check=True, capture_output=True)
         mine = measure_ours(folder, name, options.iterations, options.threads)
         theirs = measure_peer(python, folder, shape, mine.tokens, options) if python else None
-    return {"shape": name, "ours": asdict(mine), "peer": asdict(theirs) if theirs else None}
+    pair = {"ours": asdict(mine), "peer": asdict(theirs) if theirs else None}
+    return {"shape": name, **measured_with(options), "date": str(date.today()), **pair}
+
+
+def measured_with(options: argparse.Namespace) -> dict[str, int]:
+    """Return the options on which times depend. Records with other values are not comparable."""
+    return {"threads": options.threads, "iterations": options.iterations}
+
+
+def read_records(path: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the comparable records of a data file."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    wanted = measured_with(options)
+    return [record for record in map(json.loads, lines) if wanted == {name: record.get(name) for name in wanted}]
 
 
 def table(shape: Shape, records: list[dict[str, Any]]) -> list[str]:
-    """Return a table of the pairs of a shape, with the medians and the ratios within pairs."""
+    """Return a table of the pairs of a shape, with the medians, the ratios within pairs, and the dates."""
     lines = [f"## {shape}", "", row(list(HEAD)), row(["---"] * len(HEAD))]
     pairs = [(Measurement(**x["ours"]), Measurement(**x["peer"]) if x["peer"] else None) for x in records]
     for number, (mine, peer) in enumerate(pairs, start=1):
@@ -307,7 +324,13 @@ def table(shape: Shape, records: list[dict[str, Any]]) -> list[str]:
         faster = f"{statistics.median(speed):.2f} x the speed of {shape.peer} ({min(speed):.2f} to {max(speed):.2f})"
         less = f"{statistics.median(memory):.2f} x the memory ({min(memory):.2f} to {max(memory):.2f})"
         lines += ["", f"This project has {faster} and uses {less}, as medians over the pairs."]
-    return [*lines, ""]
+    return [*lines, "", f"Measured on {', '.join(sorted({x['date'] for x in records}))}.", ""]
+
+
+def write_page(options: argparse.Namespace, records: list[dict[str, Any]]) -> None:
+    done = {name: [record for record in records if record["shape"] == name] for name in SHAPES}
+    lines = [line for name, part in done.items() if part for line in table(SHAPES[name], part)]
+    options.out.write_text(heading(options) + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -332,7 +355,7 @@ def main() -> int:
         print("RESULT " + json.dumps(asdict(found)))
         return 0
     kept = options.out.with_suffix(".jsonl")
-    records = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
+    records = read_records(kept, options)
     for number in range(1, options.pairs + 1):
         for name in options.shapes:
             if sum(record["shape"] == name for record in records) >= number:
@@ -340,11 +363,8 @@ def main() -> int:
             records.append(measure_pair(options, name))
             with kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(records[-1]) + "\n")
-            done = {name: [record for record in records if record["shape"] == name] for name in SHAPES}
-            tables = {name: table(SHAPES[name], part) for name, part in done.items() if part}
-            print("\n".join(tables[name]), flush=True)
-            lines = [line for part in tables.values() for line in part]
-            options.out.write_text(heading(options) + "\n".join(lines).rstrip() + "\n", encoding="utf-8")
+            print("\n".join(table(SHAPES[name], [r for r in records if r["shape"] == name])), flush=True)
+    write_page(options, records)
     return 0
 
 
@@ -353,10 +373,11 @@ def heading(options: argparse.Namespace) -> str:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     command = f"python benchmarks/token_speed.py --pairs {options.pairs} --iterations {options.iterations}"
+    command += f" --threads {options.threads}"
     command += " --ppo-python PYTHON" if options.ppo_python else ""
     command += " --group-python PYTHON" if options.group_python else ""
     text = f"# One iteration on a small language model\n\n{(__doc__ or '').split(chr(10), 4)[4]}\n"
-    return text + f"Command: `{command}`; {date.today()}; {machine}, {options.threads} threads, {packages}.\n\n"
+    return text + f"Command: `{command}`; {machine}, {packages}.\n\n"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/trl_peer.py FOLDER JSON
 
-FOLDER contains the models and prompts of token_speed.py, and JSON the fields of its `Shape` with `iterations` and
+FOLDER contains the models and prompts of token_speed.py. JSON contains the fields of its `Shape`, `iterations` and
 `threads`. The method ppo needs TRL 1.12.0, the last release with PPO; grpo and rloo need TRL 1.16.0.
 """
 
@@ -33,7 +33,9 @@ class Clock:
     def __init__(self, first: str) -> None:
         self.first, self.starts, self.totals = first, list[float](), list[dict[str, float]]()
 
-    def timed(self, function: Callable[..., Any], name: Callable[..., str] | str) -> Callable[..., Any]:
+    def wrap(self, function: Callable[..., Any], name: Callable[..., str] | str) -> Callable[..., Any]:
+        """Return a function that also adds its time to a phase: `name`, or what `name` returns for the arguments."""
+
         def run(*arguments: Any, **options: Any) -> Any:
             phase, started = name if isinstance(name, str) else name(*arguments), time.perf_counter()
             if phase == self.first and (not self.totals or "update" in self.totals[-1]):
@@ -101,9 +103,9 @@ def make_ppo(folder: Path, shape: SimpleNamespace, prompts: list[str], clock: Cl
             return shortened
 
         module.truncate_response = cut_at_any
-    module.batch_generation = clock.timed(module.batch_generation, "generate")
-    module.get_reward = clock.timed(module.get_reward, lambda model, *_: "score" if model is reward else "values")
-    module.forward = clock.timed(module.forward, lambda model, *_: "values" if model is reference else "update")
+    module.batch_generation = clock.wrap(module.batch_generation, "generate")
+    module.get_reward = clock.wrap(module.get_reward, lambda model, *_: "score" if model is reward else "values")
+    module.forward = clock.wrap(module.forward, lambda model, *_: "values" if model is reference else "update")
     return module.PPOTrainer(
         args=options,
         processing_class=tokenizer,
@@ -139,10 +141,10 @@ def make_group_trainer(folder: Path, shape: SimpleNamespace, prompts: list[str],
         processing_class=tokenizer,
         reward_processing_classes=[tokenizer],
     )
-    trainer._generate = clock.timed(trainer._generate, "generate")
-    trainer._calculate_rewards = clock.timed(trainer._calculate_rewards, "score")
+    trainer._generate = clock.wrap(trainer._generate, "generate")
+    trainer._calculate_rewards = clock.wrap(trainer._calculate_rewards, "score")
     values = trainer._get_per_token_logps_and_entropies
-    trainer._get_per_token_logps_and_entropies = clock.timed(
+    trainer._get_per_token_logps_and_entropies = clock.wrap(
         values, lambda *_: "update" if torch.is_grad_enabled() else "values"
     )
     return trainer
