@@ -110,13 +110,13 @@ ONCE_FAILED: dict[
 
 @pytest.mark.parametrize("what", ONCE_FAILED)
 def test_past_fuzz_failures_stay_fixed(parsers: dict[str, Parser], what: str) -> None:
-    name, value, refused = ONCE_FAILED[what]
-    assert try_one(parsers[name], value() if callable(value) else value).refused == refused
+    name, value, rejected = ONCE_FAILED[what]
+    assert try_one(parsers[name], value() if callable(value) else value).rejected == rejected
 
 
 def test_fuzzer_detects_exceeded_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     parser = Parser(st.integers(), lambda value, _: bytearray(value << 20))
-    assert not try_one(parser, 1).refused
+    assert not try_one(parser, 1).rejected
     with pytest.raises(AssertionError, match=r"it took .* and 3\d\d MB"):
         try_one(parser, 300)
     monkeypatch.setattr(trials, "SLOWEST_S", 0.0)

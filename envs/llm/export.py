@@ -242,7 +242,7 @@ def _describe_system(adapter: LLMAdapter) -> str:
     system, note = find_system_message(adapter.prompts.data.prompts)
     if system:
         return "\n\nAll prompts in training started with the system message in this code. Use it for your prompts too."
-    return "\n\nThe prompts in training had different system messages, so this code contains none." if note else ""
+    return "\n\nThe prompts in training did not share one system message, so this code contains none." if note else ""
 
 
 def _describe_stop(llm: LLM) -> str:

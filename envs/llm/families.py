@@ -128,7 +128,7 @@ def check_scores(model: Any, forward: Callable[[list[list[int]]], Tensor], where
 
 
 class _TopKFinder(TorchDispatchMode):
-    """Finds out whether a model calls topk, which chooses experts or keys with the highest scores."""
+    """Finds out whether a model calls topk, with which models select experts or attention keys."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch

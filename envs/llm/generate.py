@@ -140,7 +140,7 @@ class CachedDecoder:
         self._run(token[:, None], self.positions[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        """Replace the rows by those with these indices, which can contain an index several times."""
+        """Keep the rows with these indices, in this order. An index can occur several times."""
         network = self.network
         if network.row_dimensions is None:
             network.row_dimensions = _find_row_dimensions(network, self.prompt)

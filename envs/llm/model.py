@@ -53,7 +53,7 @@ class Network(nn.Module):
         self.bf16 = bf16
         self._trunk_output: type[Any] | None = None  # type of what the trunk returns, once it has run
         self.decoding = "padded"  # name of the decoder, which `check_policy` selects
-        self.uses_top_k = False  # True if it chooses experts or keys by their scores; `check_policy` finds out
+        self.uses_top_k = False  # True if it selects experts or attention keys with top-k; `check_policy` finds out
         self.row_dimensions: dict[str, int] | None = None  # of the tensors in the model's cache; see generate.py
         self._peft_model: Any = None  # peft's wrapper around `model`, if it has LoRA
         self._active: str | None = POLICY

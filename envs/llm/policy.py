@@ -182,7 +182,7 @@ class TokenPolicy(ActorCritic):
         return [p for p in own if p.requires_grad]
 
     def state_dict(self, *arguments: Any, **options: Any) -> dict[str, Any]:  # type: ignore[override] # overloads
-        """Return only the trained weights: neither encoders for images or audio nor, with LoRA, the frozen base."""
+        """Return the weights without encoders for images or audio and without LoRA's frozen base."""
         state: dict[str, Any] = super().state_dict(*arguments, **options)
         named = dict(self.named_parameters(remove_duplicate=False))  # includes tied weights under all their names
         if not all(p.requires_grad for p in named.values()):

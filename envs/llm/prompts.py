@@ -84,7 +84,7 @@ def find_system_message(prompts: Sequence[Prompt]) -> tuple[list[dict[str, str]]
     if not found:
         return [], ""
     if len(found) < len(prompts) or any(message != found[0] for message in found):
-        return [], "the run's prompts have different system messages, so this prompt has none"
+        return [], "the run's prompts do not share one system message, so this prompt has none"
     return found[:1], f"as in training, the system message is: {shorten(found[0]['content'], 200)}"
 
 

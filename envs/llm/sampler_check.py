@@ -30,9 +30,9 @@ def check_sampler(
 ) -> dict[str, float]:
     """Return the metrics of `sampler_errors`, or {} for responses that were not sampled.
 
-    Raises RuntimeError if one of the metrics exceeds its limit. If the model chooses experts or keys with top-k, a
-    rounding error can change a choice, and with it the log-probs of a few tokens. The limit for the mean then applies
-    to the median, which a fault of the sampler also changes.
+    Raises RuntimeError if one of the metrics exceeds its limit. If the model selects experts or attention keys with
+    top-k, a rounding error can change the selection, and with it the log-probs of a few tokens. Then only the median is
+    checked, against the limit for the mean: a few changed tokens do not affect it, but a faulty sampler does.
     """
     if responses.sampled_logprobs is None:
         return {}

@@ -57,7 +57,7 @@ def format_phase(status: Status, state: str) -> str:
     """Return what a run in the state `state` is doing and how much of it is done, such as 'update 3 of 16'.
 
     If the work has no name, return the phase, such as 'collecting 34%'. An evaluation does the same kinds of work as a
-    rollout, so its phase precedes them: 'evaluating: scoring'. Return "" if the trainer is not alive.
+    rollout, so the text starts with the phase: 'evaluating: scoring'. Return "" if the trainer is not alive.
     """
     if state not in ALIVE or status.phase not in PHASES:
         return ""

@@ -63,7 +63,7 @@ def main() -> int:
 
 def _row(name: str, found: Outcome, seed: int) -> str:
     slowest, memory = f"{1000 * found.slowest_s:.0f} ms", f"+{math.ceil(found.grown_mb)} MB"
-    return f"| {name} | {found.inputs:,} | {found.refused:,} | {slowest} | {memory} | {seed} | {date.today()} |"
+    return f"| {name} | {found.inputs:,} | {found.rejected:,} | {slowest} | {memory} | {seed} | {date.today()} |"
 
 
 def rows_of(text: str) -> dict[str, str]:

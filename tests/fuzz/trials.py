@@ -27,7 +27,7 @@ HANGS_S = 20  # wall time after which an input counts as hanging
 class Trial(NamedTuple):
     """The result of one input."""
 
-    refused: bool  # True if the parser raised UsageError
+    rejected: bool  # True if the parser raised UsageError
     took_s: float  # processor time
     grown_mb: float  # peak memory minus the memory before
 
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
     """The summary of all inputs of one parser."""
 
     inputs: int
-    refused: int
+    rejected: int
     slowest_s: float
     grown_mb: float
 
@@ -47,7 +47,7 @@ def try_one(parser: Parser, value: Any) -> Trial:
     Objects that already exist are hidden from the garbage collector during the run. Scanning the thousands of inputs
     that the fuzzer keeps would take longer than most parsers.
     """
-    refused = False
+    rejected = False
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         gc.freeze()
         before, began = _memory_mb(reset=True), time.process_time()
@@ -56,10 +56,10 @@ def try_one(parser: Parser, value: Any) -> Trial:
         except UsageError as error:
             assert is_harmless(clean_lines(error))
             assert len(str(error)) < 100_000, "error message too long"
-            refused = True
+            rejected = True
         finally:
             gc.unfreeze()
-        tried = Trial(refused, time.process_time() - began, _memory_mb() - before)
+        tried = Trial(rejected, time.process_time() - began, _memory_mb() - before)
     beyond = tried.took_s >= SLOWEST_S or tried.grown_mb >= LARGEST_MB
     assert not beyond, f"it took {tried.took_s:.2f} s and {tried.grown_mb:.0f} MB"
     return tried
@@ -96,8 +96,8 @@ def try_many(name: str, count: int, number: int | None = None) -> Outcome:
     )
     test = options(given(parser.inputs)(try_value))
     (test if number is None else seed(number)(test))()
-    refused, took, grown = zip(*found, strict=True)
-    return Outcome(len(found), sum(refused), max(took), max(grown))
+    rejected, took, grown = zip(*found, strict=True)
+    return Outcome(len(found), sum(rejected), max(took), max(grown))
 
 
 def _memory_mb(reset: bool = False) -> float:

@@ -235,13 +235,13 @@ def test_changed_options_are_applied_or_rejected(
     def resume_exit_code(*flags: str) -> int:
         return main(["resume", "changed", "--runs", str(tmp_path), *flags])
 
-    refused = {
+    rejected = {
         "--seed": ("2", "a resumed run keeps its policy and training data"),
         "--llm.kl-coef": ("1", "a resumed run keeps its policy and training data"),
         "--optim.no-joint": ("", "the optimizer state in the checkpoint requires the old value"),
         "--ppo.clp": ("1", "did you mean --ppo.clip"),
     }
-    for flag, (value, why) in refused.items():
+    for flag, (value, why) in rejected.items():
         assert resume_exit_code(*[flag, value][: 2 if value else 1]) == 2
         assert why in capfd.readouterr().err
     assert run.config.read_text(encoding="utf-8") == written

@@ -67,7 +67,7 @@ def test_unsupported_family_leaves_no_run_folder(tmp_path: Path, family: str) ->
         check_training(tmp_path / "lm", 0)
 
 
-def test_lora_that_cannot_be_loaded_again_is_refused(tmp_path: Path) -> None:
+def test_lora_that_cannot_be_loaded_again_is_rejected(tmp_path: Path) -> None:
     """transformers renames the shared experts of this type incorrectly."""
     save_small_model("laguna", tmp_path / "lm")
     with pytest.raises(Rejected, match=r"LoRA weights of model\.layers\.1\.mlp\.shared_experts\S+ could not be loaded"):

@@ -20,6 +20,7 @@ from tests.models import make_tokenizer, save_model
 ABOUT: dict[str, Any] = {"run": "a", "step": 3, "score": None, "versions": {}}
 BRIEF = {"role": "system", "content": "Be brief."}
 KIND = {"role": "system", "content": "Be kind."}
+NONE_SHARED = "the run's prompts do not share one system message, so this prompt has none"
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}!"
 
 
@@ -42,8 +43,8 @@ def make_adapter(folder: Path, *chats: list[dict[str, str]]) -> LLMAdapter:
     ("second", "seen", "note", "text"),
     [
         (BRIEF, "<system>Be brief.<user>hi!", "as in training, the system message is: Be brief.", "Use it for your"),
-        (KIND, "<user>hi!", "the run's prompts have different system messages, so this prompt has none", "different"),
-        (None, "<user>hi!", "the run's prompts have different system messages, so this prompt has none", "different"),
+        (KIND, "<user>hi!", NONE_SHARED, "did not share"),
+        (None, "<user>hi!", NONE_SHARED, "did not share"),
     ],
 )
 def test_play_and_export_use_a_shared_system_message(
