@@ -53,8 +53,9 @@ as a user message in the model's chat template, with its default system message;
 tokens. *Plain* prompts are the question alone, which the model continues with at most 4 tokens. Responses are sampled
 at temperature 1, without top-k or top-p. *Pass rate* is the share of responses to which reasoning-gym gives the full
 score of 1, *mean score* includes partial credit, and *most frequent* is the pass rate if every response is the most
-frequent answer to these questions. *Tokens* is the mean length of the prompts. The preset smollm2-sums uses the second
-task: the model solves some of its problems, and the answers are so different that no single answer scores well.
+frequent answer to these questions. *Tokens* is the mean length of the prompts. The preset smollm2-sums uses the task
+with min_terms=2, max_terms=2, min_digits=1 and max_digits=2: the model solves some of its problems, and the answers are
+so different that no single answer scores well.
 
 Command: `{command}`; {where}
 
