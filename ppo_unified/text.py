@@ -122,6 +122,16 @@ def format_duration(seconds: float) -> str:
     return f"{amount:.0f} {unit}" if amount >= 9.95 else f"{amount:.1f} {unit}"
 
 
+def format_scaled(number: float, units: Mapping[str, float]) -> str:
+    """Format a number with three digits in the first of `units` in which it is below 1000, or else in the last one.
+
+    `units` contains the names of units and their sizes, from small to large.
+    """
+    rounded = [(float(f"{number / size:.3g}"), unit) for unit, size in units.items()]
+    amount, unit = next((pair for pair in rounded if pair[0] < 1000), rounded[-1])
+    return f"{amount:,g} {unit}"
+
+
 def display_width(text: str) -> int:
     """Return the width of `text` in terminal columns. Wide East Asian characters take two, combining marks none."""
     return len(text) if text.isascii() else sum(map(_character_width, text))

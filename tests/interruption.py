@@ -29,7 +29,7 @@ class SimulatedKill(BaseException):
 
 
 def prepare_run(config: RunConfig, runs: Path, name: str) -> Run:
-    return preparation.prepare(config, runs, name)
+    return preparation.prepare(preparation.complete(config)[0], runs, name)
 
 
 def train_to_end(run: Run, stop: StopRequest | None = None) -> None:

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from envs.llm.defaults import find_threads
+from envs.llm.defaults import choose_threads
 from envs.llm.evaluation import answer, choose_prompts, describe_prompts
 from envs.llm.families import check_policy, check_trunk
 from envs.llm.generate import Responses, generate
-from envs.llm.inputs import critic_source, load_inputs
+from envs.llm.inputs import load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
 from envs.llm.lora_model import describe_merge
 from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
@@ -39,6 +39,7 @@ from envs.llm.rewards.scoring import Exchanges, Rewards, Scores
 from envs.llm.rollout_metrics import kl_sum, rollout_metrics
 from envs.llm.sampler_check import check_sampler
 from envs.llm.score_placement import place_scores
+from envs.llm.sizes import critic_source
 from envs.llm.stop_strings import StopStrings
 from envs.llm.structure import trunk_of
 from envs.llm.trained_share import describe_untrained
@@ -66,7 +67,7 @@ class LLMAdapter:
         self.config, self.device, self.notes = config, device, notes
         llm = config.llm
         model_seed, order_seed, token_seed = (int(x) for x in np.random.SeedSequence(config.seed).generate_state(3))
-        self.tokenizer, self.prompts, self.held_out, self.ptx = load_inputs(llm)
+        self.tokenizer, self.prompts, self.held_out, self.ptx, self.sizes = load_inputs(llm)
         network, self.reference = _load_networks(config, device, model_seed)
         check_policy(network, f"llm.model = {llm.model!r}")
         self.reference.network.decoding = network.decoding
@@ -357,7 +358,7 @@ def _describe_run(adapter: LLMAdapter) -> Iterator[str | None]:
 
 def build(config: LLMConfig, device: torch.device) -> LLMAdapter:
     if not config.threads:  # a run of an older version; a different number would change the rounding of sums
-        torch.set_num_threads(find_threads(config))
+        torch.set_num_threads(choose_threads(load_inputs(config.llm).sizes.largest))
     return LLMAdapter(config, device)
 
 

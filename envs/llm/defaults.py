@@ -6,22 +6,18 @@ The rules are in the section 'Defaults that depend on the model's size' of docs/
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from math import ceil, sqrt
 from typing import Any
 
-import torch
-from transformers import AutoModel, AutoModelForCausalLM
-
-from envs.llm.inputs import critic_source
-from envs.llm.model import load_config
+from envs.llm.inputs import load_inputs
 from envs.llm.options import LLMConfig
-from envs.llm.rewards.functions import find_function, reward_model_source
+from ppo_unified.config.devices import resolve_device
+from ppo_unified.config.estimate import LORA_RANK
 from ppo_unified.config.spec import Choice
 from ppo_unified.config.values import Auto
+from ppo_unified.text import format_scaled
 
 LARGE = 50_000_000  # number of weights from which LoRA is the default
-RANK = 16
 # 3e-6 suits a model with 1e9 weights (recipe tldr); common rates of larger models fall with about the square root
 LR, LR_WEIGHTS, HIGHEST_LR = 3e-6, 1e9, 1e-3
 LORA_LR = 10  # the best rate of LoRA weights relative to that of all weights ("LoRA Without Regret", Schulman 2025)
@@ -32,24 +28,25 @@ WEIGHTS_PER_THREAD, MOST_THREADS = 8_000_000, 16
 def choose(config: LLMConfig) -> Choice:
     """Choose the options that are 'auto', and `threads` if it is 0.
 
-    `ppo.microbatch_columns` is left out. Raises UsageError if a model cannot be found.
+    `ppo.microbatch_columns` is left out. Raises UsageError if the inputs cannot be used.
     """
-    llm, weights, values = config.llm, count_weights(config.llm.model), dict[str, Any]()
-    rank = llm.lora_rank
+    llm, values = config.llm, dict[str, Any]()
+    sizes = load_inputs(llm).sizes
+    weights, rank = sizes.policy.weights, llm.lora_rank
     if isinstance(rank, Auto):
         values["llm.lora_rank"] = rank = choose_lora_rank(weights)
     if isinstance(config.optim.lr, Auto):
         values["optim.lr"] = choose_lr(weights, rank)
     if isinstance(llm.rollout_batch, Auto):
-        on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+        on_cpu = resolve_device(config).type == "cpu"
         values["llm.rollout_batch"] = choose_batch(weights, on_cpu, llm.group_size, config.ppo.minibatches)
     if not config.threads:
-        values["threads"] = find_threads(config)
+        values["threads"] = choose_threads(sizes.largest)
     return Choice(values, _describe_size(weights))
 
 
 def choose_lora_rank(weights: int) -> int:
-    return RANK if weights >= LARGE else 0
+    return LORA_RANK if weights >= LARGE else 0
 
 
 def choose_lr(weights: int, lora_rank: int) -> float:
@@ -62,11 +59,6 @@ def choose_batch(weights: int, on_cpu: bool, group_size: int, minibatches: int) 
     """Return the number of responses per iteration: a multiple of `group_size` that is at least `minibatches`."""
     wanted = LARGE_BATCH_ON_CPU if weights >= LARGE and on_cpu else BATCH
     return ceil(max(wanted, minibatches) / group_size) * group_size
-
-
-def find_threads(config: LLMConfig) -> int:
-    """Return the number of CPU threads for the models that `config` names."""
-    return choose_threads(max(count_weights(config.llm.model), *_other_weights(config), 0))
 
 
 def choose_threads(weights: int) -> int:
@@ -84,24 +76,7 @@ def _available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def count_weights(name: str, option: str = "llm.model", auto: Any = AutoModelForCausalLM) -> int:
-    """Return the number of weights of a model without loading them. LoRA weights are not counted, but their base is."""
-    config = load_config(name, option, merges_lora=True)
-    with torch.device("meta"):  # creates no weights
-        return sum(parameter.numel() for parameter in auto.from_config(config).parameters())
-
-
-def _other_weights(config: LLMConfig) -> Iterator[int]:
-    """Yield the number of weights of each reward model, and of a critic that has weights of its own."""
-    llm = config.llm
-    if llm.baseline == "critic" and llm.critic == "independent" and llm.critic_init != "policy":
-        yield count_weights(critic_source(llm), "llm.critic_init", AutoModel)
-    for reward in llm.rewards:
-        if find_function(reward.source) is None:
-            yield count_weights(reward_model_source(reward.source), "llm.reward", AutoModel)
-
-
 def _describe_size(weights: int) -> str:
     """Describe a number of weights with three digits, such as '135 million weights'."""
-    unit, name = next(pair for pair in ((10**9, " billion"), (10**6, " million"), (1, "")) if weights >= pair[0])
-    return f"{weights / unit:,.3g}{name} weights" if name else f"{weights:,} weights"
+    text = f"{weights:,}" if weights < 10**6 else format_scaled(weights, {"million": 1e6, "billion": 1e9})
+    return f"{text} weights"

@@ -32,6 +32,7 @@ from ppo_unified.errors import UsageError
 README = "README.md"
 CRITIC_FOLDER, CRITIC_JSON, HEAD = "critic", "critic.json", "value_head.safetensors"
 CRITIC_FORMAT = "ppo-unified critic 1"
+FENCE = "```"  # ends the code in the README
 LONGEST_EXAMPLE = 200  # maximum number of characters of the example prompt in the README
 
 
@@ -226,7 +227,7 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
         temperature=f"{llm.temperature:g}",
         max_new_tokens=llm.max_new_tokens,
         stop=_describe_stop(llm),
-        system=_describe_system(adapter),
+        system=_find_system(adapter)[1],
         code=SCRIPT.format(encode=_encode_lines(adapter), **_stop_lines(llm)),
     )
     if facts["critic"]:
@@ -238,11 +239,20 @@ def _write_readme(adapter: LLMAdapter, folder: Path, about: dict[str, Any], fact
     (folder / README).write_text(page, encoding="utf-8")
 
 
-def _describe_system(adapter: LLMAdapter) -> str:
+def _find_system(adapter: LLMAdapter) -> tuple[list[dict[str, str]], str]:
+    """Return the system message for the code, in a list that may be empty, and a paragraph about it."""
     system, note = find_system_message(adapter.prompts.data.prompts)
+    if any(FENCE in message["content"] for message in system):
+        return [], (
+            "\n\nAll prompts in training started with the same system message. It contains three backticks, so this "
+            "code does not contain it. Add it to your prompts."
+        )
     if system:
-        return "\n\nAll prompts in training started with the system message in this code. Use it for your prompts too."
-    return "\n\nThe prompts in training did not share one system message, so this code contains none." if note else ""
+        return system, (
+            "\n\nAll prompts in training started with the system message in this code. Use it for your prompts too."
+        )
+    note = "\n\nThe prompts in training did not share one system message, so this code contains none." if note else ""
+    return [], note
 
 
 def _describe_stop(llm: LLM) -> str:
@@ -262,10 +272,10 @@ def _stop_lines(llm: LLM) -> dict[str, str]:
 
 def _encode_lines(adapter: LLMAdapter) -> str:
     """Return code that tokenizes a prompt as in training. The example prompt is the shortest held-out prompt."""
-    known = [prompt for prompt in adapter.held_out.data.prompts if isinstance(prompt, str) and "```" not in prompt]
+    known = [prompt for prompt in adapter.held_out.data.prompts if isinstance(prompt, str) and FENCE not in prompt]
     prompt = min(known, key=len, default="Hello!")[:LONGEST_EXAMPLE]
     if _is_chat(adapter):
-        system, _ = find_system_message(adapter.prompts.data.prompts)
+        system, _ = _find_system(adapter)
         messages = [*system, {"role": "user", "content": prompt}]
         lines = "".join(f"    {message!r},\n" for message in messages)
         return (

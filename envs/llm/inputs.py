@@ -13,7 +13,8 @@ from envs.llm.model import load_config, load_tokenizer
 from envs.llm.named_models import resolve
 from envs.llm.options import LLM
 from envs.llm.prompts import Prompts, PtxTexts, load_prompts
-from envs.llm.rewards.functions import find_function, reward_model_source
+from envs.llm.rewards.functions import check_reward
+from envs.llm.sizes import Sizes, critic_source, find_sizes
 from envs.llm.structure import config_context_length
 from ppo_unified.errors import UsageError
 
@@ -25,13 +26,14 @@ class Inputs(NamedTuple):
     training: Prompts
     held_out: Prompts
     ptx: PtxTexts | None
+    sizes: Sizes
 
 
 def load_inputs(llm: LLM) -> Inputs:
     """Load the inputs of a run. They do not depend on the options that `envs.llm.defaults` chooses.
 
     A second call with the same options in the same process returns the same objects, unless a file has changed. Raises
-    UsageError if the tokenizer, prompts, critic and texts cannot be used together.
+    UsageError if the tokenizer, models, prompts and texts cannot be used together.
     """
     return _load(llm.model_dump_json(exclude={"lora_rank", "rollout_batch"}), _file_states(llm))
 
@@ -70,7 +72,9 @@ def _load(options: str, _files: tuple[tuple[str, int, int], ...]) -> Inputs:
         longest = max(len(ids) for prompts in (training, held_out) for ids in prompts.tokens) + llm.max_new_tokens
         check_critic(llm, tokenizer, longest)
     ptx = PtxTexts(llm, tokenizer, context) if llm.ptx_coef else None
-    return Inputs(tokenizer, training, held_out, ptx)
+    for reward in llm.rewards:
+        check_reward(reward.source)
+    return Inputs(tokenizer, training, held_out, ptx, find_sizes(llm))
 
 
 def check_vocabulary(tokenizer: Any, config: Any, name: str) -> None:
@@ -100,25 +104,3 @@ def check_critic(llm: LLM, tokenizer: Any, longest: int) -> None:
             f"llm.critic_init = {llm.critic_init!r}: the model reads up to {reads} tokens, but a prompt with its "
             f"response can have {longest}; lower llm.max_new_tokens or use another model"
         )
-
-
-def critic_source(llm: LLM) -> str:
-    """Return the folder or hub id of an independent critic's initial weights.
-
-    Raises UsageError if llm.critic_init is 'reward', unless exactly one reward with a nonzero weight is a reward model.
-    """
-    if llm.critic_init != "reward":
-        return llm.critic_init
-    trained = [reward.source for reward in llm.rewards if reward.weight]
-    models = [source for source in trained if find_function(source) is None]
-    if len(models) == 1:
-        return reward_model_source(models[0])
-    if models:
-        found, fix = f"llm.reward names {len(models)}", "llm.critic_init to the folder of one of them"
-    else:
-        names = ", ".join(map(repr, trained))
-        found = f"llm.reward = {names} {'is a function' if len(trained) == 1 else 'are functions'}"
-        fix = "llm.reward to a reward model or llm.critic_init to 'policy'"
-    raise UsageError(
-        f"llm.critic_init = 'reward' needs {'one' if models else 'a'} reward model, but {found}; set {fix}"
-    )

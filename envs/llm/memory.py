@@ -1,19 +1,14 @@
-"""Measures the memory that tensors need, and finds out how much is available."""
+"""Measures the memory that tensors need."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-CGROUP = Path("/sys/fs/cgroup")
-CGROUP_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of versions 2 and 1
 
 
 class TensorTracker(TorchDispatchMode):
@@ -88,34 +83,3 @@ def measure_memory(run: Callable[[], object], device: torch.device) -> Usage:
         usage = Usage(tracker.peak, tracker.current)
         del result
     return usage
-
-
-def process_bytes(device: torch.device) -> int:
-    """Return the memory that this process uses on a device."""
-    return torch.cuda.memory_reserved(device) if device.type == "cuda" else int(psutil.Process().memory_info().rss)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Return the memory that this process may use on a device, including what it already uses.
-
-    On a CPU, the limit of a container counts too.
-    """
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) + process_bytes(device)
-    free = int(psutil.virtual_memory().available) + process_bytes(device)
-    return min([free, *_cgroup_limits()])
-
-
-def _cgroup_limits() -> list[int]:
-    """Return the memory limits in bytes of this process's control group and its parents. There may be none."""
-    try:
-        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition(":")[2].strip().lstrip("/")
-    except OSError:  # not on Linux
-        return []
-    folder = CGROUP / own
-    limits = []
-    for parent in (folder, *folder.parents):
-        for file in (parent / name for name in CGROUP_LIMITS):
-            if CGROUP in file.parents and file.is_file() and (text := file.read_text().strip()).isdigit():
-                limits.append(int(text))
-    return limits

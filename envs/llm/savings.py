@@ -7,11 +7,11 @@ from typing import Any
 
 from envs.llm.options import LLMConfig
 from ppo_unified.config import presets
+from ppo_unified.config.estimate import LORA_RANK
 from ppo_unified.config.values import format_flag
 from ppo_unified.errors import UsageError
 
-LORA_RANK = 16
-SMALLEST_COLUMNS = 256
+SMALLEST_COLUMNS = 256  # of a micro-batch; fewer would be slow
 
 
 def suggest(config: LLMConfig, fits: Callable[[LLMConfig], bool]) -> str:

@@ -12,7 +12,7 @@ from ppo_unified.cli.common import add_detach, add_run, add_runs_folder, add_yes
 from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig, typed_options
-from ppo_unified.config.values import format_flag, show_value
+from ppo_unified.config.values import WHY_NOT_AUTO, Auto, format_flag, show_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation
 from ppo_unified.runs.folder import ACTIVE, Run, Status, find, to_json, write_atomically
@@ -99,6 +99,8 @@ def _write_resumed_state(
 
     if changes:
         status.resumes[-1]["changed"] = changes
+    if changes.keys() - TOTALS:
+        status.estimate = {}  # of other options
     try:
         run.write_status(preparation.claim(status, config))
         if first_change:
@@ -154,7 +156,7 @@ def _find_changes(run: Run, original: RunConfig, config: RunConfig) -> dict[str,
     old, new, declared = original.flatten(), config.flatten(), typed_options(type(config))
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, wanted) in changes.items():
-        if why := original.why_fixed(option):
+        if why := WHY_NOT_AUTO if isinstance(wanted, Auto) else original.why_fixed(option):
             change = f"{option} cannot be changed from {show_value(was)} to {show_value(wanted)} on resume"
             flag = format_flag(option, wanted, declared[option])
             command = shlex.join(["ppo-unified", "train", str(run.config), *flag])

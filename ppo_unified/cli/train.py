@@ -150,10 +150,12 @@ def _complete_all(reference: Reference, jobs: Sequence[Job]) -> tuple[dict[str, 
 
 def _plan(options: argparse.Namespace, jobs: Sequence[Job], reference: Reference | None) -> int:
     """Print what each run needs. Return 0 if all of them fit, otherwise 2."""
-    completed = _complete_all(reference, jobs)[1] if reference else []
+    completed: list[tuple[RunConfig, str]] = []
     fits = []
     for number, job in enumerate(jobs):
         with foreign_code():
+            if reference and not completed:
+                completed = _complete_all(reference, jobs)[1]
             config, note = completed[number] if completed else preparation.complete(job.config)
             if note:
                 print_err(note)
@@ -185,9 +187,7 @@ def _train_here(options: argparse.Namespace, jobs: Sequence[Job], reference: Ref
                         if reference and not init:
                             init, completed = _complete_all(reference, jobs)
                         config, note = completed[number] if completed else preparation.complete(config)
-                    run = preparation.prepare(
-                        config, options.folder, name, command, init=init, default=default, checked=True
-                    )
+                    run = preparation.prepare(config, options.folder, name, command, init=init, default=default)
             except Interrupted:
                 print_err(f"{stop.reason} before a run was created")
                 yield EXIT["stopped"]

@@ -14,7 +14,7 @@ import numpy as np
 from ppo_unified.cli.common import add_json, add_run, add_runs_folder, foreign_code, integer, preload
 from ppo_unified.cli.inspect import choose_iteration
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.config.values import show_value
+from ppo_unified.config.values import WHY_NOT_AUTO, Auto, show_value
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import find, to_json
@@ -107,7 +107,7 @@ def _configure(
     old, new = own.flatten(), config.flatten()
     changes = {option: [old[option], new[option]] for option in new if new[option] != old[option]}
     for option, (was, wanted) in changes.items():
-        if why := _why_fixed(own, option):
+        if why := WHY_NOT_AUTO if isinstance(wanted, Auto) else _why_fixed(own, option):
             change = f"{option} cannot be changed from {show_value(was)} to {show_value(wanted)}"
             raise UsageError(f"{name}: {change}, because {why}")
     return own.model_copy(update={"ppo": config.ppo, "optim": config.optim}), changes

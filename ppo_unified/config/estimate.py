@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ppo_unified.text import format_duration
+from ppo_unified.text import format_duration, format_scaled
+
+LORA_RANK = 16  # the default of large models, and the recommendation if training all weights needs too much memory
+UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,11 @@ class Estimate:
     options: Mapping[str, int] = field(default_factory=dict)  # values of options that depend on the estimate
     remark: str = ""  # what the times assume
     advice: str = ""  # if the run does not fit: the options to change
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Estimate:
+        """Return the estimate in run.json. Other versions may have stored other keys."""
+        return cls(**{f.name: stored[f.name] for f in fields(cls) if f.name in stored})
 
     @property
     def peak(self) -> float:
@@ -51,9 +59,11 @@ class Estimate:
     def summary(self) -> str:
         """Describe the estimate in one line."""
         remark = f", if {self.remark}" if self.remark else ""
+        chosen = "".join(f"; chosen: {option} = {value}" for option, value in self.options.items())
         return (
-            f"estimate: {format_bytes(self.peak)} of {format_bytes(self.available)} memory, "
-            f"{format_duration(self.iteration_s)} per iteration, {format_duration(self.total_s)} in total{remark}"
+            f"estimate: {format_bytes(self.peak)} of memory ({format_bytes(self.available)} available), "
+            f"{format_duration(self.iteration_s)} per iteration, {format_duration(self.total_s)} in total"
+            f"{remark}{chosen}"
         )
 
     def table(self, free: float) -> list[str]:
@@ -67,14 +77,17 @@ class Estimate:
         if self.seconds:
             rows += [("time per iteration", format_duration(self.iteration_s))]
             rows += [(f"  {phase}", format_duration(s)) for phase, s in self.seconds.items() if s]
+            counts = [_count(self.iterations, "iteration")]
             if self.evaluation_s is not None:
                 rows += [("time per evaluation", format_duration(self.evaluation_s))]
-            counts = f"{_count(self.iterations, 'iteration')}, {_count(self.evaluations, 'evaluation')}"
-            rows += [("total time", f"{format_duration(self.total_s)} ({counts})")]
+                counts += [_count(self.evaluations, "evaluation")]
+            rows += [("total time", f"{format_duration(self.total_s)} ({', '.join(counts)})")]
         rows += [(option, str(value)) for option, value in self.options.items()]
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:{width}}  {value}" for name, value in rows]
-        lines += [f"The times assume that {self.remark}."] if self.remark and self.seconds else []
+        if self.seconds:
+            lines += [f"The times assume that {self.remark}."] if self.remark else []
+            lines += ["The total time does not include evaluations."] if self.evaluation_s is None else []
         return lines if self.fits else [*lines, self.problem()]
 
     def problem(self) -> str:
@@ -85,20 +98,22 @@ class Estimate:
 def explain_shortage(needed: float, available: float, advice: str) -> str:
     """Return the message for a run that needs more memory than is available."""
     return (
-        f"this run needs {format_bytes(needed)} of memory, but only {format_bytes(available)} are available; "
+        f"this run needs {format_bytes(needed)} of memory, but only {format_bytes(available)} is available; "
         f"{advice or 'use a smaller model'}"
     )
 
 
 def compare(estimate: Mapping[str, Any]) -> str:
     """Return a line that compares the estimate in run.json with the real values, or "" if one of them is missing."""
-    real = estimate.get("real")
-    if not isinstance(real, Mapping):
+    found, real = Estimate.from_dict(estimate), estimate.get("real")
+    if not (isinstance(real, Mapping) and found.memory and found.seconds and {"memory", "iteration_s"} <= real.keys()):
         return ""
-    memory, seconds = sum(estimate["memory"].values()), sum(estimate["seconds"].values())
-    parts = ((memory, seconds), (real["memory"], real["iteration_s"]))
-    expected, measured = (f"{format_bytes(m)} and {format_duration(s)} per iteration" for m, s in parts)
-    return f"estimate: {expected}; real: {measured}"
+    expected = _describe(found.peak, found.iteration_s)
+    return f"estimate: {expected}; real: {_describe(real['memory'], real['iteration_s'])}"
+
+
+def _describe(memory: float, iteration_s: float) -> str:
+    return f"{format_bytes(memory)} and {format_duration(iteration_s)} per iteration"
 
 
 def _count(number: int, word: str) -> str:
@@ -106,5 +121,5 @@ def _count(number: int, word: str) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Format a number of bytes with two or three digits, such as '2.9 GB' or '310 MB'."""
-    return f"{size / 1e9:.3g} GB" if size >= 995e6 else f"{size / 1e6:.3g} MB"
+    """Format a number of bytes with up to three digits, such as '2.9 GB' or '310 MB'."""
+    return format_scaled(size, UNITS)

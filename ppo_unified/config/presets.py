@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -187,13 +187,14 @@ def _load_base(config: RunConfig, words: Iterable[str]) -> RunConfig | None:
 def preset_differences(config: RunConfig) -> list[PresetDifference] | None:
     """Return the options whose values differ from those of the preset and recipe of `config`, in the schema's order.
 
-    The preset may also be an environment id. Return None if the options of the preset or the recipe are unknown, for
-    example if the run's target was a TOML file. `explain_no_differences` returns the reason.
+    Options that are 'auto' in the preset are left out, because the run contains the numbers chosen for them. The preset
+    may also be an environment id. Return None if the options of the preset or the recipe are unknown, for example if
+    the run's target was a TOML file. `explain_no_differences` returns the reason.
     """
     base = _load_base(config, _recorded_words(config))
     if type(base) is not type(config):
         return None
-    before = base.flatten()
+    before = use_chosen_numbers(base, config).flatten()
     return [
         PresetDifference(option, before[option], value)
         for option, value in config.flatten().items()
@@ -210,13 +211,21 @@ def naming_base(target: str, config: RunConfig) -> RunConfig:
     """Return the configuration relative to which the runs of a target are named.
 
     This is `config`, which contains the target's options and those of a recipe. The exception is the config.toml of a
-    run, whose names are relative to the target of that run. The run contains numbers for options that are 'auto' in
-    its target. Names do not contain them.
+    run, whose names are relative to the target of that run.
     """
     if Path(target).name != RUN_CONFIG:
         return config
-    base, values = reload_target(config), config.flatten()
-    return base.replace({option: values[option] for option, value in base.flatten().items() if isinstance(value, Auto)})
+    return use_chosen_numbers(reload_target(config), config)
+
+
+def use_chosen_numbers(base: C, config: RunConfig, typed: Container[str] = ()) -> C:
+    """Return `base` with the numbers of a run's `config` in place of each 'auto', so that they do not count as changes.
+
+    The options `typed` are known to be chosen by the user, and remain 'auto'.
+    """
+    values = config.flatten()
+    autos = [option for option, value in base.flatten().items() if isinstance(value, Auto) and option not in typed]
+    return base.replace({option: values[option] for option in autos})
 
 
 def complete(config: C) -> tuple[C, str]:
@@ -225,13 +234,14 @@ def complete(config: C) -> tuple[C, str]:
     The second result is a note that lists these numbers, or "" if there are none. Call this before a run folder is
     created. Raises UsageError if the configuration is invalid.
     """
-    spec = find_adapter(config.kind)
-    for reference in (spec.missing, spec.check):
-        if reference:
-            load(reference)(config)
+    spec, note = find_adapter(config.kind), ""
+    if spec.missing:
+        load(spec.missing)(config)
     choice: Choice | None = load(spec.choose)(config) if spec.choose else None
-    if choice is None or not choice.values:
-        return config, ""
-    found = ", ".join(f"{option} = {value}" for option, value in choice.values.items())
-    chosen = validate(type(config), config.replace(choice.values).model_dump(), f"with {found}")
-    return chosen, f"chosen for {choice.reason}: {found}; to change one, set it"
+    if choice is not None and choice.values:
+        found = ", ".join(f"{option} = {value}" for option, value in choice.values.items())
+        config = validate(type(config), config.replace(choice.values).model_dump(), f"with {found}")
+        note = f"chosen for {choice.reason}: {found}; to change one, set it"
+    if spec.check:
+        load(spec.check)(config)
+    return config, note

@@ -24,7 +24,7 @@ BUILT_IN = {
     "gym": AdapterSpec(
         config="envs.gym.options:GymConfig",
         build="envs.gym.vector:build",
-        building="creating the environments",
+        build_text="creating the environments",
         check="envs.gym.make:check",
         target="envs.gym.options:from_target",
         presets="envs.presets",
@@ -43,7 +43,7 @@ BUILT_IN = {
     "llm": AdapterSpec(
         config="envs.llm.options:LLMConfig",
         build="envs.llm.adapter:build",
-        building="loading the model",
+        build_text="loading the model",
         missing="envs.llm.options:check_required",
         check="envs.llm.checks:check",
         choose="envs.llm.defaults:choose",

@@ -24,11 +24,12 @@ class AdapterSpec:
 
     config: str  # a subclass of RunConfig; its module must not import torch
     build: str  # (config, device: torch.device) -> Adapter
-    building: str = ""  # what `build` does, such as "loading the model": the run's progress shows this text
+    build_text: str = ""  # what `build` does, such as "loading the model": the run's progress shows this text
     missing: str = ""  # (config) -> None; raises UsageError if a required option is not set. The form calls it on every
     # key press, so its module should import as little as possible
-    check: str = ""  # (config) -> None; raises UsageError for errors that can be detected before a run folder exists
     choose: str = ""  # (config) -> Choice: numbers for options that are 'auto'; called before a run folder exists
+    check: str = ""  # (config) -> None; raises UsageError for errors that can be detected before a run folder exists.
+    # The options that `choose` chooses are numbers
     target: str = ""  # (argument of `train`) -> a table of options, or None if the adapter does not recognize it
     presets: str = ""  # a package that contains the presets as *.toml files
     recipes: str = ""  # a package that contains the recipes as *.toml files

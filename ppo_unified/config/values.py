@@ -26,6 +26,7 @@ BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 NOUNS = {"bool": "true or false", "int": "an integer", "float": "a number", "table": "a JSON object"}
 ELEMENTS = {int: "integers", float: "numbers"}  # names for a list's elements; elements of other types are called words
 AUTO = "auto"  # the text of a number that the adapter chooses
+WHY_NOT_AUTO = "numbers for 'auto' are chosen only when a run is created"
 OTHER_NAMES = {"gpu": "cuda"}  # other name of a choice -> the choice
 LONGEST_SHOWN = 80  # maximum number of characters of an invalid value that an error message shows
 

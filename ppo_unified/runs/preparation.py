@@ -55,18 +55,14 @@ def prepare(
     *,
     init: Mapping[str, Any] | None = None,
     default: str = "",
-    checked: bool = False,
 ) -> Run:
     """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
     If `name` is empty, the folder gets the first unused name of default, default-2, ... If `default` is also empty, it
     is the `run_name` of the configuration. `init` is the entry of that name in run.json: the checkpoint that the run
-    starts from. If the adapter rejects the options or the folder cannot be created, raises UsageError and leaves no
-    folder behind. If `checked` is true, the caller has already called `complete`.
+    starts from. Call `complete` first. If the folder cannot be created, raises UsageError and leaves no folder behind.
     """
     default = default or default_name(config, str((init or {}).get("run", "")))
-    if not checked:
-        config, _ = complete(config)
 
     def fill(run: Run, final_name: str) -> None:
         run.acquire()

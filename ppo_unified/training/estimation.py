@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import resource
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import psutil
 import torch
 
+from ppo_unified.config.devices import available_bytes, peak_bytes
 from ppo_unified.config.estimate import Estimate, format_bytes
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
@@ -37,7 +36,7 @@ def estimate_new_run(adapter: Adapter, config: RunConfig, run: Run, status: Stat
     if found.disk > free:
         print_err(
             f"warning: the checkpoints need {format_bytes(found.disk)} of disk space, but only {format_bytes(free)} "
-            f"are free; lower checkpoint.keep, or use another --runs folder"
+            f"is free; lower checkpoint.keep, or use another --runs folder"
         )
     status.estimate = asdict(found)
     if found.options:
@@ -46,7 +45,7 @@ def estimate_new_run(adapter: Adapter, config: RunConfig, run: Run, status: Stat
     return config
 
 
-def complete(found: Estimate, config: RunConfig) -> Estimate:
+def add_totals(found: Estimate, config: RunConfig) -> Estimate:
     """Add the numbers of iterations and evaluations, which follow from the run's totals and the steps per iteration."""
     limits = [config.total_iterations or math.inf, config.total_steps / found.steps if config.total_steps else math.inf]
     iterations = math.ceil(min(limits))
@@ -59,7 +58,7 @@ def complete(found: Estimate, config: RunConfig) -> Estimate:
 def estimate(adapter: Adapter, config: RunConfig) -> Estimate:
     """Estimate what a run needs. If the adapter has no function for this, run two iterations to measure it."""
     hook = find_adapter(config.kind).estimate
-    return complete(load(hook)(adapter) if hook else _measure(adapter, config), config)
+    return add_totals(load(hook)(adapter) if hook else _measure(adapter, config), config)
 
 
 def _measure(adapter: Adapter, config: RunConfig) -> Estimate:
@@ -68,27 +67,19 @@ def _measure(adapter: Adapter, config: RunConfig) -> Estimate:
         metrics, steps = done.metrics, int(done.batch.mask.sum())
     policy = sum(x.nbytes for x in adapter.policy.state_dict().values())
     trained = sum(p.nbytes for p in adapter.policy.parameters() if p.requires_grad)
-    children = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
-    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss + children
+    device, children = next(adapter.policy.parameters()).device, 0
+    if device.type == "cpu":  # environments may run in child processes
+        children = sum(child.memory_info().rss for child in psutil.Process().children(recursive=True))
     return Estimate(
-        memory={"this process": peak_bytes(next(adapter.policy.parameters()).device), "child processes": children},
-        available=available,
+        memory={"this process": peak_bytes(device), "child processes": children},
+        available=available_bytes(device) + children,
         checkpoint=policy + 2 * trained,
         seconds={"collect": metrics["time/collect_s"], "update": metrics["time/update_s"]},
         steps=steps,
-        remark="evaluations take no time",
     )
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Return the largest amount of memory that this process has used on a device so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def measured(estimate: Mapping[str, Any], device: torch.device, iteration_s: Sequence[float]) -> dict[str, Any]:
+def add_real_values(estimate: Mapping[str, Any], device: torch.device, iteration_s: Sequence[float]) -> dict[str, Any]:
     """Return the estimate of run.json with the real peak of memory and the real seconds per iteration."""
     if not estimate or not iteration_s:
         return dict(estimate)

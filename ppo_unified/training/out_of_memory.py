@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
+from ppo_unified.config.estimate import LORA_RANK
 from ppo_unified.config.schema import RunConfig
+from ppo_unified.errors import ForeignCodeError, UsageError
 
 _CPU = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError with one of these
 OPTIONS = {  # the options that memory depends on in each phase, most effective first
@@ -17,10 +22,18 @@ OPTIONS = {  # the options that memory depends on in each phase, most effective 
     ),
     "evaluating the policy": ("llm.rollout_batch", "eval.episodes"),
     "creating the models": ("llm.lora_rank", "gym.num_envs"),
+    "estimating memory and time": (
+        "llm.lora_rank",
+        "llm.gradient_checkpointing",
+        "llm.rollout_batch",
+        "llm.max_new_tokens",
+        "gym.num_steps",
+        "gym.num_envs",
+    ),
 }
 CHEAPER = {  # options that are not numbers: (most expensive value, recommended value)
     "llm.gradient_checkpointing": (False, "true"),
-    "llm.lora_rank": (0, "8"),
+    "llm.lora_rank": (0, str(LORA_RANK)),
 }
 
 
@@ -35,6 +48,17 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     if isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CPU):
         return True
     return is_out_of_memory(error.__cause__)
+
+
+@contextmanager
+def recognize_out_of_memory(doing: str, config: RunConfig) -> Iterator[None]:
+    """Raise OutOfMemory instead of the errors that mean that memory has run out. `doing` is a key of OPTIONS."""
+    try:
+        yield
+    except (UsageError, ForeignCodeError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(error, doing, config) from error
+        raise
 
 
 def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:

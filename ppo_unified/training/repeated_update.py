@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.config import presets
+from ppo_unified.config.devices import resolve_device
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.batch import minibatches
 from ppo_unified.engine.ppo import ExtraLoss, Learner, backward, make_batch, make_learner, train
@@ -24,7 +25,7 @@ from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import restore_state
 from ppo_unified.training.health import Health
 from ppo_unified.training.initialization import initialize
-from ppo_unified.training.session import build_adapter, resolve_device
+from ppo_unified.training.session import build_adapter
 from ppo_unified.training.state import Evaluations, TrainingState
 from ppo_unified.training.step_table import make_step_table
 

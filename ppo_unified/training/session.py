@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ppo_unified.config.devices import resolve_device
 from ppo_unified.config.estimate import Estimate
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RunConfig
@@ -30,10 +31,12 @@ from ppo_unified.training.collection import Collector
 from ppo_unified.training.estimation import estimate, estimate_new_run
 from ppo_unified.training.health import Health
 from ppo_unified.training.initialization import check_fit, initialize, open_source
-from ppo_unified.training.out_of_memory import explain_out_of_memory, is_out_of_memory
+from ppo_unified.training.out_of_memory import OutOfMemory, recognize_out_of_memory
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import Evaluations, TrainingState
 from ppo_unified.training.trainer import Listener, Trainer
+
+ESTIMATING = "estimating memory and time"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str 
     if source:
         check_fit(source, config)
     record = source.record() if source else None
-    prepared = preparation.prepare(config, Path(runs), name, init=record, default=default, checked=True)
+    prepared = preparation.prepare(config, Path(runs), name, init=record, default=default)
     stop = StopRequest()
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():
@@ -131,25 +134,22 @@ def _make_trainer(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, li
     Raises StartError, OutOfMemory or Interrupted.
     """
     try:
-        with stop.interruptible():
+        with stop.interruptible(), recognize_out_of_memory("creating the models", config):
             return _assemble(config, stop, heartbeat, listener)
-    except (UsageError, ForeignCodeError, MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise explain_out_of_memory(error, "creating the models", config) from error
-        if isinstance(error, UsageError | ForeignCodeError):
-            raise StartError(*error.args) from error
-        raise
+    except (UsageError, ForeignCodeError) as error:
+        raise StartError(*error.args) from error
 
 
 def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listener: Listener) -> Trainer:
     run, status = heartbeat.run, heartbeat.status
     device, work = resolve_device(config), WorkCounter()
     heartbeat.enter("starting", work)
-    work.begin(find_adapter(config.kind).building)
+    work.begin(find_adapter(config.kind).build_text)
     adapter = build_adapter(config, device)
     if find_adapter(config.kind).estimate and not run.checkpoint_folders():
-        work.begin("estimating memory and time")
-        config = estimate_new_run(adapter, config, run, status)
+        work.begin(ESTIMATING)
+        with recognize_out_of_memory(ESTIMATING, config):
+            config = estimate_new_run(adapter, config, run, status)
     if run.checkpoints.is_dir() or status.init:
         work.begin("loading the checkpoint")
     totals = config.total_steps, config.total_iterations
@@ -168,8 +168,13 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
 
 def plan(config: RunConfig) -> Estimate:
     """Estimate what a run with this configuration needs, without training it. Raises UsageError if it cannot start."""
-    with closing(build_adapter(config, resolve_device(config))) as adapter:
-        return estimate(adapter, config)
+    try:
+        with recognize_out_of_memory("creating the models", config):
+            adapter = build_adapter(config, resolve_device(config))
+        with closing(adapter), recognize_out_of_memory(ESTIMATING, config):
+            return estimate(adapter, config)
+    except OutOfMemory as error:
+        raise UsageError(str(error)) from error
 
 
 def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
@@ -178,15 +183,6 @@ def build_adapter(config: RunConfig, device: torch.device) -> Adapter:
         torch.set_num_threads(config.threads)
     adapter: Adapter = load(find_adapter(config.kind).build)(config, device)
     return adapter
-
-
-def resolve_device(config: RunConfig) -> torch.device:
-    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch cannot find a GPU."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device = 'cuda': torch cannot find a GPU; to find out why, run: ppo-unified doctor")
-    if config.device == "auto":
-        return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
 
 
 def load_adapter(run: Run, config: RunConfig, which: str) -> tuple[Adapter, int]:

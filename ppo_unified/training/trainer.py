@@ -15,7 +15,7 @@ from ppo_unified.runs.signals import Interrupted, StopRequest
 from ppo_unified.text import print_err
 from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.collection import Collector, find_counter
-from ppo_unified.training.estimation import measured
+from ppo_unified.training.estimation import add_real_values
 from ppo_unified.training.evaluation import evaluate_run, is_due
 from ppo_unified.training.nonfinite import explain_nonfinite
 from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
@@ -59,7 +59,7 @@ class Trainer:
             self._save()
             if self.checkpointer.failure:
                 raise RuntimeError(f"cannot write the final checkpoint: {self.checkpointer.failure}")
-        self.status.estimate = measured(self.status.estimate, self.reporter.device, self.iteration_s)
+        self.status.estimate = add_real_values(self.status.estimate, self.reporter.device, self.iteration_s)
         self.reporter.finish("stopped" if end is None else "finished")
 
     def _save_initial_policy(self) -> None:

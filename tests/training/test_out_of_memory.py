@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ppo_unified import load_preset
+from ppo_unified.errors import UsageError
 from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
-from ppo_unified.training.session import train_in
+from ppo_unified.training.session import plan, train_in
 from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences
 
 __all__ = ["sequences"]  # a fixture that tests request by name
@@ -62,10 +63,19 @@ def test_memory_advice_names_only_relevant_options() -> None:
 
 
 @pytest.mark.usefixtures("sequences")
+def test_plan_without_memory_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SequenceAdapter, "collect", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    with pytest.raises(UsageError, match=r"^out of memory while estimating memory and time: .*"):
+        plan(make_config())
+    output = str(explain_out_of_memory(MemoryError(), "estimating memory and time", load_preset("arithmetic")))
+    assert "set llm.gradient_checkpointing = true, or lower llm.rollout_batch from " in output
+
+
+@pytest.mark.usefixtures("sequences")
 def test_model_too_large_suggests_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_preset("arithmetic", llm={"lora_rank": 0})
     output = str(explain_out_of_memory(MemoryError(), "creating the models", config))
-    assert "out of memory while creating the models: set llm.lora_rank = 8 (" in output
+    assert "out of memory while creating the models: set llm.lora_rank = 16 (" in output
     small = load_preset("arithmetic", llm={"lora_rank": 4})
     assert "use a smaller model" in str(explain_out_of_memory(MemoryError(), "creating the models", small))
     monkeypatch.setattr(SequencePolicy, "__init__", lambda *_, **__: torch.empty(1 << 60, dtype=torch.uint8))

@@ -352,24 +352,31 @@ def form_input(run: Run) -> tuple[str, str, dict[str, str]]:
 
     Raises UsageError if config.toml cannot be read.
     """
-    config = presets.from_file(run.config)
-    for target in (*_possible_targets(run, config), str(run.config)):
+    config, words = presets.from_file(run.config), _command_words(run)
+    flags = {word.partition("=")[0] for word in words}
+    typed = {option for option in typed_options(type(config)) if flag_name(option) in flags}
+    for target in (*_possible_targets(words, config), str(run.config)):
         for recipe in dict.fromkeys((config.recipe, "")):
             try:
                 base = _load(target, recipe)
             except UsageError:
                 continue
             if type(base.config) is type(config):
+                base = base._replace(config=presets.use_chosen_numbers(base.config, config, typed))
                 return target, recipe, {d.option: d.after for d in _differences(base, config, {})}
     raise UsageError(f"{run.config}: cannot start a new run from these options, because no target matches them")
 
 
-def _possible_targets(run: Run, config: RunConfig) -> Iterator[str]:
-    """Yield possible targets of the run, first the one in its command, then its preset."""
+def _command_words(run: Run) -> list[str]:
+    """Return the words of the command that started the run, or [] if they are unknown."""
     try:
-        words = shlex.split(run.command.read_text(encoding="utf-8"))
+        return shlex.split(run.command.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        words = []
+        return []
+
+
+def _possible_targets(words: Sequence[str], config: RunConfig) -> Iterator[str]:
+    """Yield possible targets of the run, first the one in its command, then its preset."""
     if words[1:2] == ["train"] and len(words) > 2 and (words[2] in _presets() or is_target(words[2])):
         yield words[2]
     if config.preset in _presets():

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from envs.llm import defaults
-from envs.llm.adapter import LLMAdapter
+from envs.llm import defaults, inputs, sizes
 from envs.llm.options import LLMConfig
+from envs.llm.sizes import Count, Sizes
 from ppo_unified import load_preset
 from ppo_unified import run as train
 from ppo_unified.cli.main import main
@@ -98,21 +98,22 @@ def test_batch_fits_groups_and_minibatches(group: int, minibatches: int, batch: 
     assert defaults.choose_batch(123_000, True, group, minibatches) == batch
 
 
-def test_weights_are_counted_without_loading_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = LLMAdapter(options(folder), CPU, notes=False).policy.network.model
-    monkeypatch.setattr("torch.nn.Module.load_state_dict", None)
-    assert defaults.count_weights(str(folder / "lm")) == sum(p.numel() for p in model.parameters())
-
-
 def test_large_model_is_trained_with_lora(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults, "count_weights", lambda *_: 135_000_000)
+    monkeypatch.setattr("torch.nn.Module.load_state_dict", None)  # weights are counted without loading them
+    count = Count(135_000_000, 135_000_000)
+    monkeypatch.setattr(inputs, "_load", inputs._load.__wrapped__)  # not from the cache
+    monkeypatch.setattr(inputs, "find_sizes", lambda _: Sizes(count, count, 0, 0, 1, count.weights))
     monkeypatch.setattr(defaults, "_available_cores", lambda: 2)
+    monkeypatch.setattr(sizes, "available_bytes", lambda _: 1.2e9)  # too little without LoRA
     config, note = presets.complete(options(folder, device="cpu"))
     assert note == (
         "chosen for 135 million weights: llm.lora_rank = 16, optim.lr = 8e-05, llm.rollout_batch = 32, threads = 2; "
         "to change one, set it"
     )
     assert (config.threads, config.llm.rollout_batch, config.llm.lora_rank, config.optim.lr) == (2, 32, 16, 8e-5)
+    with pytest.raises(UsageError, match=r"^this run needs .*; it would fit with --llm\.lora-rank 16$"):
+        presets.complete(options(folder, llm={"lora_rank": 0}))
+    monkeypatch.setattr(sizes, "available_bytes", lambda _: 1e12)
     full, _ = presets.complete(options(folder, llm={"lora_rank": 0}))
     assert (full.llm.lora_rank, full.optim.lr) == (0, 8e-6)
     with pytest.raises(UsageError, match=r"llm\.reference_dtype = 'bfloat16' has no effect because llm\.reference"):

@@ -12,7 +12,7 @@ import torch
 from envs.llm import estimate as estimation
 from envs.llm import savings, sizes
 from envs.llm.adapter import LLMAdapter
-from envs.llm.estimate import Batches, estimate
+from envs.llm.estimate import Batch, Batches, estimate
 from envs.llm.memory import TensorTracker
 from envs.llm.sizes import find_sizes, trained_bytes, weight_bytes
 from ppo_unified import run
@@ -62,7 +62,7 @@ KINDS += ["LoRA, reference is a copy", "LoRA, critic from a path"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_of_weights_follow_from_the_options(folder: Path, kind: str) -> None:
     adapter = make_adapter(folder, kind)
-    found = find_sizes(adapter.config)
+    found = find_sizes(adapter.config.llm)
     parameters = {id(p): p for m in (adapter.policy, adapter.reference.network) for p in m.parameters()}
     real = sum(p.nbytes for p in parameters.values())
     trained = sum(p.nbytes for p in parameters.values() if p.requires_grad)
@@ -107,12 +107,19 @@ def test_estimate_does_not_change_training(folder: Path) -> None:
 
 
 def test_batches_follow_the_options(folder: Path) -> None:
-    config = make_config(folder, ppo={"minibatches": 2, "microbatch_columns": 40})
-    batches = Batches.plan(config, [9, 9, 3, 3, 3, 3])
-    assert (batches.longest, batches.rows, batches.new) == (20, 6, 12)
-    assert (batches.update, batches.is_single, batches.compare) == (2, False, 2)
-    assert batches.padded == pytest.approx((2 * 20 + 4 * 14) / 20)
-    assert Batches.plan(apply_changes(config, {"ppo": {"minibatches": 3}}, ""), [9] * 6).is_single
+    config = make_config(folder, ppo={"minibatches": 2, "microbatch_columns": 45})
+    batches = Batches.plan(config, [9, 9, 3, 3, 3, 3], [30], [8, 6, 4])
+    training = batches.training
+    assert (training.longest, training.rows, training.new, batches.minibatch) == (20, 6, 12, 3)
+    assert training.parts == [(2, 20), (3, 14), (1, 14)]
+    assert training.largest(6, 1000) == (42, 3 * 12)  # most rows are in a micro-batch of short rows
+    assert training.largest(2, 20) == (40, 20)
+    assert training.padded == 2 * 20 + 4 * 14
+    assert not batches.is_single
+    assert (batches.evaluation.prompts, batches.evaluation.longest) == (1, 41)
+    assert Batches.plan(apply_changes(config, {"ppo": {"minibatches": 3}}, ""), [9] * 6, [9]).is_single
+    shared = Batch.plan(config, [9, 3], 6, copies=3)
+    assert (shared.prompts, shared.rows) == (2, 6)
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
@@ -135,7 +142,7 @@ def test_run_that_does_not_fit_is_rejected_with_advice(
     limit_memory(monkeypatch, needed.peak - 0.2 * needed.memory["activations"])
     assert main(words(folder, tmp_path / "runs")) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    flags = re.fullmatch(r"this run needs .*, but only .* are available; it would fit with (--\S+ \d+)", last)
+    flags = re.fullmatch(r"this run needs .*, but only .* is available; it would fit with (--\S+ \d+)", last)
     assert flags, last
     assert not list((tmp_path / "runs").iterdir())
     assert main([*words(folder, tmp_path / "runs"), *flags[1].split()]) == 0
@@ -145,7 +152,7 @@ def test_weights_that_do_not_fit_are_not_loaded(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(folder, **SMALL)
-    found = find_sizes(config)
+    found = find_sizes(config.llm)
     limit_memory(monkeypatch, weight_bytes(config, found) + 2 * trained_bytes(config, found))
     monkeypatch.setattr(LLMAdapter, "__init__", None)
     assert main(words(folder, tmp_path / "runs")) == 2
@@ -200,4 +207,4 @@ def test_run_without_disk_space_prints_a_warning(
     monkeypatch.setattr(training, "load", lambda _: lambda adapter: found)
     monkeypatch.setattr(training, "free_space", lambda _: 1e9)
     training.estimate_new_run(make_adapter(folder, "shared critic"), make_config(folder), Run(tmp_path), Status())
-    assert "the checkpoints need 15 GB of disk space, but only 1 GB are free" in capsys.readouterr().err
+    assert "the checkpoints need 15 GB of disk space, but only 1 GB is free" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""Selects the device of a run, and finds out how much memory the run uses there and how much is available."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+
+from ppo_unified.config.registry import find_adapter
+from ppo_unified.config.schema import RunConfig
+from ppo_unified.errors import UsageError
+
+GROUPS = Path("/proc/self/cgroup")  # lists the control groups of this process
+V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")  # folders of control groups, by their version
+V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # and a key of memory.stat
+V2_FILES = ("memory.max", "memory.current", "inactive_file")
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch cannot find a GPU."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device = 'cuda': torch cannot find a GPU; to find out why, run: ppo-unified doctor")
+    if config.device == "auto":
+        return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def process_bytes(device: torch.device) -> int:
+    """Return the memory that this process uses on a device."""
+    return torch.cuda.memory_reserved(device) if device.type == "cuda" else int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the largest amount of memory that this process has used on a device so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the memory that this process may use on a device, including what it already uses.
+
+    On a CPU, the limit of a container counts too.
+    """
+    own = process_bytes(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) + own
+    return min([int(psutil.virtual_memory().available), *_free_in_groups()]) + own
+
+
+def _free_in_groups() -> Iterator[int]:
+    """Yield how much memory each control group of this process has left, if it has a limit.
+
+    The cache of files that were not used recently counts as free, because the kernel frees it first.
+    """
+    try:
+        lines = GROUPS.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not on Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, (limit, usage, key) = (V1, V1_FILES) if controllers else (V2, V2_FILES)
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(root) and (maximum := _read(group / limit)).isdigit():
+                cache = [x.split()[1] for x in _read(group / "memory.stat").splitlines() if x.split()[0] == key]
+                yield max(0, int(maximum) - int(_read(group / usage) or 0) + sum(map(int, cache)))
+
+
+def _read(file: Path) -> str:
+    """Return the text of a file, or "" if it cannot be read. Some files do not exist inside a container."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
