@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -21,7 +22,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from token_speed import SHAPES, make_models
+
+from ppo_unified.config.estimate import Estimate
 
 LIMITS = {"memory": 0.2, "time": 0.35}  # allowed relative errors
 OWN_MODELS = {  # name -> the shape of token_speed.py, and further options
@@ -60,38 +64,59 @@ def make_command(name: str, folder: Path, threads: int) -> list[str]:
 
 
 def measure(name: str, threads: int) -> dict[str, Any]:
-    """Train a run in a new process, and return the entry `estimate` of its run.json."""
+    """Train a run in a new process. Return the entry `estimate` of its run.json, and how it was measured."""
+    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
+    about = {
+        "shape": name,
+        "day": str(date.today()),
+        "command": shlex.join(["python", "benchmarks/estimate.py", *sys.argv[1:]]),
+        "threads": threads,
+        "busy": f"{psutil.cpu_percent(5.0):.0f}%",
+        "where": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}, {packages}",
+    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         command = [sys.executable, "-m", "ppo_unified", "train", *make_command(name, folder, threads)]
         subprocess.run([*command, "--runs", temporary, "--name", "run"], check=True, stdout=subprocess.DEVNULL)
         found: dict[str, Any] = json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))["estimate"]
-    return {"shape": name} | found
+    return about | found
 
 
 def format_row(found: dict[str, Any]) -> str:
-    real, cells = found["real"], [found["shape"]]
-    pairs = (("memory", "memory", 1e-6), ("time", "iteration_s", 1.0))
-    for kind, key, unit in pairs:
-        expected = sum(found["memory" if kind == "memory" else "seconds"].values())
-        error = expected / real[key] - 1
+    real, estimate, cells = found["real"], Estimate.from_dict(found), [found["shape"]]
+    for kind, expected, measured, unit, digits in (
+        ("memory", estimate.peak, real["memory"], 1e-6, 0),
+        ("time", estimate.iteration_s, real["iteration_s"], 1.0, 2),
+    ):
+        error = expected / measured - 1
         text = f"{error:+.0%}" if abs(error) <= LIMITS[kind] else f"**{error:+.0%}**"
-        digits = 0 if kind == "memory" else 2
-        cells += [f"{expected * unit:.{digits}f}", f"{real[key] * unit:.{digits}f}", text]
-    return f"| {' | '.join(cells)} |"
+        cells += [f"{expected * unit:.{digits}f}", f"{measured * unit:.{digits}f}", text]
+    return f"| {' | '.join([*cells, str(found['threads']), str(found['busy']), found['day']])} |"
+
+
+def write_page(path: Path, found: list[dict[str, Any]]) -> None:
+    page = PAGE.format(
+        commands=" and ".join(f"`{command}`" for command in dict.fromkeys(entry["command"] for entry in found)),
+        where="; ".join(dict.fromkeys(entry["where"] for entry in found)),
+        rows="\n".join(map(format_row, found)),
+        **LIMITS,
+    )
+    path.write_text(page, encoding="utf-8")
 
 
 PAGE = """\
 # Estimate of memory and time
 
-Command: `{command}`; {where}; 2 cores
+Command: {commands}; {where}
 
 Each row is one run of 3 iterations in its own process. The expected values were printed before its first iteration.
 Memory is the peak resident set size of the process in MB. Time is in seconds per iteration, as the median without the
-first iteration. Errors above {memory:.0%} for memory and {time:.0%} for time are in bold.
+first iteration. Errors above {memory:.0%} for memory and {time:.0%} for time are in bold. The column "CPU before" shows
+how busy the cores were in the 5 seconds before the run. If other programs run at the same time, the times say little.
 
-| shape | memory expected | real | error | time expected | real | error |
-|---|---|---|---|---|---|---|
+| shape | memory expected | real | error | time expected | real | error | threads | CPU before | date |
+|---|---|---|---|---|---|---|---|---|---|
 {rows}
 """
 
@@ -111,11 +136,7 @@ def main() -> int:
             with data.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found[-1]) + "\n")
             print(format_row(found[-1]), flush=True)
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "transformers"))
-    where = f"{date.today()}; {platform.system()} {platform.machine()}, Python {platform.python_version()}, {packages}"
-    command = shlex.join(["python", "benchmarks/estimate.py", *sys.argv[1:]])
-    rows = "\n".join(map(format_row, found))
-    options.out.write_text(PAGE.format(command=command, where=where, rows=rows, **LIMITS), encoding="utf-8")
+    write_page(options.out, found)
     return 0
 
 

@@ -32,7 +32,7 @@ from ppo_unified.engine.batch import pack_rows
 SHARE = 0.7  # of the available memory that ppo.microbatch_columns = "auto" may use
 FRAGMENTATION = 0.2  # memory for gaps between tensors, relative to the tensors
 LARGEST = {"cpu": 8192, "cuda": 65536}  # the largest number of columns that "auto" can choose
-TIMED_S, TIMED_COLUMNS = 0.05, 256  # a pass is timed with at least this many columns, and more until it takes so long
+TIMED_S, TIMED_COLUMNS = 0.02, 256  # a pass is timed with at least this many columns, and more until it takes so long
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Seconds:
     update: float  # per column
     compare: float  # per column
     score: float  # per column, of the reward models
-    prompts: float  # all prompts of an iteration
+    prompt: float  # per column of different prompts
     token: float  # one token in all rows of an iteration
     step: float  # an optimizer step
 
@@ -245,26 +245,31 @@ def _per_step(run: Callable[[int], object], device: torch.device) -> float:
 
 def measure_seconds(probe: Probe, config: LLMConfig, batches: Batches) -> Seconds:
     """Measure the time that a run with the options `config` needs."""
-    prompts, token = probe.measure_generation(batches.training.rows)
-    most = max(1, config.ppo.microbatch_columns // probe.columns)
+    training, longest = batches.training, probe.columns
+    most = max(1, config.ppo.microbatch_columns // longest)
+    scored = training.scored // training.longest if probe.reward_models else 0
+    token = probe.token_s(training.rows)  # first, because the first call of the decoder is slower
     return Seconds(
-        update=_column_seconds(probe.update, min(most, batches.minibatch), probe),
-        compare=_column_seconds(probe.compare, min(most, batches.training.rows), probe),
-        score=_column_seconds(probe.score, batches.training.scored // batches.training.longest, probe)
-        if probe.reward_models
-        else 0.0,
-        prompts=prompts,
+        update=_column_seconds(probe.update, min(most, batches.minibatch), longest, probe.device),
+        compare=_column_seconds(probe.compare, min(most, training.rows), longest, probe.device),
+        score=_column_seconds(probe.score, scored, longest, probe.device),
+        prompt=_column_seconds(probe.first_step, training.prompts, training.prompt, probe.device),
         token=token,
         step=probe.optimizer_s(),
     )
 
 
-def _column_seconds(run: Callable[[int], object], most: int, probe: Probe) -> float:
-    """Return the seconds per column, for at most `most` rows. Increase their number until they take TIMED_S."""
-    rows = min(most, -(-TIMED_COLUMNS // probe.columns))  # with fewer columns, each of them would take longer
-    while (seconds := time_call(partial(run, rows), probe.device)) < TIMED_S and rows < most:
+def _column_seconds(run: Callable[[int], object], most: int, columns: int, device: torch.device) -> float:
+    """Return the seconds per column of rows with this many columns, or 0 if there are no rows.
+
+    Increase the number of rows up to `most` until they take TIMED_S.
+    """
+    rows = min(most, -(-TIMED_COLUMNS // columns))  # with fewer columns, each of them would take longer
+    if not rows:
+        return 0.0
+    while (seconds := time_call(partial(run, rows), device)) < TIMED_S and rows < most:
         rows = min(most, 4 * rows)
-    return seconds / (rows * probe.columns)
+    return seconds / (rows * columns)
 
 
 def time_parts(config: LLMConfig, batches: Batches, seconds: Seconds) -> dict[str, float]:
@@ -273,7 +278,7 @@ def time_parts(config: LLMConfig, batches: Batches, seconds: Seconds) -> dict[st
     steps = ppo.epochs * min(ppo.minibatches, training.rows)
     texts = sum(rows * columns for rows, columns in batches.texts) / _passes(config)
     return {
-        "generate": seconds.prompts + seconds.token * training.new,
+        "generate": seconds.prompt * training.prompts * training.prompt + seconds.token * training.new,
         "score": seconds.score * training.rows * training.longest,
         "compare": seconds.compare * training.padded,
         "update": seconds.update * (training.padded * ppo.epochs + texts * steps) + seconds.step * steps,

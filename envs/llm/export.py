@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.inputs import critic_source
 from envs.llm.lora_model import read_lora_model
 from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk, location
 from envs.llm.named_models import resolve
@@ -26,6 +25,7 @@ from envs.llm.policy import Critic, LoRACritic
 from envs.llm.prompts import encode, find_system_message
 from envs.llm.quiet import silence_peft, silence_transformers
 from envs.llm.rewards.lora_reward_model import read_lora_folder
+from envs.llm.sizes import critic_source
 from envs.llm.structure import trunk_of
 from ppo_unified.errors import UsageError
 

@@ -94,34 +94,32 @@ class Probe:
         return make_decoder(self.network, [[*ids[:-1], row] for row in range(rows)])  # reads equal rows once
 
     @torch.no_grad()
-    def measure_generation(self, rows: int) -> tuple[float, float]:
-        """Return the seconds for the prompts of `rows` rows, and for one token in each row at half of its length."""
+    def first_step(self, rows: int) -> None:
+        """Run the network on `rows` prompts of different lengths, as the first step of decoding does."""
         self.network.use_lora(POLICY)
-        size = self.adapter.config.llm.group_size
-        chosen = [ids for ids in spread(self.prompts, rows // size) for _ in range(size)]
-        token_s = self._measure_token(chosen)  # first, because the first call is slower
-        return time_call(lambda: make_decoder(self.network, chosen), self.device), token_s
+        make_decoder(self.network, spread(self.prompts, rows))
 
-    def _measure_token(self, prompts: list[list[int]]) -> float:
-        """Return the seconds for one token in each row. `prompts` are sorted by length, the longest first.
+    @torch.no_grad()
+    def token_s(self, rows: int) -> float:
+        """Return the seconds for one token in each of `rows` rows, at half of their length.
 
         Only a few different rows are read, and then copied. The padding must be like that of the real rows.
         """
+        self.network.use_lora(POLICY)
         steps = min(STEPS, self.new - 1)
         if not steps:
             return 0.0
-        lengths = list({len(ids): ids for ids in prompts}.values())
+        chosen = spread(self.prompts, rows // self.adapter.config.llm.group_size)
+        lengths = list({len(ids): ids for ids in chosen}.values())
         read = lengths if self.network.decoding == "grouped" else [lengths[0], lengths[-1]]
         half = (self.new - 1 - steps) // 2
-        rows = [self._fill(ids, len(ids) + half) for ids in spread(read, len(prompts))]
-        decoder, times = make_decoder(self.network, rows), list[float]()
+        copies = [self._fill(ids, len(ids) + half) for ids in spread(read, rows)]
+        decoder = make_decoder(self.network, copies)
 
         def step() -> None:
             decoder.step(choose_tokens(decoder.logits, self.generator)[0])
 
-        for _ in range(steps):
-            times.append(time_call(step, self.device))
-        return sorted(times)[len(times) // 2]
+        return sorted(time_call(step, self.device) for _ in range(steps))[steps // 2]
 
     def score(self, rows: int) -> None:
         """Run the reward models on `rows` rows. Reward functions may have side effects, so they are not called."""

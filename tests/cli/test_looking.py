@@ -23,6 +23,7 @@ import pytest
 from ppo_unified import load_preset
 from ppo_unified.cli import show
 from ppo_unified.cli.main import main
+from ppo_unified.config.estimate import format_bytes
 from ppo_unified.runs import query
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status, create
@@ -602,6 +603,14 @@ def test_numbers_are_shortened(value: float | None, text: str) -> None:
 )
 def test_durations_are_formatted(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 MB"), (2.94e9, "2.94 GB"), (999.4e6, "999 MB"), (999.6e6, "1 GB"), (2e12, "2 TB"), (2e15, "2,000 TB")],
+)
+def test_sizes_are_formatted_in_a_suitable_unit(size: float, text: str) -> None:
+    assert format_bytes(size) == text
 
 
 def test_tables_align_wide_characters_and_numbers() -> None:

@@ -140,6 +140,9 @@ FASTER = ("resume", "a", "--total-steps", "9000", "--optim.lr", "1e-5")
 
 def test_resume_killed_before_its_change_can_be_repeated(stopped: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = [*FASTER, "--runs", str(stopped.path.parent)]
+    status = stopped.read_status()
+    status.estimate = {"steps": 1}  # of the options before the change
+    stopped.write_status(status)
 
     class Killed(BaseException):
         pass
@@ -155,6 +158,7 @@ def test_resume_killed_before_its_change_can_be_repeated(stopped: Run, monkeypat
     assert main(arguments) == 0
     first, second = stopped.read_status().resumes
     assert "changed" not in first
+    assert stopped.read_status().estimate == {}
     assert second["changed"]["optim.lr"] == [0.002, 1e-5]
     assert "lr = 1e-05" in stopped.config.read_text()
     assert main(["resume", "a", "--runs", str(stopped.path.parent)]) == 0

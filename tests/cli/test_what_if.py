@@ -179,6 +179,10 @@ def test_rewards_are_recomputed_for_options_of_llm(tmp_path: Path, capsys: pytes
     assert penalized["metrics"]["loss/value"]["difference"] > 1
     assert main(["what-if", str(tmp_path / "runs" / "run"), "--llm.score-normalize", "running"]) == 2
     assert "the statistics that normalize scores are not stored" in capsys.readouterr().err
+    for command in ("what-if", "resume"):
+        assert main([command, str(tmp_path / "runs" / "run"), "--ppo.microbatch-columns", "auto"]) == 2
+        why = r"ppo\.microbatch_columns cannot be changed from \d+ to auto.*, because numbers for"
+        assert re.search(why, capsys.readouterr().err)
 
 
 MISTAKES = {

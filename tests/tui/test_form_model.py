@@ -354,6 +354,15 @@ def test_run_with_recipe_yields_its_recipe(tmp_path: Path) -> None:
     )
 
 
+def test_chosen_numbers_are_not_typed_options(tmp_path: Path) -> None:
+    config = form_model.check_typed("arithmetic", "", {"llm.lora_rank": "2"}).config
+    assert config is not None
+    for flags, typed in (("", {}), (" --llm.lora-rank 2", {"llm.lora_rank": "2"})):
+        run = write_run(tmp_path / "a", config, f"ppo-unified train arithmetic{flags}")
+        assert form_model.form_input(run) == ("arithmetic", "", typed)
+    assert presets.preset_differences(config) == []
+
+
 def test_run_without_command_or_preset_is_its_own_target(tmp_path: Path) -> None:
     config = presets.load_target("cartpole").model_copy(update={"preset": "gone", "recipe": "gone"})
     run = write_run(tmp_path / "a", config, 'ppo-unified train "')

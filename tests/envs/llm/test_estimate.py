@@ -23,7 +23,8 @@ from ppo_unified.config.spec import AdapterSpec
 from ppo_unified.engine.ppo import make_learner, train
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.training import estimation as training
-from tests.envs.llm.test_adapter import folder, make_adapter, make_config
+from tests.envs.llm.test_adapter import PROMPTS, folder, make_adapter, make_config
+from tests.models import save_model
 
 __all__ = ["folder"]  # a fixture that tests request by name
 SMALL: dict[str, Any] = {
@@ -76,10 +77,16 @@ def test_bytes_of_weights_follow_from_the_options(folder: Path, kind: str) -> No
         ("independent critic", {"epochs": 1, "minibatches": 1, "microbatch_columns": 100}),
         ("independent critic", {"epochs": 1, "minibatches": 1}),  # one micro-batch per minibatch
         ("recomputed activations, LoRA", {"epochs": 1, "minibatches": 1}),
+        ("pretraining loss", {"epochs": 1, "minibatches": 1}),
     ],
 )
 def test_predicted_peak_equals_that_of_an_iteration(folder: Path, kind: str, ppo: dict[str, int]) -> None:
-    adapter = make_adapter(folder, kind, ppo=ppo)
+    if kind == "pretraining loss":
+        (folder / "texts.txt").write_text("a longer text than prompts and responses together\n" * 40)
+        llm = {"critic": "shared", "ptx_coef": 1.0, "ptx_data": str(folder / "texts.txt"), "ptx_batch": 8}
+        adapter = LLMAdapter(make_config(folder, llm, ppo=ppo), torch.device("cpu"))
+    else:
+        adapter = make_adapter(folder, kind, ppo=ppo)
     found = estimate(adapter)
     expected = sum(size for part, size in found.memory.items() if part not in ("program", "weights", "allocator"))
     config = adapter.config
@@ -87,6 +94,16 @@ def test_predicted_peak_equals_that_of_an_iteration(folder: Path, kind: str, ppo
         for _ in train(adapter, make_learner(adapter.policy, config.ppo, config.optim, total_iterations=2)):
             pass
     assert expected == pytest.approx(tracker.peak, rel=0.2)
+
+
+@pytest.mark.parametrize("new", [1, 9])
+def test_estimate_reads_no_row_beyond_the_context(folder: Path, tmp_path: Path, new: int) -> None:
+    """A model with learned positions fails at a later position."""
+    longest = max(map(len, PROMPTS))
+    save_model(tmp_path, "gpt2", n_positions=longest + new)
+    adapter = LLMAdapter(make_config(folder, {"model": str(tmp_path), "max_new_tokens": new}), torch.device("cpu"))
+    assert max(map(len, adapter.prompts.tokens)) == longest
+    assert estimate(adapter).fits
 
 
 def test_estimate_does_not_change_training(folder: Path) -> None:

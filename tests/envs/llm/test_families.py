@@ -19,6 +19,7 @@ from envs.llm.model import Network
 from envs.llm.options import LLMConfig
 from envs.llm.policy import TokenPolicy
 from envs.llm.rewards.functions import load_reward
+from envs.llm.sizes import count
 from envs.llm.structure import NO_LIMIT, config_context_length
 from ppo_unified import load_preset
 from ppo_unified.cli.main import main
@@ -241,6 +242,7 @@ def test_checkpoints_leave_out_image_encoders(tmp_path: Path) -> None:
     encoder = {name for name in older if name.startswith("network.model.model.vision_tower.")}
     assert encoder
     assert older.keys() - encoder == state.keys()
+    assert count(model).weights - count(model).trainable == sum(older[name].numel() for name in encoder)
     for weights in (state, older):
         changed = {name: x + 1 for name, x in weights.items()}
         policy.load_state_dict(changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.export import export
+from envs.llm.export import _find_system, export
 from envs.llm.options import LLMConfig
 from envs.llm.play import LLMChat
 from envs.llm.prompts import find_system_message
@@ -72,3 +73,11 @@ def test_play_scores_a_known_prompt_with_system_message(tmp_path: Path) -> None:
 
 def test_prompts_without_system_message_need_no_note() -> None:
     assert find_system_message(["a", [user("b")]]) == ([], "")
+
+
+def test_code_in_readme_contains_no_backticks_of_a_system_message() -> None:
+    prompts = [[{"role": "system", "content": "Write ```x```."}, user("a")]]
+    adapter = SimpleNamespace(prompts=SimpleNamespace(data=SimpleNamespace(prompts=prompts)))
+    system, text = _find_system(adapter)  # type: ignore[arg-type] # only the prompts are read
+    assert system == []
+    assert "Add it to your prompts." in text
