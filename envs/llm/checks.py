@@ -8,7 +8,7 @@ from envs.llm.inputs import load_inputs
 from envs.llm.options import LLMConfig
 from envs.llm.rewards.functions import check_columns
 from envs.llm.sizes import check_weights_fit
-from ppo_unified.config.devices import resolve_device
+from ppo_unified.config.registry import resolve_device
 from ppo_unified.errors import UsageError
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from envs.llm.inputs import load_inputs
 from envs.llm.options import LLMConfig
-from ppo_unified.config.devices import resolve_device
 from ppo_unified.config.estimate import LORA_RANK
+from ppo_unified.config.registry import resolve_device
 from ppo_unified.config.spec import Choice
 from ppo_unified.config.values import Auto
 from ppo_unified.text import format_scaled

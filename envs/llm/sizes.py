@@ -17,8 +17,9 @@ from envs.llm.rewards.functions import find_function, reward_model_source
 from envs.llm.rewards.reward_model import shares_base
 from envs.llm.savings import suggest
 from envs.llm.structure import encoder_prefixes, trunk_of
-from ppo_unified.config.devices import available_bytes, resolve_device
+from ppo_unified.config.devices import available_bytes
 from ppo_unified.config.estimate import explain_shortage
+from ppo_unified.config.registry import resolve_device
 from ppo_unified.errors import UsageError
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "4bit": 0.53}  # of a weight; with 4 bits, including the scales of the blocks

@@ -64,7 +64,7 @@ def _name_choice(run: Run, which: str, step: int) -> str:
 
 def load_newer(loaded: LoadedPolicy, which: str) -> LoadedPolicy:
     """If `which` is 'best' or 'latest' and now selects a newer checkpoint, load its weights into the same adapter."""
-    from ppo_unified.config.devices import resolve_device
+    from ppo_unified.config.registry import resolve_device
     from ppo_unified.training import checkpoint
     from ppo_unified.training.checkpointing import restore_policy
 

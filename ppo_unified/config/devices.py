@@ -1,4 +1,4 @@
-"""Selects the device of a run, and finds out how much memory the run uses there and how much is available."""
+"""Finds out how much memory of a device a process uses, and how much is available to it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from ppo_unified.config.registry import find_adapter
-from ppo_unified.config.schema import RunConfig
-from ppo_unified.errors import UsageError
-
 GROUPS = Path("/proc/self/cgroup")  # lists the control groups of this process
 V1, V2 = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")  # folders of control groups, by their version
 V1_FILES = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")  # and a key of memory.stat
 V2_FILES = ("memory.max", "memory.current", "inactive_file")
-
-
-def resolve_device(config: RunConfig) -> torch.device:
-    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch cannot find a GPU."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device = 'cuda': torch cannot find a GPU; to find out why, run: ppo-unified doctor")
-    if config.device == "auto":
-        return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
 
 
 def process_bytes(device: torch.device) -> int:

@@ -10,12 +10,15 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import AdapterSpec
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
+
+if TYPE_CHECKING:
+    import torch
 
 ENTRY_POINT_GROUP = "ppo_unified.adapters"
 
@@ -172,3 +175,14 @@ def load(reference: str) -> Any:
     """Import and return the object named by a reference of the form 'module:attribute'."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """Return the device for `config.device`. Raises UsageError if it is "cuda" and torch cannot find a GPU."""
+    import torch
+
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device = 'cuda': torch cannot find a GPU; to find out why, run: ppo-unified doctor")
+    if config.device == "auto":
+        return torch.device("cuda" if find_adapter(config.kind).prefers_gpu and torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from ppo_unified.config.estimate import LORA_RANK
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.errors import ForeignCodeError, UsageError
 
 _CPU = ("not enough memory", "can't allocate memory")  # torch's CPU allocator raises a RuntimeError with one of these
 OPTIONS = {  # the options that memory depends on in each phase, most effective first
@@ -48,17 +44,6 @@ def is_out_of_memory(error: BaseException | None) -> bool:
     if isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _CPU):
         return True
     return is_out_of_memory(error.__cause__)
-
-
-@contextmanager
-def recognize_out_of_memory(doing: str, config: RunConfig) -> Iterator[None]:
-    """Raise OutOfMemory instead of the errors that mean that memory has run out. `doing` is a key of OPTIONS."""
-    try:
-        yield
-    except (UsageError, ForeignCodeError, MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise explain_out_of_memory(error, doing, config) from error
-        raise
 
 
 def explain_out_of_memory(error: BaseException, doing: str, config: RunConfig, columns: int = 0) -> OutOfMemory:

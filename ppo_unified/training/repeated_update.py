@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppo_unified.config import presets
-from ppo_unified.config.devices import resolve_device
+from ppo_unified.config.registry import resolve_device
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.engine.batch import minibatches
 from ppo_unified.engine.ppo import ExtraLoss, Learner, backward, make_batch, make_learner, train

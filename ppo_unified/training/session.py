@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import closing, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ppo_unified.config.devices import resolve_device
 from ppo_unified.config.estimate import Estimate
-from ppo_unified.config.registry import find_adapter, load
+from ppo_unified.config.registry import find_adapter, load, resolve_device
 from ppo_unified.config.schema import RunConfig
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.ppo import make_learner
@@ -31,7 +30,7 @@ from ppo_unified.training.collection import Collector
 from ppo_unified.training.estimation import estimate, estimate_new_run
 from ppo_unified.training.health import Health
 from ppo_unified.training.initialization import check_fit, initialize, open_source
-from ppo_unified.training.out_of_memory import OutOfMemory, recognize_out_of_memory
+from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memory, is_out_of_memory
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import Evaluations, TrainingState
 from ppo_unified.training.trainer import Listener, Trainer
@@ -134,10 +133,21 @@ def _make_trainer(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, li
     Raises StartError, OutOfMemory or Interrupted.
     """
     try:
-        with stop.interruptible(), recognize_out_of_memory("creating the models", config):
+        with stop.interruptible(), _recognize_out_of_memory("creating the models", config):
             return _assemble(config, stop, heartbeat, listener)
     except (UsageError, ForeignCodeError) as error:
         raise StartError(*error.args) from error
+
+
+@contextmanager
+def _recognize_out_of_memory(doing: str, config: RunConfig) -> Iterator[None]:
+    """Raise OutOfMemory instead of the errors that mean that memory has run out. `doing` is a key of OPTIONS."""
+    try:
+        yield
+    except (UsageError, ForeignCodeError, MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise explain_out_of_memory(error, doing, config) from error
+        raise
 
 
 def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listener: Listener) -> Trainer:
@@ -148,7 +158,7 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
     adapter = build_adapter(config, device)
     if find_adapter(config.kind).estimate and not run.checkpoint_folders():
         work.begin(ESTIMATING)
-        with recognize_out_of_memory(ESTIMATING, config):
+        with _recognize_out_of_memory(ESTIMATING, config):
             config = estimate_new_run(adapter, config, run, status)
     if run.checkpoints.is_dir() or status.init:
         work.begin("loading the checkpoint")
@@ -169,9 +179,9 @@ def _assemble(config: RunConfig, stop: StopRequest, heartbeat: Heartbeat, listen
 def plan(config: RunConfig) -> Estimate:
     """Estimate what a run with this configuration needs, without training it. Raises UsageError if it cannot start."""
     try:
-        with recognize_out_of_memory("creating the models", config):
+        with _recognize_out_of_memory("creating the models", config):
             adapter = build_adapter(config, resolve_device(config))
-        with closing(adapter), recognize_out_of_memory(ESTIMATING, config):
+        with closing(adapter), _recognize_out_of_memory(ESTIMATING, config):
             return estimate(adapter, config)
     except OutOfMemory as error:
         raise UsageError(str(error)) from error

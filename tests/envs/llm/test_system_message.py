@@ -75,7 +75,7 @@ def test_prompts_without_system_message_need_no_note() -> None:
     assert find_system_message(["a", [user("b")]]) == ([], "")
 
 
-def test_code_in_readme_contains_no_backticks_of_a_system_message() -> None:
+def test_readme_code_has_no_system_message_with_backticks() -> None:
     prompts = [[{"role": "system", "content": "Write ```x```."}, user("a")]]
     adapter = SimpleNamespace(prompts=SimpleNamespace(data=SimpleNamespace(prompts=prompts)))
     system, text = _find_system(adapter)  # type: ignore[arg-type] # only the prompts are read
