@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +63,20 @@ def _parse_style_sheets_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stylesheet, "_parse_rules", parse_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _start_detached_runs_faster() -> Iterator[None]:
+    """Start the processes of detached runs and of the terminal UI as copies of one that has imported PyTorch."""
+    from ppo_unified.runs import processes
+    from tests.fork_server import Popen
+    from tui.watch import player
+
+    faster = SimpleNamespace(**vars(subprocess) | {"Popen": Popen})
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (processes, player):
+            patch.setattr(module, "subprocess", faster)
         yield
 
 

@@ -15,6 +15,7 @@ from ppo_unified.runs.play_messages import FrameReply, Request, decode, encode, 
 from tests import fork_server
 
 QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
+QUICK += ("--ppo.epochs", "1")
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
 
 Call = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr
@@ -50,7 +51,7 @@ def serve(
     """
     words = [sys.executable, "-m", "ppo_unified", *command, str(run.path)]
     pipe, replies = subprocess.PIPE, list[Any]()
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | env) as process:
+    with fork_server.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, cwd=cwd, env=os.environ | env) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr

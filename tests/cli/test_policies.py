@@ -264,9 +264,9 @@ def test_folder_names_are_sanitized_for_the_terminal(
 
 def test_eval_json_with_video_is_one_document(runs: Path) -> None:
     """The test needs a new process, because the drawing libraries print to stdout and stderr when they are loaded."""
-    command = [sys.executable, "-m", "ppo_unified", "eval", "fallen", "--episodes", "1", "--json", "--video"]
-    ended = subprocess.run([*command, "--runs", str(runs)], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert ended.stderr == ""
+    command = ["-m", "ppo_unified", "eval", "fallen", "--episodes", "1", "--json", "--video"]
+    ended = fork_server.run([*command, "--runs", str(runs)])
+    assert (ended.returncode, ended.stderr) == (0, "")
     with Image.open(json.loads(ended.stdout)["video"]) as gif:
         assert gif.size == (480, 320)
 
@@ -398,10 +398,10 @@ def test_environment_output_appears_below_the_frame(runs: Path, monkeypatch: pyt
     assert text.partition(LEAVE)[2].count("a line of its own\r\n") == 12
 
 
-def start_on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+def start_on_a_terminal(*arguments: str) -> tuple[fork_server.Popen, int]:
     """Start `ppo-unified` on a new terminal and return the process and the test's end of the terminal."""
     ours, theirs = open_terminal()
-    process = subprocess.Popen(
+    process = fork_server.Popen(
         [sys.executable, "-m", "ppo_unified", *arguments],
         stdin=theirs,
         stdout=theirs,

@@ -66,7 +66,7 @@ def test_config_toml_reproduces_the_run(tmp_path: Path, call: Call) -> None:
 
 def test_ctrl_c_saves_checkpoint_and_exits_130(tmp_path: Path) -> None:
     whole = [sys.executable, "-m", "ppo_unified", "train", "cartpole", "--name", "a", *LONG]
-    with subprocess.Popen(whole, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with fork_server.Popen(whole, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         run = Run(tmp_path / "runs" / "a")
         wait_for(lambda: (run.path / "run.json").exists() and run.read_status().step > 0)
         process.send_signal(signal.SIGINT)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 import tomllib
@@ -34,6 +33,7 @@ from ppo_unified.config.recipes import (
 from ppo_unified.config.schema import RunConfig, read_toml, validate
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
+from tests import fork_server
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {recipe.name: recipe for recipe in all_recipes()}
@@ -371,11 +371,10 @@ def test_recipe_run_is_named_repeatable_and_resumable(package_folder: Path, caps
 
 
 def test_detached_run_uses_the_recipe(package_folder: Path) -> None:
-    train = [sys.executable, "-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2"]
+    train = ["-m", "ppo_unified", "train", "two-arms", "--recipe", "quick", "--total-iterations", "2", "--detach"]
     environment = os.environ | {"PYTHONPATH": str(package_folder.parent / "site")}
-    subprocess.run(
-        [*train, "--detach"], cwd=package_folder, env=environment, check=True, capture_output=True, timeout=120
-    )
+    done = fork_server.run(train, package_folder, environment)
+    assert done.returncode == 0, done.stderr
     run = Run(package_folder / "runs" / "two-arms-quick-s1")
     deadline = time.monotonic() + 60
     while run.read_status().state != "finished":

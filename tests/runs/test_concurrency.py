@@ -20,14 +20,15 @@ from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, processes, signals
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run, Status, all_runs
+from tests import fork_server
 
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
 SHORT = ("--total-steps", "1000", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "1")
 
 
-def start_command(*arguments: str, folder: Path) -> subprocess.Popen[str]:
+def start_command(*arguments: str, folder: Path) -> fork_server.Popen:
     whole = [sys.executable, "-P", "-m", "ppo_unified", *arguments]
-    return subprocess.Popen(whole, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return fork_server.Popen(whole, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -127,7 +128,7 @@ def test_repeated_stop_during_an_update_is_harmless(tmp_path: Path, monkeypatch:
         waiting.set()
         time.sleep(seconds)
 
-    with subprocess.Popen([sys.executable, "-c", UPDATING, str(run.path)], stdout=subprocess.PIPE) as trainer:
+    with fork_server.Popen([sys.executable, "-c", UPDATING, str(run.path)], stdout=subprocess.PIPE) as trainer:
         run.write_status(Status(state="running", host=socket.gethostname(), pid=trainer.pid, heartbeat=time.time()))
         assert trainer.stdout is not None
         assert trainer.stdout.readline()

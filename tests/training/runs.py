@@ -1,4 +1,4 @@
-"""Helpers that configure short CartPole runs and read their results."""
+"""Helpers that configure short CartPole runs with few optimizer steps and read their results."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ppo_unified.runs.folder import Run
 
 
 def short_config(**changes: Any) -> RunConfig:
-    options: dict[str, Any] = {"total_steps": 2000, "eval": {"every_steps": 1000, "episodes": 5}} | changes
-    return load_preset("cartpole", **options)
+    options: dict[str, Any] = {"total_steps": 2000, "eval": {"every_steps": 1000, "episodes": 5}}
+    return load_preset("cartpole", **options | {"ppo": {"epochs": 2, "minibatches": 2}} | changes)
 
 
 def read(path: Path) -> EventReader:

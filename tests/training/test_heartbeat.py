@@ -29,6 +29,7 @@ from ppo_unified.runs.progress import LONGEST_WORK, format_phase
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.testing import BanditPolicy
 from ppo_unified.training.session import build_adapter, train_in
+from tests import fork_server
 from tests.cli.commands import wait_for
 from tests.models import save_model
 from tests.sequences import SequenceAdapter, make_config, sequences
@@ -444,7 +445,7 @@ def test_slow_environment_is_not_stalled_but_a_hanging_one_is(
     words = [sys.executable, "-c", program, "train", "slow:Slow-v0", *options]
     monkeypatch.setattr("ppo_unified.runs.folder.STALLED_S", 2.0)
     run = Run(tmp_path / "runs" / "a")
-    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with fork_server.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
         try:
             wait_for(lambda: (run.path / "run.json").exists() and run.read_status().phase_done)
             states, until = set(), time.monotonic() + 4.0

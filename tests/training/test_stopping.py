@@ -28,6 +28,7 @@ from ppo_unified.training import checkpoint
 from ppo_unified.training.checkpointing import Checkpointer
 from ppo_unified.training.session import train_in
 from ppo_unified.training.state import Evaluations
+from tests import fork_server
 from tests.cli.commands import wait_for
 from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences  # noqa: F401 - a fixture
 
@@ -302,10 +303,11 @@ def test_nohup_is_respected() -> None:
 
 
 def test_ctrl_c_interrupts_a_long_update(tmp_path: Path) -> None:
-    options = ["--name", "a", "--ppo.epochs", "1000000"]
+    # without samples, which contain numbers of every epoch
+    options = ["--name", "a", "--ppo.epochs", "1000000", "--log.samples-every", "0"]
     words = [sys.executable, "-m", "ppo_unified", "train", "cartpole", *options]
     run = Run(tmp_path / "runs" / "a")
-    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with fork_server.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         try:
             wait_for(lambda: (run.path / "run.json").exists() and run.read_status().phase == "updating")
             process.send_signal(signal.SIGINT)
@@ -347,7 +349,7 @@ def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_pat
     (tmp_path / "slow.py").write_text(SLOW_ENVIRONMENT, encoding="utf-8")
     options = ["--name", "a", "--gym.num-envs", "2", "--gym.vectorization", vectorization]
     whole = [sys.executable, "-m", "ppo_unified", "train", "slow:Slow-v0", *options]
-    with subprocess.Popen(whole, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with fork_server.Popen(whole, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
         wait_for((tmp_path / "stepping").exists)
         (os.kill if whom == "trainer" else os.killpg)(process.pid, signal.SIGTERM)
         try:
@@ -364,7 +366,7 @@ def test_hanging_step_does_not_block_stop(vectorization: str, whom: str, tmp_pat
 def test_stop_interrupts_the_check_before_a_run(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW_ENVIRONMENT, encoding="utf-8")
     whole = [sys.executable, "-m", "ppo_unified", "train", "slow:Slow-v0", "--gym.env-kwargs", '{"fast": 0}']
-    with subprocess.Popen(whole, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
+    with fork_server.Popen(whole, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True) as process:
         wait_for((tmp_path / "stepping").exists)
         process.send_signal(signal.SIGTERM)
         try:

@@ -45,6 +45,7 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.play_messages import PromptRequest, Ready, decode, encode
 from ppo_unified.text import decode_bytes
 from ppo_unified.training import session
+from tests import fork_server
 from tests.models import VOCABULARY, save_model
 
 ROOT = Path(__file__).parents[3]
@@ -587,7 +588,7 @@ def test_play_reads_prompts_from_a_terminal(folder: Path) -> None:
     train_once(folder, "shared")
     ours, theirs = pty.openpty()
     arguments = [sys.executable, "-m", "ppo_unified", "play", "shared", "--runs", str(folder / "runs")]
-    process = subprocess.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True)
+    process = fork_server.Popen(arguments, stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT, start_new_session=True)
     os.close(theirs)
     text = read_until(ours, "type a prompt; press Ctrl-D to quit\r\n> ")
     os.write(ours, b"1+1=\n")

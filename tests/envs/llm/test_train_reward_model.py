@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,6 +39,7 @@ from envs.llm.rewards.functions import load_reward
 from envs.llm.rewards.train_reward_model import FEWEST_HELD_OUT, Outcome, Settings
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
+from tests import fork_server
 
 EOS = "<eos>"
 CHINESE = [
@@ -147,9 +147,10 @@ def test_reward_model_learns_a_learnable_preference(
 
 def test_reward_model_command_prints_one_line_without_noise(base: Path, tmp_path: Path) -> None:
     data = write(tmp_path / "preference.json", CHINESE, key="question")  # JSON Lines named .json
-    command = [sys.executable, "-m", "ppo_unified", "reward-model", "--device", "cpu", "--epochs", "2"]
+    command = ["-m", "ppo_unified", "reward-model", "--device", "cpu", "--epochs", "2"]
     where = ["--model", str(base), "--data", str(data), "--out", str(tmp_path / "out")]
-    process = subprocess.run([*command, *where], capture_output=True, text=True, check=True)
+    process = fork_server.run([*command, *where])
+    assert process.returncode == 0, process.stderr
     assert len(process.stdout.splitlines()) == 1
     assert "accuracy" in process.stdout
     assert "2 training pairs" in process.stdout
