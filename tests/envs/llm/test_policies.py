@@ -13,7 +13,6 @@ import os
 import pty
 import re
 import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -108,6 +107,7 @@ def config(folder: Path, model: Path, llm: dict[str, Any] | None = None, **optio
     sizes = {"max_new_tokens": 8, "rollout_batch": 8, "temperature": 0.7}
     changes = {key: str(folder / "critic") if x == "CRITIC" else x for key, x in (llm or {}).items()}
     small = {"total_steps": 0, "total_iterations": 2, "threads": 1, "eval": {"episodes": 4}, "optim": {"lr": 1e-2}}
+    small["ppo"] = {"epochs": 1, "minibatches": 2}
     return LLMConfig.model_validate(small | {"llm": base | sizes | changes} | options)
 
 
@@ -272,9 +272,8 @@ def test_lora_export_loads_without_this_project(
     assert run_on(folder, capsys, "export", "lora", "--to", str(tmp_path / "out"))[0] == 0
     code = python_blocks(tmp_path / "out" / "README.md")
     code += "\nimport sys\nassert not {'ppo_unified', 'envs'} & set(sys.modules)\nprint(values.shape)"
-    ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path / "out", check=True
-    )
+    ended = fork_server.run(["-c", code], tmp_path / "out")
+    assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith("torch.Size([1, 4])\n")
 
 
