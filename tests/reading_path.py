@@ -25,6 +25,7 @@ reward = "arithmetic"
 max_new_tokens = 4
 rollout_batch = 8
 [ppo]
+epochs = 1
 minibatches = 2
 [eval]
 episodes = 4
@@ -75,7 +76,7 @@ def record_all(folder: Path) -> None:
     torch.set_num_threads(1)
     save_model(folder / "model")
     (folder / "response.toml").write_text(RESPONSE, encoding="utf-8")
-    short = {"total_steps": 512, "eval": {"every_steps": 512, "episodes": 2}}
+    short = {"total_steps": 512, "eval": {"every_steps": 512, "episodes": 2}, "ppo": {"epochs": 1}}
     config = apply_changes(load_preset("cartpole"), short, "reading_path")
     (folder / "cartpole.toml").write_text(config.to_toml(), encoding="utf-8")
     lines = [json.dumps({"prompt": f"{number}+1=", "answer": str(number + 1)}) for number in range(32)]

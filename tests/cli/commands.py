@@ -14,8 +14,10 @@ from ppo_unified.runs.folder import Run
 from ppo_unified.runs.play_messages import FrameReply, Request, decode, encode, picture_bytes
 from tests import fork_server
 
-QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
-QUICK += ("--ppo.epochs", "1")
+QUICK = (
+    *("--total-steps", "1500", "--no-stop-when-solved", "--ppo.epochs", "1"),
+    *("--eval.every-steps", "0", "--eval.episodes", "4"),
+)
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
 
 Call = Callable[..., tuple[int, str, str]]  # arguments -> exit code, stdout, stderr

@@ -315,9 +315,9 @@ def test_missing_gpu_is_rejected_and_leaves_no_folder(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    code, _, error = call("train", "cartpole", "--device", "cuda", *QUICK)
+    code, _, error = call("train", "cartpole", "--device", "cuda", "--name", "a", *QUICK)
     assert code == 2
-    assert error.splitlines()[0] == "preparing runs/cartpole-s1"  # and not "training"
+    assert error.splitlines()[0] == "preparing runs/a"  # and not "training"
     assert "torch cannot find a GPU" in error.splitlines()[1]
     assert not list(tmp_path.glob("runs/*"))
 
@@ -391,7 +391,7 @@ def test_endless_episode_is_truncated_and_scored(
     tmp_path: Path, call: Call, write_module: Callable[[str, str], None]
 ) -> None:
     write_module("endless", ENDLESS_ENVIRONMENT)
-    options = ["--total-steps", "1000", "--eval.every-steps", "0", "--eval.episodes", "1"]
+    options = ["--total-steps", "1000", "--eval.every-steps", "0", "--eval.episodes", "1", "--ppo.epochs", "1"]
     code, _, error = call("train", "endless:Endless-v0", "--name", "a", *options)
     assert code == 0, error
     assert Run(tmp_path / "runs" / "a").read_status().score == 5000.0

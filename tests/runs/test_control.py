@@ -27,7 +27,7 @@ from tui.notices import Notices
 from tui.runs.entries import Entry
 from tui.runs.run_head import format_head
 
-QUICK = ("--total-steps", "1500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
+QUICK = ("--total-steps", "500", "--no-stop-when-solved", "--eval.every-steps", "0", "--eval.episodes", "4")
 LONG = ("--total-steps", "100000000", "--no-stop-when-solved", "--eval.every-steps", "0")
 
 

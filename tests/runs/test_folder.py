@@ -68,7 +68,7 @@ from pathlib import Path
 from ppo_unified.runs.folder import create
 print("ready", flush=True)
 sys.stdin.readline()
-print(json.dumps([create(Path(sys.argv[1]), "", f"s{number}").name for number in range(500)]))
+print(json.dumps([create(Path(sys.argv[1]), "", f"s{number}").name for number in range(150)]))
 """
 WRITE_OFTEN = """
 import sys
@@ -292,7 +292,7 @@ def test_concurrent_default_names_get_different_folders(tmp_path: Path) -> None:
         child.stdin.write("\n")
         child.stdin.flush()
     names = [name for child in children for name in json.loads(child.communicate()[0])]
-    expected = {f"s{number}{suffix}" for number in range(500) for suffix in ("", "-2", "-3", "-4")}
+    expected = {f"s{number}{suffix}" for number in range(150) for suffix in ("", "-2", "-3", "-4")}
     assert len(names) == len(expected)
     assert set(names) == {path.name for path in tmp_path.iterdir()} == expected
 

@@ -390,7 +390,7 @@ def test_adapter_without_checks_reports_misfit_at_start(
 def llm_config(folder: Path, **llm: Any) -> LLMConfig:
     tables = {"optim": {"lr": 0.01}, "eval": {"every_steps": 1, "at_start": True, "episodes": 6}}
     tables["checkpoint"] = {"keep": 1000}
-    config = make_config(folder, {"score_normalize": "running"} | llm, ppo={"minibatches": 1}, **tables)
+    config = make_config(folder, {"score_normalize": "running"} | llm, ppo={"epochs": 1, "minibatches": 1}, **tables)
     return config.model_copy(update={"total_steps": 0, "total_iterations": 2})
 
 

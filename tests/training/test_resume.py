@@ -102,7 +102,7 @@ def test_run_killed_after_last_checkpoint_only_finishes(folder: Path, uninterrup
 def test_run_stopped_every_iteration_equals_uninterrupted(
     llm: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = token_config(folder, **llm)
+    config = token_config(folder, **llm).model_copy(update={"total_iterations": 3})
     single, run = prepare_run(config, tmp_path, "single"), prepare_run(config, tmp_path, "stopped")
     train_to_end(single)
     finish = Trainer._finish_iteration
@@ -112,7 +112,7 @@ def test_run_stopped_every_iteration_equals_uninterrupted(
         self.stop.handle(15, None)
 
     monkeypatch.setattr(Trainer, "_finish_iteration", stop_after_iteration)
-    for _ in range(5):
+    for _ in range(3):
         train_to_end(run, StopRequest())
     assert run.read_status().state == "finished"  # not "stopped": the last stop request came after the end
     assert not find_differences(single, run)

@@ -37,8 +37,8 @@ def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch:
     with pytest.raises(
         RuntimeError, match=r"expected a ratio of 1 between new and old policy .*, got an error of 0\.1"
     ):
-        run(short_config(), tmp_path)
-    status = Run(tmp_path / "cartpole-s1").read_status()
+        run(short_config(), tmp_path, "wrong")
+    status = Run(tmp_path / "wrong").read_status()
     assert status.state == "failed"
     assert "collect() and of its policy's evaluate() differ" in status.reason
 

@@ -79,7 +79,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "Pendulum": ("Pendulum-v1", {"normalize_obs": True, "normalize_reward": True}),
     "LunarLander": ("LunarLander-v3", {"num_steps": 50}),
     "continuous LunarLander": ("LunarLander-v3", {"env_kwargs": {"continuous": True}, "num_steps": 50}),
-    "BipedalWalker": ("BipedalWalker-v3", {"num_steps": 150, "num_envs": 3, "vectorization": "sync"}),
+    "BipedalWalker": ("BipedalWalker-v3", {"num_steps": 60, "num_envs": 2, "vectorization": "sync"}),
     "Taxi, a mask in the info": ("Taxi-v4", {"env_kwargs": {"max_episode_steps": 9}}),
     "FrozenLake": ("FrozenLake-v1", {}),
     "Blackjack": ("Blackjack-v1", {"wrappers": ["FlattenObservation"]}),

@@ -29,6 +29,7 @@ def options(folder: Path, prompts: int, **top: Any) -> LLMConfig:
     }
     llm = given | {"max_new_tokens": 4, "rollout_batch": 4}
     small = {"total_steps": 0, "total_iterations": 1, "eval": {"episodes": 30}, "threads": 1}
+    small["ppo"] = {"epochs": 1, "minibatches": 2}
     return LLMConfig.model_validate({"llm": llm} | small | top)
 
 

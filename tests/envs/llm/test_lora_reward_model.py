@@ -62,6 +62,7 @@ def config(folder: Path, model: str = "base", **llm: Any) -> LLMConfig:
         "threads": 1,
         "eval": {"episodes": 4},
         "optim": {"lr": 1e-2, "anneal": False},
+        "ppo": {"epochs": 1, "minibatches": 2},
     }
     return LLMConfig.model_validate(small | {"llm": own | sizes | llm})
 

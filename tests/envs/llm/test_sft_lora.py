@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_config(folder: Path, **llm: Any) -> LLMConfig:
     own = {"model": str(folder / "lora"), "prompts": str(folder / "prompts.jsonl"), "reward": "regex:a"}
     sizes = {"max_new_tokens": 8, "rollout_batch": 4}
-    return LLMConfig.model_validate({"llm": own | sizes | llm, "total_steps": 0, "total_iterations": 2, "threads": 1})
+    small = {"total_steps": 0, "total_iterations": 2, "threads": 1, "ppo": {"epochs": 1, "minibatches": 2}}
+    return LLMConfig.model_validate({"llm": own | sizes | llm} | small)
 
 
 @torch.no_grad()
@@ -86,6 +87,7 @@ def test_lora_folder_is_trained_resumed_played_and_exported(
     monkeypatch.chdir(tmp_path)
     flags = ["--llm.model", str(folder / "lora"), "--llm.prompts", str(folder / "prompts.jsonl"), "--name", "a"]
     flags += ["--llm.reward", "regex:a", "--llm.max-new-tokens", "6", "--llm.rollout-batch", "4", "--threads", "1"]
+    flags += ["--ppo.epochs", "1", "--ppo.minibatches", "2"]
     assert main(["train", "llm", *flags, "--total-steps", "0", "--total-iterations", "1", "--llm.lora-rank", "2"]) == 0
     assert main(["resume", "a", "--total-iterations", "2"]) == 0
     assert Run(Path("runs", "a")).read_status().iteration == 2
