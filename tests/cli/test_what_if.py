@@ -152,7 +152,14 @@ def llm_config(folder: Path, **llm: Any) -> LLMConfig:
     })  # fmt: skip
 
 
-@pytest.mark.parametrize("llm", [{}, {"lora_rank": 2, "critic": "shared"}, {"baseline": "rloo", "group_size": 3}])
+@pytest.mark.parametrize(
+    "llm",
+    [
+        pytest.param({}, marks=pytest.mark.exhaustive),  # the next test contains this case
+        {"lora_rank": 2, "critic": "shared"},
+        {"baseline": "rloo", "group_size": 3},
+    ],
+)
 def test_language_model_update_is_repeated(
     llm: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

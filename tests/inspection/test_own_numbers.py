@@ -95,7 +95,7 @@ def cases() -> Iterator[Any]:
         others = {key: x for key, x in PPO_OPTIONS.items() if key != "batch" and x.get("loss_mean") != "sequence"}
         for key, options in others.items():
             yield pytest.param(contract(name, options), id=f"{name}, {key}", marks=slow)
-    yield pytest.param(token_mdp, id="token_mdp")
+    yield pytest.param(token_mdp, id="token_mdp", marks=slow)
     for name, both in LLM_OPTIONS.items():
         yield pytest.param(language_model(*both), id=f"llm, {name}")
     for name, llm in LORA.items():

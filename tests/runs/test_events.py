@@ -468,7 +468,7 @@ WRITERS = {"ours": write_ours, "torch": write_torch, "tensorboard": write_tensor
 
 
 @pytest.mark.parametrize("how", WRITERS)
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(2, 8))])
 def test_batch_decoding_equals_single_decoding(
     tmp_path: Path, seed: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,14 +529,14 @@ def test_unusual_encodings_decode_as_protobuf_does(tmp_path: Path) -> None:
 
 
 def test_torn_file_completed_later_reads_whole(tmp_path: Path) -> None:
-    """The file is cut at every third byte and completed later, so that one poll gets several kinds of records."""
+    """The file is cut at every seventh byte and completed later, so that one poll gets several kinds of records."""
     random_file(tmp_path, 3, "ours")
     (path,) = tmp_path.iterdir()
     data = path.read_bytes()
     data = data[: records(data)[8][1]]
     path.write_bytes(data)
     expected = decode_one_by_one(tmp_path)
-    for cut in range(0, len(data), 3):
+    for cut in range(0, len(data), 7):
         path.unlink()
         path.write_bytes(data[:cut])
         reader = EventReader(tmp_path)
@@ -548,7 +548,7 @@ def test_torn_file_completed_later_reads_whole(tmp_path: Path) -> None:
         assert not reader.damage
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (1, 2))])
 def test_bit_flips_lose_points_but_never_change_them(tmp_path: Path, seed: int) -> None:
     random_file(tmp_path, seed, "tensorboard")
     (path,) = tmp_path.iterdir()

@@ -160,7 +160,10 @@ WAYS: dict[str, tuple[str, ...]] = {"fails": CALLS, "is_full_after": CALLS, "die
 WAYS |= {"is_short": ("write", "read"), "lies": ("write",)}
 
 
-@pytest.mark.parametrize("way", WAYS)
+# dying after a call is dying before the next one
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.exhaustive if way == "dies_after" else ()) for way in WAYS]
+)
 def test_failed_save_keeps_the_previous_checkpoint(run_with_checkpoints: Run, way: str, tmp_path: Path) -> None:
     shutil.rmtree(checkpoint.checkpoint_folder(run_with_checkpoints, 20))
     before = tmp_path / "before"

@@ -64,7 +64,8 @@ def vowels(prompts: list[str], responses: list[str], **columns: Any) -> list[flo
 def config(folder: Path, family: str, llm: dict[str, Any] | None = None, **options: Any) -> LLMConfig:
     base = {"model": str(folder / family), "prompts": str(folder / "prompts.jsonl"), "reward": "regex:[a-p]"}
     sizes = {"max_new_tokens": 8, "rollout_batch": 8}
-    small = {"total_steps": 0, "total_iterations": 2, "threads": 1, "eval": {"episodes": 2}, "optim": {"lr": 1e-3}}
+    small = {"total_steps": 0, "total_iterations": 2, "threads": 1, "eval": {"episodes": 2}, "optim": {"lr": 5e-3}}
+    small["ppo"] = {"epochs": 1, "minibatches": 2}
     return LLMConfig.model_validate(small | {"llm": base | sizes | (llm or {})} | options)
 
 
@@ -169,9 +170,12 @@ def reward_options() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 REWARDS = dict(reward_options())
+COMBINED = [f"{kl}-{baseline}" for kl, baseline in product(("abs", "k2", "k3", "full"), ("rloo", "grpo"))]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in COMBINED else ()) for name in REWARDS]
+)
 def test_rewards_follow_from_the_columns(folder: Path, name: str) -> None:
     """The columns and the KL coefficient suffice to recompute rewards and baselines in numpy."""
     options = REWARDS[name]
