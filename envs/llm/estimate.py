@@ -256,7 +256,7 @@ class Probe:
         count = min(sum(sizes), ADAM_WEIGHTS)
         parameter = nn.Parameter(torch.zeros(count, device=self.device))
         parameter.grad = torch.zeros_like(parameter)
-        optimizers = [Adam([parameter], lr=config.optim.lr, fused=True)]
+        optimizers = [Adam([parameter], lr=config.optim.lr)]
         step(optimizers, config.optim)
         return timed(lambda: step(optimizers, config.optim), self.device) * sum(sizes) / count
 
