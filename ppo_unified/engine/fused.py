@@ -22,10 +22,7 @@ ALIGNMENT = 16  # in elements: a view starts at a multiple of 64 bytes, as a sep
 def losses_and_slopes(
     new: Evaluation, batch: Batch, ppo: PPO, limits: tuple[float, float], penalty_coef: float
 ) -> tuple[dict[str, Tensor], Evaluation]:
-    """Return the losses of `ppo.ppo_loss` at every step and their derivatives with respect to `new`, each [R, L].
-
-    `limits` is the clip range. Masked steps are not treated differently.
-    """
+    """Return the losses of `ppo.ppo_loss` at every step and their derivatives with respect to `new`, each [R, L]."""
     policy, policy_slope = policy_loss_and_slope(new.logprobs, batch, ppo, limits, penalty_coef)
     error = new.values - batch.returns
     value = error.square()
@@ -35,8 +32,8 @@ def losses_and_slopes(
         moving = torch.where(change.abs() <= ppo.value_clip, clipped, 0.0)  # outside, the clipped error is constant
         error = torch.where(clipped.square() > value, moving, error)
         value = torch.maximum(value, clipped.square())
-    losses = {"policy": policy, "value": 0.5 * value, "entropy": new.entropy}
-    return losses, Evaluation(policy_slope, torch.ones_like(new.entropy), error)
+    slopes = Evaluation(policy_slope, torch.ones_like(new.entropy), error)
+    return {"policy": policy, "value": 0.5 * value, "entropy": new.entropy}, slopes
 
 
 def policy_loss_and_slope(

@@ -28,7 +28,6 @@ class Adam(torch.optim.Adam):
     """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(Optimizer.zero_grad)
     state_dict = inspect.unwrap(Optimizer.state_dict)
 
     def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
@@ -55,12 +54,18 @@ class Adam(torch.optim.Adam):
         return [flat.collect_gradients() for flat in self.flats]
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+    def take_step(self) -> None:
         if not self.is_small:
             inspect.unwrap(torch.optim.Adam.step)(self)
         elif self.gradients():
             for flat in self.flats:
                 flat.step(**{name: self.param_groups[0][name] for name in ("lr", "betas", "eps")})
+
+    step = take_step  # type: ignore[assignment]  # torch adds a hook for the profiler to `step` only
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
 
 
 class NonFiniteError(FloatingPointError):
@@ -125,5 +130,5 @@ def step(
         if scale < 1:
             torch._foreach_mul_(own, scale)
     for optimizer in optimizers:
-        optimizer.step()
+        optimizer.take_step()
     return norm

@@ -323,7 +323,6 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
             used = [(x, slope, c) for x, slope, c in zip(new, slopes, coefs, strict=True) if c and x.requires_grad]
             gradients = [slope * (micro.weights * c / weight) for _, slope, c in used]
             torch.autograd.backward([x for x, *_ in used], gradients, inputs=critic)
-            sums = {name: (x.detach() * micro.weights).sum() for name, x in losses.items()}
-            totals.add(Totals(sums, {}))
+            totals.add(Totals({name: (x.detach() * micro.weights).sum() for name, x in losses.items()}, {}))
         learner.counter.done += len(micro)
     return totals
