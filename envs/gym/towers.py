@@ -34,8 +34,8 @@ def evaluate_towers(
         return None
     layers = [*linear_layers(actor, critic), actor_head, critic_head]
     parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    outputs, values = _Towers.apply(x.reshape(-1, x.shape[-1]), type(actor[1]), *parameters)  # type: ignore[no-untyped-call]  # torch
-    return outputs.view(*x.shape[:-1], -1), values.view(*x.shape[:-1], 1)
+    outputs, values = _Towers.apply(x.flatten(0, -2), type(actor[1]), *parameters)  # type: ignore[no-untyped-call]  # torch
+    return outputs.view(*x.shape[:-1], actor_head.out_features), values.view(*x.shape[:-1], 1)
 
 
 class _Towers(torch.autograd.Function):

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from envs.categorical import logprobs_and_entropy
 from envs.llm.adapter import LLMAdapter
 from envs.llm.evaluation import SHOWN
 from envs.llm.generate import ROOM, choose_tokens, make_decoder
 from envs.llm.memory import available_bytes, measure_memory, process_bytes
 from envs.llm.model import POLICY, Network
 from envs.llm.options import LLMConfig
-from envs.llm.policy import NOT_CHOSEN, chunk_size, logprobs_and_entropy, logprobs_and_kl, make_observations
+from envs.llm.policy import NOT_CHOSEN, chunk_size, logprobs_and_kl, make_observations
 from envs.llm.rewards.reward_model import BATCH_COLUMNS, RewardModel, encode
 from envs.llm.savings import suggest
 from envs.llm.sizes import Sizes, find_sizes, trained_bytes, weight_bytes

@@ -79,12 +79,13 @@ class Flat:
     def collect_gradients(self) -> Tensor:
         """Move the gradients to their common tensor and return it."""
         if any(p.grad is not view for p, view in zip(self.parameters, self.views, strict=True)):
-            torch._foreach_copy_(self.views, [p.grad for p in self.parameters])
+            torch._foreach_copy_(self.views, [p.grad for p in self.parameters if p.grad is not None])
             for p, view in zip(self.parameters, self.views, strict=True):
                 p.grad = view
         return self.whole[1][0]
 
     def step(self, lr: float, betas: tuple[float, float], eps: float) -> None:
         self.count += 1
-        options = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": 0.0}
-        torch._fused_adam_(*self.whole, [], [self.count], **options, amsgrad=False, maximize=False)
+        options: dict[str, Any] = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": 0.0}
+        weights, gradient, mean, square = self.whole
+        torch._fused_adam_(weights, gradient, mean, square, [], [self.count], **options, amsgrad=False, maximize=False)

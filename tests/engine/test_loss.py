@@ -230,7 +230,7 @@ def test_masked_entries_do_not_affect_loss_or_gradient(poison: float, options: d
 def test_fused_loss_equals_definition(dtype: torch.dtype, tolerance: float) -> None:
     """The gradient of the form without diagnostics equals that of `ppo_loss`, for all objectives and options."""
     rollout = random_rollout(n=8, t=40, dtype=dtype)
-    rest = [{"value_clip": 0.3}, {"entropy_coef": 0.1, "loss_mean": "sequence"}, {"critic_warmup": 1}]
+    rest: list[dict[str, Any]] = [{"value_clip": 0.3}, {"entropy_coef": 0.1}, {"critic_warmup": 1}]
     for options, clip_scale, penalty_coef in OBJECTIVES + [({"objective": "clip", **x}, 1.0, 1.0) for x in rest]:
         ppo = PPO.model_validate({"anneal_clip": True, "minibatches": 1, **options})
         batch = make_batch(rollout, ppo)

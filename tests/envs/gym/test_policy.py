@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
 BOX = ActionLayout(True, low=(-1.0, -2.0), high=(1.0, 2.0), shape=(2,), dtype="float32")
 
 
-def make(actions: ActionLayout, obs_size: int = 6, **options: object) -> GymPolicy:
+def make(actions: ActionLayout, obs_size: int = 6, **options: Any) -> GymPolicy:
     config = Policy.model_validate(options)
     return GymPolicy(ObservationLayout(obs_size), actions, config, False, torch.Generator().manual_seed(0))
 
@@ -119,7 +120,7 @@ def test_fused_networks_equal_separate_ones(
     actions: ActionLayout, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hand-written gradients of both networks and of the categorical distribution are those of autograd."""
-    special: list[dict[str, object]] = [{"hidden": []}, {"hidden": [5], "shared": True}]
+    special: list[dict[str, Any]] = [{"hidden": []}, {"hidden": [5], "shared": True}]
     for options in [{"activation": name} for name in ACTIVATIONS] + special:
         policy = make(actions, **{"hidden": [8, 5], **options}).to(dtype)
         x, generator = observations().to(dtype), torch.Generator().manual_seed(2)
