@@ -59,14 +59,15 @@ NEAREST = {
 
 LEARNED = [  # the short CartPole run must catch these, without the other tests
     Mutant("fused: advantage sign", FUSED, "return -gain, -slope", "return -gain, slope"),
-    Mutant("fused: gradient only outside the range", FUSED, "gain * (gain <= clipped)", "gain * (gain > clipped)"),
-    Mutant("fused: actor is not trained", PPO, "else (1.0, -ppo.entropy_coef", "else (0.0, -ppo.entropy_coef"),
+    Mutant("fused: value sign", FUSED, "torch.ones_like(new.entropy), error)", "torch.ones_like(new.entropy), -error)"),
 ]  # fmt: skip
 MUTANTS = [
     *LEARNED,
     Mutant("advantage sign", PPO, "    return -gain\n", "    return gain\n"),
     Mutant("ratio inverted", PPO, "    log_ratio = logprobs - batch.logprobs\n", "    log_ratio = batch.logprobs - logprobs\n"),
     Mutant("ratio is always 1", PPO, "    ratio = log_ratio.exp()\n    gain", "    ratio = log_ratio * 0 + 1\n    gain"),
+    Mutant("fused: gradient only outside the range", FUSED, "gain * (gain <= clipped)", "gain * (gain > clipped)"),
+    Mutant("fused: actor is not trained", PPO, "else (1.0, -ppo.entropy_coef", "else (0.0, -ppo.entropy_coef"),
     Mutant("fused: ratio inverted", FUSED, "log_ratio = logprobs - batch.logprobs", "log_ratio = batch.logprobs - logprobs"),
     Mutant("fused: penalty sign", FUSED, "penalty_coef * (ratio - 1) - gain", "penalty_coef * (1 - ratio) - gain"),
     Mutant("fused: dual clip ignored", FUSED, "slope * (gain >= lowest)", "slope"),
@@ -77,7 +78,7 @@ MUTANTS = [
     Mutant("fused: last epoch not measured", PPO, "not norms or epoch == ppo.epochs or", "not norms or"),
     Mutant("flat: moments not restored", FUSED, "                    view.copy_(x)\n", "                    view.copy_(x) if x is p.data else None\n"),
     Mutant("flat: different step counts", OPTIMIZERS, 'int(self.state[p].get("step", 0))', "0"),
-    Mutant("towers: networks exchanged", TOWERS, "torch.mm(output_grad, weight, out=grad[0])", "torch.mm(output_grad, weight, out=grad[1])"),
+    Mutant("towers: sign of the actor's gradient", TOWERS, "torch.mm(output_grad, weight, out", "torch.mm(-output_grad, weight, out"),
     Mutant("towers: no activation gradient", TOWERS, "grad = derive(grad, features[k + 1])", "pass"),
     Mutant("categorical: entropy has no gradient", CATEGORICAL, "        if entropy_grad is not None:\n            grad.sub_", "        if False:\n            grad.sub_"),
     Mutant("gae: no recursion", PPO, "torch.addcmul(delta, carry, running)", "delta"),
