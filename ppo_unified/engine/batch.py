@@ -53,7 +53,7 @@ def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Gene
     batch = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)]
     start = 0
     for end in split_evenly(batch.mask.sum(1), min(count, len(batch))):
-        part, start = batch[start:end], end
+        part, start = batch[start:end] if count > 1 else batch, end
         yield replace(part, advantages=standardize(part.advantages, part.mask)) if normalize else part
 
 

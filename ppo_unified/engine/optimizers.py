@@ -54,14 +54,12 @@ class Adam(torch.optim.Adam):
         return [flat.collect_gradients() for flat in self.flats]
 
     @torch.no_grad()
-    def take_step(self) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         if not self.is_small:
             inspect.unwrap(torch.optim.Adam.step)(self)
         elif self.gradients():
             for flat in self.flats:
                 flat.step(**{name: self.param_groups[0][name] for name in ("lr", "betas", "eps")})
-
-    step = take_step  # type: ignore[assignment]  # torch adds a hook for the profiler to `step` only
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for p in self.param_groups[0]["params"]:
@@ -130,5 +128,5 @@ def step(
         if scale < 1:
             torch._foreach_mul_(own, scale)
     for optimizer in optimizers:
-        optimizer.take_step()
+        optimizer.step()
     return norm
