@@ -43,6 +43,7 @@ class Mutant(NamedTuple):
 
 
 PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.py", "ppo_unified/engine/optimizers.py"
+FUSED, TOWERS, CATEGORICAL = "ppo_unified/engine/fused.py", "envs/gym/towers.py", "envs/categorical.py"
 SCHEMA = "ppo_unified/config/schema.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
 FORMULAS, WHAT_IF = "ppo_unified/inspection/formulas.py", "ppo_unified/inspection/what_if.py"
@@ -57,20 +58,37 @@ NEAREST = {
 }  # test file to run first
 
 LEARNED = [  # the short CartPole run must catch these, without the other tests
-    Mutant("advantage sign", PPO, "    return -gain\n", "    return gain\n"),
-    Mutant("ratio inverted", PPO, "    log_ratio = logprobs - batch.logprobs\n", "    log_ratio = batch.logprobs - logprobs\n"),
-    Mutant("ratio is always 1", PPO, "    ratio = log_ratio.exp()\n    gain", "    ratio = log_ratio * 0 + 1\n    gain"),
+    Mutant("fused: advantage sign", FUSED, "return -gain, -slope", "return -gain, slope"),
+    Mutant("fused: value sign", FUSED, "torch.ones_like(new.entropy), error)", "torch.ones_like(new.entropy), -error)"),
 ]  # fmt: skip
 MUTANTS = [
     *LEARNED,
-    Mutant("gae: no recursion", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"),
+    Mutant("advantage sign", PPO, "    return -gain\n", "    return gain\n"),
+    Mutant("ratio inverted", PPO, "    log_ratio = logprobs - batch.logprobs\n", "    log_ratio = batch.logprobs - logprobs\n"),
+    Mutant("ratio is always 1", PPO, "    ratio = log_ratio.exp()\n    gain", "    ratio = log_ratio * 0 + 1\n    gain"),
+    Mutant("fused: gradient only outside the range", FUSED, "gain * (gain <= clipped)", "gain * (gain > clipped)"),
+    Mutant("fused: actor is not trained", PPO, "else (1.0, -ppo.entropy_coef", "else (0.0, -ppo.entropy_coef"),
+    Mutant("fused: ratio inverted", FUSED, "log_ratio = logprobs - batch.logprobs", "log_ratio = batch.logprobs - logprobs"),
+    Mutant("fused: penalty sign", FUSED, "penalty_coef * (ratio - 1) - gain", "penalty_coef * (1 - ratio) - gain"),
+    Mutant("fused: dual clip ignored", FUSED, "slope * (gain >= lowest)", "slope"),
+    Mutant("fused: value clip ignored", FUSED, "clipped.square() > value, moving, error", "clipped.square() > value, error, error"),
+    Mutant("fused: weights ignored", PPO, "slope * (micro.weights * c / weight)", "slope * (c / weight)"),
+    Mutant("fused: entropy sign", PPO, "(1.0, -ppo.entropy_coef, value_coef)", "(1.0, ppo.entropy_coef, value_coef)"),
+    Mutant("fused: warm-up trains the trunk", PPO, "gradients, inputs=critic)", "gradients)"),
+    Mutant("fused: last epoch not measured", PPO, "not norms or epoch == ppo.epochs or", "not norms or"),
+    Mutant("flat: moments not restored", FUSED, "                    view.copy_(x)\n", "                    view.copy_(x) if x is p.data else None\n"),
+    Mutant("flat: different step counts", OPTIMIZERS, 'int(self.state[p].get("step", 0))', "0"),
+    Mutant("towers: sign of the actor's gradient", TOWERS, "torch.mm(output_grad, weight, out", "torch.mm(-output_grad, weight, out"),
+    Mutant("towers: no activation gradient", TOWERS, "grad = derive(grad, features[k + 1])", "pass"),
+    Mutant("categorical: entropy has no gradient", CATEGORICAL, "        if entropy_grad is not None:\n            grad.sub_", "        if False:\n            grad.sub_"),
+    Mutant("gae: no recursion", PPO, "torch.addcmul(delta, carry, running)", "delta"),
     Mutant("gae: continues past episode ends", PPO, "gamma * lam * rollout.continues.to(deltas.dtype)", "gamma * lam * torch.ones_like(deltas)"),
     Mutant("gae: trace not discounted", PPO, "gamma * lam * rollout.continues", "lam * rollout.continues"),
     Mutant("gae: bootstrap not discounted", PPO, "gamma * rollout.next_values", "rollout.next_values"),
     Mutant("gae: no bootstrap", PPO, "rollout.rewards + gamma * rollout.next_values", "rollout.rewards"),
-    Mutant("gae: a masked column breaks the trace", PPO, "carried[:, t] * running, running)", "carried[:, t] * running, 0.0)"),
-    Mutant("gae: masked columns are steps", PPO, "running = torch.where(rollout.mask[:, t], deltas[:, t] + carried[:, t] * running, running)", "running = deltas[:, t] + carried[:, t] * running"),
-    Mutant("gae: masked columns have advantages", PPO, "advantages[:, t] = torch.where(rollout.mask[:, t], running, 0.0)", "advantages[:, t] = running"),
+    Mutant("gae: a masked column breaks the trace", PPO, "torch.where(rollout.mask, carried, 1.0)", "torch.where(rollout.mask, carried, 0.0)"),
+    Mutant("gae: masked columns are steps", PPO, "torch.where(rollout.mask, deltas, 0.0), torch.where(rollout.mask, carried, 1.0)", "deltas, carried"),
+    Mutant("gae: masked columns have advantages", PPO, "return torch.where(rollout.mask, torch.stack(advantages[::-1], 1), 0.0)", "return torch.stack(advantages[::-1], 1)"),
     Mutant("reward-to-go: not from lambda 1", PPO, "gae(rollout, gamma, 1.0)", "gae(rollout, gamma, 0.95)"),
     Mutant("return: every step starts an episode", PPO, "starts & valid", "valid"),
     Mutant("td: lambda ignored", PPO, "gae(rollout, ppo.gamma, 0.0)", "estimate"),
@@ -105,16 +123,16 @@ MUTANTS = [
     Mutant("learning rate: not annealed", SCHEMA, "warm * (remaining if self.anneal else 1.0)", "warm"),
     Mutant("steps: masked columns counted", PPO, "int(batch.mask.sum())", "rollout.mask.numel()"),
     Mutant("normalization: without Bessel", BATCH, "torch.var_mean(valid)", "torch.var_mean(valid, correction=0)"),
-    Mutant("normalization: over masked steps", BATCH, "valid = advantages[mask]", "valid = advantages.flatten()"),
+    Mutant("normalization: over masked steps", BATCH, "else advantages[mask]", "else advantages.flatten()"),
     Mutant("normalization: minibatch ignored", PPO, 'per_minibatch = ppo.normalize_advantages == "minibatch"', "per_minibatch = False"),
     Mutant("minibatches: not shuffled", BATCH, "torch.randperm(len(batch), generator=generator)", "torch.arange(len(batch))"),
     Mutant("minibatches: more than rows", BATCH, "min(count, len(batch))", "count"),
-    Mutant("minibatches: by rows, not steps", BATCH, "batch.mask.sum(1)[order]", "torch.ones_like(order)"),
+    Mutant("minibatches: by rows, not steps", BATCH, "split_evenly(batch.mask.sum(1), ", "split_evenly(batch.mask.any(1).long(), "),
     Mutant("micro-batches: last column cut", BATCH, "batch[rows][:, :longest]", "batch[rows][:, : max(1, longest - 1)]"),
     Mutant("micro-batches: too wide", BATCH, "columns // max(1, longest)", "2 * columns // max(1, longest)"),
     Mutant("optimizers: critic in both", OPTIMIZERS, "if id(p) not in own", "if id(p)"),
     Mutant("optimizers: norms not clipped", OPTIMIZERS, "max_grad_norm or torch.inf", "torch.inf"),
-    Mutant("optimizers: step despite NaN", OPTIMIZERS, "if not torch.isfinite(norm + sum(", "if torch.isinf(norm + sum("),
+    Mutant("optimizers: step despite NaN", OPTIMIZERS, "if not math.isfinite(", "if math.isinf("),
     Mutant("bootstrap: ignores termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"),
     Mutant("bootstrap: truncation ends the value", VECTOR, "values[:, 1:] * ~died", "values[:, 1:] * ~end"),
     Mutant("continues: past truncation", VECTOR, "continues=~end", "continues=~died"),
@@ -189,7 +207,7 @@ MUTANTS = [
     Mutant("what-if: value loss of a group over an epoch", WHAT_IF, 'seen if recomputed.settings.baseline == "critic" else weights', "seen"),
     Mutant("what-if: unexplained variance", WHAT_IF, "1 - unexplained / variance", "unexplained / variance"),
     Mutant("what-if: KL penalty without coefficient", WHAT_IF, "settings.kl_coef * float(", "float("),
-    Mutant("components: log-probs averaged", POLICY, "taken.sum(-1), entropy.sum(-1)", "taken.mean(-1), entropy.sum(-1)"),
+    Mutant("components: log-probs averaged", POLICY, "logprobs.view(actions.shape).sum(-1)", "logprobs.view(actions.shape).mean(-1)"),
     Mutant("sampler: positions do not advance", GENERATE, "self.positions = self.positions + 1", "self.positions = self.positions"),
     Mutant("sampler: padding is attended", GENERATE, "{\"attention_mask\": self.attention.long()} if self.padded else {}", "{}"),
     Mutant("sampler: another temperature", GENERATE, "decoder.logits / temperature", "decoder.logits"),

@@ -142,12 +142,13 @@ def test_test_names_are_short() -> None:
     assert not names, "\n".join(names)
 
 
-def test_engine_package_has_fewer_than_700_lines() -> None:
+def test_engine_package_has_fewer_than_850_lines() -> None:
+    """The faster form of the loss and of Adam for small models, which halves the time of an update, takes 150 lines."""
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path, _ in sources("ppo_unified/engine")}
-    assert sum(lines.values()) < 700, lines
+    assert sum(lines.values()) < 850, lines
 
 
-@pytest.mark.parametrize("name", ["ppo", "batch", "rollout", "optimizers", "diagnostics"])
+@pytest.mark.parametrize("name", ["ppo", "batch", "rollout", "optimizers", "diagnostics", "fused"])
 def test_engine_names_no_domain(name: str) -> None:
     """The engine has no identifier of a domain and checks no type, except that observations may be a Tensor."""
     tree = ast.parse((ROOT / "ppo_unified" / "engine" / f"{name}.py").read_text(encoding="utf-8"))

@@ -9,8 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from envs.categorical import logprobs_and_entropy
 from envs.gym.options import Policy
 from envs.gym.spaces import ActionLayout, ObservationLayout
+from envs.gym.towers import evaluate_towers
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -111,10 +113,18 @@ class GymPolicy(ActorCritic):
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Evaluate actions [R, L, components] at obs [R, L, size], and return tensors [R, L]."""
         x, mask = split_mask(obs)
+        outputs, values = self._outputs_and_values(x)
+        logprobs, entropy = self.head.logprobs_and_entropy(outputs, actions, mask)
+        return Evaluation(logprobs, entropy, values.squeeze(-1))
+
+    def _outputs_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the outputs of the head's linear layer and the value estimates [.., 1] for x [.., size]."""
+        if not self.shared:
+            found = evaluate_towers(x, self.actor_torso, self.head.linear, self.critic_torso, self.critic)
+            if found is not None:
+                return found
         features = self.actor_torso(x)
-        logprobs, entropy = self.head.logprobs_and_entropy(features, actions, mask)
-        values = self.critic(features if self.shared else self.critic_torso(x)).squeeze(-1)
-        return Evaluation(logprobs, entropy, values)
+        return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
 
     def scale(self, obs: Tensor) -> Tensor:
         """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
@@ -152,11 +162,11 @@ def split_mask(obs: Observations) -> tuple[Tensor, Tensor | None]:
 class Head(nn.Module):
     """Maps features [.., F] to a distribution over actions [.., components]."""
 
-    linear: nn.Linear
+    linear: nn.Linear  # its outputs are the parameters of the distribution
 
-    def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the log-prob and the entropy, each [..]. Both are sums over the action's components, which are
-        independent."""
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the log-prob and the entropy, each [..], given the outputs of `linear`. Both are sums over the
+        action's components, which are independent."""
         raise NotImplementedError
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -181,7 +191,10 @@ class Categorical(Head):
 
     def choices(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Return log-probs [.., components, largest size]. Padding and masked actions have log-probs of about -1e9."""
-        logits = self.linear(features)
+        return torch.log_softmax(self._arrange(self.linear(features), mask), dim=-1)
+
+    def _arrange(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        """Return logits [.., components, largest size], with -1e9 for padding and masked actions."""
         if mask is not None:
             logits = torch.where(mask, logits, -1e9)
         shape = (*logits.shape[:-1], len(self.sizes), max(self.sizes))
@@ -191,13 +204,14 @@ class Categorical(Head):
             padded = logits.new_full(shape, -1e9)
             padded[..., self.padding] = logits
             logits = padded
-        return torch.log_softmax(logits, dim=-1)
+        return logits
 
-    def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        logprobs = self.choices(features, mask)
-        taken = logprobs.gather(-1, actions[..., None]).squeeze(-1)
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return taken.sum(-1), entropy.sum(-1)
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits = self._arrange(outputs, mask).flatten(0, -2)
+        logprobs, entropy = logprobs_and_entropy(logits, actions.flatten(), entropy_gradient=True)
+        if len(self.sizes) == 1:
+            return logprobs.view(actions.shape[:-1]), entropy.view(actions.shape[:-1])
+        return logprobs.view(actions.shape).sum(-1), entropy.view(actions.shape).sum(-1)
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
         logprobs = self.choices(features, mask)
@@ -219,8 +233,8 @@ class Gaussian(Head):
         self.linear = nn.Linear(features, size)
         self.log_std = nn.Parameter(torch.full((size,), log_std))
 
-    def logprobs_and_entropy(self, features: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        distance = (actions - self.linear(features)) * (-self.log_std).exp()
+    def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        distance = (actions - outputs) * (-self.log_std).exp()
         logprobs = -0.5 * distance.square() - self.log_std - 0.5 * math.log(2 * math.pi)
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
         summed = logprobs.sum(-1)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from envs.categorical import logprobs_and_entropy
 from envs.llm.generate import NEVER
 from envs.llm.model import CRITIC, Network
 from envs.llm.structure import encoder_prefixes
@@ -241,46 +241,6 @@ def chunk_size(network: Network) -> int:
     """Return the number of steps whose logits are in memory at a time."""
     vocabulary: int = network.model.config.get_text_config().vocab_size
     return max(1, CHUNK.get(network.device.type, 1 << 23) // vocabulary)
-
-
-def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    """Return log pi(a) and the entropy, each [n], from logits [n, V].
-
-    The entropy has a gradient only if `entropy_gradient` is True.
-    """
-    results: tuple[Tensor, Tensor] = _LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
-    return results
-
-
-class _LogprobsAndEntropy(torch.autograd.Function):
-    """Computes log-probs and entropies. The hand-written gradient stores fewer [n, V] tensors than autograd would."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-        logs, actions = logits.log_softmax(-1), actions[:, None]
-        logprobs = logs.gather(-1, actions)
-        total = logits.gather(-1, actions) - logprobs
-        probs = logs.exp_()
-        entropy = total.squeeze(-1) - torch.einsum("nv,nv->n", probs, logits)
-        if entropy_gradient:
-            ctx.save_for_backward(probs, actions, entropy)
-        else:
-            ctx.save_for_backward(probs, actions)
-            ctx.mark_non_differentiable(entropy)
-        return logprobs.squeeze(-1), entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, logprob_grad: Tensor, entropy_grad: Tensor) -> tuple[Tensor, None, None]:
-        """Return the gradient: d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H)."""
-        probs, actions, *entropy = ctx.saved_tensors
-        scale = -logprob_grad[:, None]
-        if entropy:
-            scale = scale - entropy_grad[:, None] * entropy[0][:, None]
-        grad = probs * scale
-        if entropy:
-            grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad[:, None]))
-        return grad.scatter_add_(-1, actions, logprob_grad[:, None]), None, None
 
 
 def logprobs_and_kl(logits: Tensor, ref_logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from envs.categorical import logprobs_and_entropy
 from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import choose_tokens, make_decoder
 from envs.llm.model import POLICY, Network
-from envs.llm.policy import NOT_CHOSEN, logprobs_and_entropy, logprobs_and_kl, make_observations
+from envs.llm.policy import NOT_CHOSEN, logprobs_and_kl, make_observations
 from envs.llm.rewards.reward_model import RewardModel, encode
 from ppo_unified.engine.optimizers import Adam, step
 
@@ -137,7 +138,7 @@ class Probe:
         count = min(sum(sizes), ADAM_WEIGHTS)
         parameter = nn.Parameter(torch.zeros(count, device=self.device))
         parameter.grad = torch.zeros_like(parameter)
-        optimizers = [Adam([parameter], lr=config.optim.lr, fused=True)]
+        optimizers = [Adam([parameter], lr=config.optim.lr)]
         step(optimizers, config.optim)
         return time_call(lambda: step(optimizers, config.optim), self.device) * sum(sizes) / count
 

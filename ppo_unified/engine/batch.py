@@ -42,7 +42,7 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
     If there are fewer than two valid steps, the advantages are returned unchanged. The variance uses Bessel's
     correction, as in stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
     """
-    valid = advantages[mask]
+    valid = advantages.flatten() if mask.all() else advantages[mask]  # indexing takes longer than the check
     if len(valid) < 2:
         return advantages
     variance, mean = torch.var_mean(valid)
@@ -52,21 +52,24 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
     """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps. If there are
     fewer than `count` rows, each row becomes its own minibatch."""
-    order = torch.randperm(len(batch), generator=generator).to(batch.mask.device)
-    for rows in split_evenly(order, batch.mask.sum(1)[order], min(count, len(batch))):
-        part = batch[rows]
+    batch = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)]
+    start = 0
+    for end in split_evenly(batch.mask.sum(1), min(count, len(batch))):
+        part, start = batch[start:end] if count > 1 else batch, end
         yield replace(part, advantages=standardize(part.advantages, part.mask)) if normalize else part
 
 
-def split_evenly(order: Tensor, steps: Tensor, count: int) -> tuple[Tensor, ...]:
-    """Split `order` [R] into `count` consecutive, non-empty groups with nearly equal sums of `steps` [R]."""
+def split_evenly(steps: Tensor, count: int) -> list[int]:
+    """Return the ends of `count` consecutive, non-empty groups of rows with nearly equal sums of `steps` [R]."""
+    if count == 1:
+        return [len(steps)]
     ends = steps.cumsum(0).cpu()
     targets = ends[-1] * torch.arange(1, count) / count
     cuts = torch.searchsorted(ends - steps.cpu() / 2, targets)  # a row belongs to the group that contains its middle
     number = torch.arange(1, count)
-    cuts = torch.minimum(torch.maximum(cuts, number), len(order) - count + number)
-    cuts = (cuts - number).cummax(0).values + number if count > 1 else cuts  # strictly increasing, so no group is empty
-    return order.tensor_split(cuts)
+    cuts = torch.minimum(torch.maximum(cuts, number), len(steps) - count + number)
+    cuts = (cuts - number).cummax(0).values + number  # strictly increasing, so no group is empty
+    return [*map(int, cuts), len(steps)]
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
@@ -74,7 +77,8 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
     Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column."""
     width = batch.mask.shape[1]
     if width == 1:
-        yield from (batch[start : start + columns] for start in range(0, len(batch), columns))
+        parts = (batch[start : start + columns] for start in range(0, len(batch), columns))
+        yield from parts if len(batch) > columns else [batch]
         return
     lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column
     yield from (batch[rows][:, :longest] for rows, longest in pack_rows(lengths, columns))

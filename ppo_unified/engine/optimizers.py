@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +14,56 @@ from torch.optim import Optimizer
 
 from ppo_unified.config.schema import Optim
 from ppo_unified.engine.batch import Batch
+from ppo_unified.engine.fused import Flat
 from ppo_unified.engine.rollout import ActorCritic
 
+SMALL = 1 << 19  # largest number of weights that an optimizer moves to common tensors
 TERMS = ("policy", "value", "entropy")  # terms of the loss
 
 
 class Adam(torch.optim.Adam):
-    """PyTorch's Adam without the hooks for torch.compile, whose first call would import the compiler (about 1 s)."""
+    """PyTorch's Adam without the hooks for torch.compile, whose first call would import the compiler (about 1 s).
+
+    It moves the parameters of a small model to common tensors (see `Flat`); `param_groups` and `state` look the same.
+    """
 
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
-    zero_grad = inspect.unwrap(Optimizer.zero_grad)
     state_dict = inspect.unwrap(Optimizer.state_dict)
-    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
-    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
+
+    def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
+        super().__init__(parameters, fused=True, **options)
+        same = len({(p.dtype, p.device) for p in parameters}) == 1
+        self.is_small = same and sum(p.numel() for p in parameters) <= SMALL
+        self.flats, self.places = list[Flat](), list[int]()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        inspect.unwrap(Optimizer.load_state_dict)(self, state)
+        self.places = []
+
+    def gradients(self) -> list[Tensor]:
+        """Return the gradients of the parameters that have one, in common tensors if the model is small."""
+        parameters = [p for p in self.param_groups[0]["params"] if p.grad is not None]
+        if not self.is_small:
+            return [p.grad for p in parameters]
+        if self.places != [p.data_ptr() for p in parameters]:
+            groups: dict[int, list[nn.Parameter]] = {}  # by step count, which is the same for a whole tensor
+            for p in parameters:
+                groups.setdefault(int(self.state[p].get("step", 0)), []).append(p)
+            self.flats = [Flat(group, self.state) for group in groups.values()]
+            self.places = [p.data_ptr() for p in parameters]
+        return [flat.collect_gradients() for flat in self.flats]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        if not self.is_small:
+            inspect.unwrap(torch.optim.Adam.step)(self)
+        elif self.gradients():
+            for flat in self.flats:
+                flat.step(**{name: self.param_groups[0][name] for name in ("lr", "betas", "eps")})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
 
 
 class NonFiniteError(FloatingPointError):
@@ -40,7 +79,7 @@ def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
 
     def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
         betas = (optim.betas[0], optim.betas[1])
-        optimizer = Adam(list(parameters), lr=lr, eps=optim.eps, betas=betas, fused=True)
+        optimizer = Adam(list(parameters), lr=lr, eps=optim.eps, betas=betas)
         for group in optimizer.param_groups:
             group["initial_lr"] = lr
         return optimizer
@@ -71,23 +110,23 @@ def step(
     If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight is changed. Depending on
     `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
     """
-    norms, clipped = [], []
-    for optimizer in optimizers:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if parameters:  # during the critic's warm-up, the policy's optimizer has no gradients
-            norms.append(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-            clipped.append(parameters)
+    gradients = [optimizer.gradients() for optimizer in optimizers]
+    gradients = [own for own in gradients if own]  # during the critic's warm-up, the policy's optimizer has none
+    norms = [torch.linalg.vector_norm(own[0]) if len(own) == 1 else nn.utils.get_total_norm(own) for own in gradients]
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
     # test the sum, not each number, because every test waits for the device
-    if not torch.isfinite(norm + sum(sums[name] for name in TERMS if name in sums)):
+    terms = {name: sums[name] for name in TERMS if name in sums}
+    if not math.isfinite(torch.stack([norm, *terms.values()]).sum()):
         if optim.on_nonfinite == "skip":
             return torch.full_like(norm, torch.nan)
-        terms = ", ".join(f"{name} {float(sums[name]):.4g}" for name in TERMS if name in sums)
+        listed = ", ".join(f"{name} {float(x):.4g}" for name, x in terms.items())
         raise NonFiniteError(
-            f"the gradient norm is {float(norm)}; no weight was changed (loss sums: {terms})", minibatch, sums
+            f"the gradient norm is {float(norm)}; no weight was changed (loss sums: {listed})", minibatch, sums
         )
-    for parameters, own_norm in zip(clipped, norms, strict=True):  # a NaN norm, rejected above, would spread
-        nn.utils.clip_grads_with_norm_(parameters, optim.max_grad_norm or torch.inf, own_norm)
+    for own, own_norm in zip(gradients, norms, strict=True):
+        scale = (optim.max_grad_norm or torch.inf) / (float(own_norm) + 1e-6)
+        if scale < 1:
+            torch._foreach_mul_(own, scale)
     for optimizer in optimizers:
         optimizer.step()
     return norm

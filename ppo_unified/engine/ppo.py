@@ -20,6 +20,7 @@ from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine import diagnostics
 from ppo_unified.engine.batch import Batch, microbatches, minibatches, standardize
 from ppo_unified.engine.diagnostics import Totals
+from ppo_unified.engine.fused import losses_and_slopes
 from ppo_unified.engine.optimizers import Adam, make_optimizers, set_learning_rates, step
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Rollout, RolloutSource, map_obs
 
@@ -119,11 +120,12 @@ def gae(rollout: Rollout, gamma: float, lam: float) -> Tensor:
     """
     deltas = rollout.rewards + gamma * rollout.next_values - rollout.values
     carried = gamma * lam * rollout.continues.to(deltas.dtype)
-    advantages, running = torch.zeros_like(deltas), torch.zeros_like(deltas[:, 0])
-    for t in reversed(range(deltas.shape[1])):
-        running = torch.where(rollout.mask[:, t], deltas[:, t] + carried[:, t] * running, running)
-        advantages[:, t] = torch.where(rollout.mask[:, t], running, 0.0)
-    return advantages
+    deltas, carried = torch.where(rollout.mask, deltas, 0.0), torch.where(rollout.mask, carried, 1.0)
+    running, advantages = torch.zeros_like(deltas[:, 0]), list[Tensor]()
+    for delta, carry in zip(reversed(deltas.unbind(1)), reversed(carried.unbind(1)), strict=True):
+        running = torch.addcmul(delta, carry, running)
+        advantages.append(running)
+    return torch.where(rollout.mask, torch.stack(advantages[::-1], 1), 0.0)
 
 
 def reward_to_go(rollout: Rollout, gamma: float) -> Tensor:
@@ -259,8 +261,10 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
         per_minibatch = ppo.normalize_advantages == "minibatch"
         for minibatch in minibatches(batch, ppo.minibatches, per_minibatch, learner.generator):
             learner.counter.work = f"update {len(norms) + 1:,} of {expected:,}"
-            totals = backward(learner, minibatch, critic_only)
-            epoch_totals.add(totals)
+            measured = not norms or epoch == ppo.epochs or ppo.target_kl > 0
+            totals = backward(learner, minibatch, critic_only, measured)
+            if measured:
+                epoch_totals.add(totals)
             if not norms:
                 first_ratio_error = float(totals.maxima["ratio_error"])
             if ppo.target_kl and totals.sums["kl"] > ppo.target_kl * totals.sums["weight"]:
@@ -290,10 +294,11 @@ def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
     return penalty_coef * (2.0 if relative_kl > 1.5 else 0.5 if relative_kl < 1 / 1.5 else 1.0)
 
 
-def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
+def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bool = True) -> Totals:
     """Accumulate the gradients of one minibatch over its micro-batches, and return the minibatch's loss totals.
 
-    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients.
+    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. If
+    `measured` is false, the totals may lack diagnostics, and a faster form of the loss is used where it can be.
     """
     policy, ppo = learner.policy, learner.ppo
     for optimizer in learner.optimizers:
@@ -306,9 +311,18 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool) -> Totals:
         new = policy.evaluate(micro.obs, micro.actions)
         if learner.observe is not None:
             learner.observe(micro, new, weight)
-        loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
-        total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
-        (total / weight).backward(inputs=critic)
-        totals.add(loss.totals)
+        if measured or micro.mask.shape[1] > 1:
+            loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
+            total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
+            (total / weight).backward(inputs=critic)
+            totals.add(loss.totals)
+        else:  # all steps are valid, because each row is one step and rows without a valid step were dropped
+            limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
+            losses, slopes = losses_and_slopes(new, micro, ppo, limits, penalty_coef)
+            coefs = (0.0, 0.0, 1.0) if critic_only else (1.0, -ppo.entropy_coef, value_coef)
+            used = [(x, slope, c) for x, slope, c in zip(new, slopes, coefs, strict=True) if c and x.requires_grad]
+            gradients = [slope * (micro.weights * c / weight) for _, slope, c in used]
+            torch.autograd.backward([x for x, *_ in used], gradients, inputs=critic)
+            totals.add(Totals({name: (x.detach() * micro.weights).sum() for name, x in losses.items()}, {}))
         learner.counter.done += len(micro)
     return totals

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppo_unified.config.schema import PPO
+from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.batch import Batch
-from ppo_unified.engine.ppo import make_batch, policy_loss, ppo_loss, value_loss
+from ppo_unified.engine.optimizers import TERMS
+from ppo_unified.engine.ppo import Progress, backward, make_batch, make_learner, policy_loss, ppo_loss, value_loss
 from ppo_unified.engine.rollout import Evaluation
-from tests.toys import random_rollout
+from tests.toys import MarkovPolicy, gradients, random_rollout
 
 OBJECTIVES: list[tuple[dict[str, Any], float, float]] = [  # options, clip_scale, penalty_coef
     ({"objective": "policy-gradient"}, 1.0, 1.0),
@@ -223,3 +224,26 @@ def test_masked_entries_do_not_affect_loss_or_gradient(poison: float, options: d
             assert torch.equal(got[batch.mask], wanted[batch.mask])
             assert (got[holes] == 0).all()
         assert all(bool(x.isfinite()) for x in loss.totals.sums.values())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_fused_loss_equals_definition(dtype: torch.dtype, tolerance: float) -> None:
+    """The gradient of the form without diagnostics equals that of `ppo_loss`, for all objectives and options."""
+    rollout = random_rollout(n=8, t=40, dtype=dtype)
+    rest: list[dict[str, Any]] = [{"value_clip": 0.3}, {"entropy_coef": 0.1}, {"critic_warmup": 1}]
+    for options, clip_scale, penalty_coef in OBJECTIVES + [({"objective": "clip", **x}, 1.0, 1.0) for x in rest]:
+        ppo = PPO.model_validate({"anneal_clip": True, "minibatches": 1, **options})
+        batch = make_batch(rollout, ppo)
+        batch = replace(batch, weights=batch.weights * torch.linspace(0.5, 1.5, len(batch))[:, None])
+        policy = MarkovPolicy(torch.Generator().manual_seed(1)).to(dtype)
+        learner = make_learner(policy, ppo, Optim(), total_iterations=100)
+        learner.progress = Progress(0, 100, 0, round(100 * (1 - clip_scale)), penalty_coef)
+        results = []
+        for measured in (True, False):
+            sums = backward(learner, batch, "critic_warmup" in options, measured).sums
+            results.append(torch.stack([*(sums[name] for name in TERMS), *gradients(policy)]))
+            assert ("kl" in sums) == measured
+        expected, found = (x / expected_scale for x in results if (expected_scale := results[0].abs().max()))
+        assert (found - expected).abs().max() < tolerance, options
+        outside = (policy.evaluate(batch.obs, batch.actions).logprobs - batch.logprobs).abs() > 0.5
+        assert 0 < outside.sum() < outside.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -196,6 +197,32 @@ def test_adam_uses_configured_options() -> None:
         step(optimizers, optim)
         reference.step()
     assert torch.allclose(weights(ours), weights(theirs), rtol=1e-9, atol=1e-12)
+
+
+def test_adam_with_common_tensors_equals_adam_of_torch() -> None:
+    """Parameters without gradients keep their step counts, and states can be restored and tensors replaced."""
+    policy = make_policy(TrunkPolicy)
+    theirs = copy.deepcopy(policy)
+    (ours,), other = make_optimizers(policy, Optim(lr=0.1)), torch.optim.Adam(theirs.parameters(), lr=0.1, eps=1e-5)
+    for number in range(8):
+        for p, q in zip(policy.parameters(), theirs.parameters(), strict=True):
+            q.grad = torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view_as(p) * (number + 1)
+            p.grad = q.grad.clone()
+        if number < 3:  # like the critic's warm-up
+            for p in (*policy.actor.parameters(), *theirs.actor.parameters()):
+                p.grad = None
+        step([ours], Optim(max_grad_norm=0))
+        other.step()
+        if number == 4:
+            ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+        if number == 5:
+            last = list(policy.parameters())[-1]
+            last.data = last.data.clone()
+        assert torch.allclose(weights(policy), weights(theirs), rtol=1e-9, atol=1e-12)
+    saved, wanted = ours.state_dict()["state"], other.state_dict()["state"]
+    assert saved.keys() == wanted.keys()
+    for index, state in wanted.items():
+        assert all(torch.allclose(saved[index][name].to(x), x) for name, x in state.items())
 
 
 def test_learning_rates_anneal_linearly_to_zero() -> None:

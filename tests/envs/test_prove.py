@@ -42,7 +42,7 @@ MUTANTS = {  # mutant -> a quantity that must differ
     Mutant("alignment: the update reads other columns", TOKEN_POLICY, "self.network.trunk(obs)[chosen]", "self.network.trunk(obs)[chosen.roll(-1, 1)]"): "gradient: policy",
     Mutant("gymnasium: a value after termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"): "next_values",
     Mutant("gymnasium: reset columns are steps", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"): "steps",
-    Mutant("engine: no trace", PPO, "deltas[:, t] + carried[:, t] * running", "deltas[:, t]"): "advantages by definition",
+    Mutant("engine: no trace", PPO, "torch.addcmul(delta, carry, running)", "delta"): "advantages by definition",
     Mutant("engine: sign of the objective", PPO, "    return -gain\n", "    return gain\n"): "exact policy gradient",
 }  # fmt: skip
 ALWAYS = {  # the other mutants are tested only by `make exhaustive`

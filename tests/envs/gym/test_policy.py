@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal
 
 from envs.gym.options import Policy
-from envs.gym.policy import GymPolicy
+from envs.gym.policy import ACTIVATIONS, GymPolicy
 from envs.gym.spaces import ActionLayout, ObservationLayout
+from ppo_unified.engine.rollout import Observations, map_obs
 
 DISCRETE = ActionLayout(False, (4,), (0,))
 MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
 BOX = ActionLayout(True, low=(-1.0, -2.0), high=(1.0, 2.0), shape=(2,), dtype="float32")
 
 
-def make(actions: ActionLayout, obs_size: int = 6, **options: object) -> GymPolicy:
+def make(actions: ActionLayout, obs_size: int = 6, **options: Any) -> GymPolicy:
     config = Policy.model_validate(options)
     return GymPolicy(ObservationLayout(obs_size), actions, config, False, torch.Generator().manual_seed(0))
 
@@ -94,3 +97,41 @@ def test_greedy_actions_are_most_likely() -> None:
     every = torch.arange(4)[None, :, None].expand(len(obs), 4, 1)
     logprobs = policy.evaluate(obs[:, None].expand(-1, 4, -1), every).logprobs
     assert torch.equal(policy.act(obs, None).squeeze(-1), logprobs.argmax(1))
+
+
+def plain_logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
+    logs = logits.log_softmax(-1)
+    return logs.gather(-1, actions[:, None]).squeeze(-1), -(logs.exp() * logs).sum(-1)
+
+
+def outputs_and_gradients(policy: GymPolicy, obs: Observations, actions: Tensor) -> Tensor:
+    """Return the outputs of `evaluate` and the gradients of a random combination of them, as one vector."""
+    policy.zero_grad()
+    outputs = torch.stack(list(policy.evaluate(obs, actions)))
+    factors = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(3), dtype=outputs.dtype)
+    (outputs * factors).sum().backward()
+    gradients = [p.grad.flatten() for p in policy.parameters() if p.grad is not None]
+    return torch.cat([outputs.flatten(), *gradients]).detach()
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_fused_networks_equal_separate_ones(
+    actions: ActionLayout, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hand-written gradients of both networks and of the categorical distribution are those of autograd."""
+    special: list[dict[str, Any]] = [{"hidden": []}, {"hidden": [5], "shared": True}]
+    for options in [{"activation": name} for name in ACTIVATIONS] + special:
+        policy = make(actions, **{"hidden": [8, 5], **options}).to(dtype)
+        x, generator = observations().to(dtype), torch.Generator().manual_seed(2)
+        allowed = torch.rand(7, 3, sum(actions.sizes), generator=generator) < 0.7
+        allowed[..., torch.tensor([0, 2, 7, *actions.sizes])[: len(actions.sizes)]] = True
+        obs = x if actions.continuous else {"obs": x, "action_mask": allowed}
+        with torch.no_grad():
+            chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).view(7, 3, -1)
+        found = outputs_and_gradients(policy, obs, chosen)
+        with monkeypatch.context() as patch:
+            patch.setattr("envs.gym.policy.evaluate_towers", lambda *_: None)
+            patch.setattr("envs.gym.policy.logprobs_and_entropy", plain_logprobs_and_entropy)
+            expected = outputs_and_gradients(policy, obs, chosen)
+        assert (found - expected).abs().max() <= tolerance * expected.abs().max()

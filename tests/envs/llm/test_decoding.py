@@ -11,10 +11,11 @@ import torch
 from transformers.cache_utils import DynamicLayer
 from transformers.utils.generic import ModelOutput
 
+from envs.categorical import logprobs_and_entropy
 from envs.llm import generate as decoding
 from envs.llm.generate import DECODERS, CachedDecoder, _PreallocatedLayer, choose_tokens, generate
 from envs.llm.model import Network
-from envs.llm.policy import logprobs_and_entropy, logprobs_and_kl
+from envs.llm.policy import logprobs_and_kl
 from tests.models import FAMILIES, make_causal_lm
 
 PROMPTS = [[(29 * row + 7 * i) % 250 for i in range(1 + 5 * row % 17)] for row in range(16)]
