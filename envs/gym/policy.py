@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import TypeAlias
@@ -23,7 +23,8 @@ IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: partial(nn.functional.silu, inplace=True),
 }
 CLIP = 10.0  # normalized observations are clipped to +-CLIP
-Actor: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # (observations before normalization, mask) -> actions
+# (observations before normalization [N, size], action mask, noise) -> actions [N, components]
+Actor: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 class ObservationScaler(nn.Module):
@@ -141,11 +142,11 @@ class GymPolicy(ActorCritic):
         x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)
 
-    def make_actor(self, generator: torch.Generator | None) -> Actor:
+    def make_actor(self) -> Actor:
         """Return a function that normalizes observations [N, size] and chooses actions [N, components], like `act`.
 
         It is faster than `act`, because it does not call modules. It is valid until the observation statistics change,
-        and must be called in inference mode.
+        and must be created and called in inference mode. Its last argument is the result of `Head.draw`.
         """
         scaler, choose = self.scaler, self.head.choose
         statistics = None if scaler is None else (scaler.mean, scaler.factor())
@@ -154,11 +155,11 @@ class GymPolicy(ActorCritic):
             for layer in (*self.actor_torso, self.head.linear)
         ]
 
-        def act(obs: Tensor, mask: Tensor | None) -> Tensor:
+        def act(obs: Tensor, mask: Tensor | None, noise: Tensor | None) -> Tensor:
             x = obs if statistics is None else normalize(obs, *statistics)
             for layer in layers:
                 x = layer(x)
-            return choose(x, mask, generator)
+            return choose(x, mask, noise)
 
         return act
 
@@ -198,10 +199,15 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return self.choose(self.linear(features), mask, generator)
+        noise = None if generator is None else self.draw(generator, 1, len(features))[0]
+        return self.choose(self.linear(features), mask, noise)
 
-    def choose(self, outputs: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        """Return actions for the linear layer's outputs."""
+    def draw(self, generator: torch.Generator, steps: int, count: int) -> Sequence[Tensor]:
+        """Return the random numbers with which `choose` samples `count` actions in each of `steps` steps."""
+        raise NotImplementedError
+
+    def choose(self, outputs: Tensor, mask: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Return actions for the linear layer's outputs [N, ..]: the most likely ones, or random ones given noise."""
         raise NotImplementedError
 
 
@@ -243,13 +249,16 @@ class Categorical(Head):
         entropy = -(logprobs.exp() * logprobs).sum(-1)
         return taken.sum(-1), entropy.sum(-1)
 
-    def choose(self, outputs: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    def draw(self, generator: torch.Generator, steps: int, count: int) -> Sequence[Tensor]:
+        race = torch.empty(steps, count, *self.padding.shape, device=generator.device)
+        return race.exponential_(generator=generator).log_().unbind()
+
+    def choose(self, outputs: Tensor, mask: Tensor | None, noise: Tensor | None) -> Tensor:
         logprobs = self._normalize(outputs, mask)
-        if generator is None:
+        if noise is None:
             return logprobs.argmax(-1)
         # Among exponential random variables with rates p_i, variable i is the smallest with probability p_i.
-        race = torch.empty_like(logprobs).exponential_(generator=generator)
-        return (logprobs - race.log()).argmax(-1)
+        return (logprobs - noise).argmax(-1)
 
 
 class Gaussian(Head):
@@ -270,8 +279,9 @@ class Gaussian(Head):
         summed = logprobs.sum(-1)
         return summed, entropy.expand_as(summed)
 
-    def choose(self, outputs: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        if generator is None:
-            return outputs
-        noise = torch.empty_like(outputs).normal_(generator=generator)
-        return outputs + self.log_std.exp() * noise
+    def draw(self, generator: torch.Generator, steps: int, count: int) -> Sequence[Tensor]:
+        empty = (self.log_std.new_empty(count, len(self.log_std)) for _ in range(steps))
+        return [noise.normal_(generator=generator) for noise in empty]
+
+    def choose(self, outputs: Tensor, mask: Tensor | None, noise: Tensor | None) -> Tensor:
+        return outputs if noise is None else outputs + self.log_std.exp() * noise

@@ -99,15 +99,16 @@ class GymAdapter:
         raws, masks, actions, rewards, terminated, ended, valid = [], [], [], [], [], [], []
         self.counter.begin("collecting", "step", self.config.gym.num_steps)
         with torch.inference_mode():
-            act = self.policy.make_actor(self.generator)
-            for number in range(self.config.gym.num_steps):
+            act = self.policy.make_actor()
+            noises = self.policy.head.draw(self.generator, self.config.gym.num_steps, self.config.gym.num_envs)
+            for number, noise in enumerate(noises, start=1):
                 mask = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
-                chosen = act(torch.from_numpy(self.raw).to(self.device), mask)
+                chosen = act(torch.from_numpy(self.raw).to(self.device), mask, noise)
                 raws.append(self.raw)
                 masks.append(self.masks)
                 actions.append(chosen)
                 valid.append(~self.ended)
-                raw, reward, died, cut, info = self._step(chosen, number + 1)
+                raw, reward, died, cut, info = self._step(chosen, number)
                 self.ended = died | cut
                 rewards.append(np.array(reward))  # copies, because an environment may reuse its arrays
                 terminated.append(np.array(died))
