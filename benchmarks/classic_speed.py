@@ -40,12 +40,12 @@ ZOO = (
 )
 FIXED = "--no-stop-when-solved --eval.every-steps 0 --eval.episodes 1"
 FLAGS = {
-    "zoo": f"{ZOO} --total-steps 51200 {FIXED}",
-    "64": f"--gym.num-envs 64 --ppo.epochs 4 --total-steps 204800 {FIXED}",
-    "4096": f"--gym.num-envs 4096 --ppo.epochs 4 --total-steps 1048576 {FIXED}",
+    "zoo": f"{ZOO} --total-steps 25600 {FIXED}",
+    "64": f"--gym.num-envs 64 --ppo.epochs 4 --total-steps 102400 {FIXED}",
+    "4096": f"--gym.num-envs 4096 --ppo.epochs 4 --total-steps 524288 {FIXED}",
     "start": "--eval.threshold 475",
 }
-PEER_STEPS = {"zoo": 51_200, "start": 100_000}
+PEER_STEPS = {"zoo": 25_600, "start": 100_000}
 
 
 class Version(NamedTuple):
