@@ -102,8 +102,8 @@ class GymAdapter:
             act = self.policy.make_actor()
             noises = self.policy.head.draw(self.generator, self.config.gym.num_steps, self.config.gym.num_envs)
             for number, noise in enumerate(noises, start=1):
-                mask = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
-                chosen = act(torch.from_numpy(self.raw).to(self.device), mask, noise)
+                allowed = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
+                chosen = act(torch.from_numpy(self.raw).to(self.device), allowed, noise)
                 raws.append(self.raw)
                 masks.append(self.masks)
                 actions.append(chosen)
@@ -338,10 +338,10 @@ class EpisodeLog:
     def add(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> None:
         """Add the rewards, episode ends and valid steps of a rollout, each [N, T]. The rewards of masked steps must be
         0."""
-        for reward, valid, done, some_done in zip(rewards.T, mask.T, ended.T, ended.any(0).tolist(), strict=True):
+        for reward, valid, done, has_ended in zip(rewards.T, mask.T, ended.T, np.any(ended, axis=0), strict=True):
             self.running += reward
             self.length += valid
-            if some_done:
+            if has_ended:
                 self.returns.extend(self.running[done].tolist())
                 self.lengths.extend(self.length[done].tolist())
                 self.running[done], self.length[done] = 0, 0
