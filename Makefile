@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+BEFORE ?= HEAD^
 unexport PYTHONDONTWRITEBYTECODE # modules are compiled once, not in each of the hundreds of processes that tests start
 QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
-.PHONY: install demo quick test check exhaustive format learn bench bench-tui fuzz torture mutants pictures docs wheel-check families clean
+.PHONY: install demo quick test check exhaustive format learn bench bench-peers bench-tui fuzz torture mutants pictures docs wheel-check families clean
 
 install: $(VENV)/.installed
 
@@ -42,8 +43,13 @@ learn: install  ## learning results of every preset over several seeds (45 minut
 	$(BIN)/python benchmarks/learning.py --out benchmarks/learning.md
 	$(BIN)/python benchmarks/language.py --out benchmarks/language.md
 
-bench: install  ## the time from starting a CartPole run until it is solved
-	$(BIN)/python benchmarks/cold_start.py
+bench: install  ## the speed of CartPole runs, now and in the Git revision BEFORE (4 minutes on an idle machine)
+	$(BIN)/python benchmarks/classic_speed.py --before $(BEFORE)
+
+bench-peers: install  ## the speed of CartPole runs beside stable-baselines3, which gets its own environment (10 minutes)
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt stable-baselines3
+	$(BIN)/python benchmarks/classic_speed.py --peer-python build/peers/bin/python --repeat 10
 
 bench-tui: install  ## response time, CPU time and memory of the terminal UI (4 minutes)
 	$(BIN)/python benchmarks/terminal_ui.py --out benchmarks/tui.md

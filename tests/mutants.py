@@ -138,7 +138,7 @@ MUTANTS = [
     Mutant("continues: past truncation", VECTOR, "continues=~end", "continues=~died"),
     Mutant("autoreset: column not masked", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"),
     Mutant("observations: statistics change in collect", VECTOR, "                self._store_obs(raw, info)\n                self.counter", "                self._store_obs(raw, info)\n                if self.policy.scaler is not None:\n                    self.policy.scaler.update(torch.from_numpy(self.raw))\n                self.counter"),
-    Mutant("observations: resets in the statistics", VECTOR, "np.stack(raws, 1)[mask]", "np.stack(raws, 1).reshape(-1, self.observations.size)"),
+    Mutant("observations: resets in the statistics", VECTOR, "observed[:, :-1][mask]", "observed[:, :-1].reshape(-1, self.observations.size)"),
     Mutant("observations: variance without the change of the mean", POLICY, " + delta.square() * share * (1 - share)", ""),
     Mutant("rewards: variance without the change of the mean", VECTOR, " + delta**2 * self.count * seen.size / total", ""),
     Mutant("rewards: return not reset at episode ends", VECTOR, "            self.running[ended[:, t]] = 0\n", ""),

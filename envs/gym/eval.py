@@ -32,7 +32,6 @@ from envs.gym.spaces import (
     to_step_argument,
 )
 from ppo_unified.config.spec import WorkCounter
-from ppo_unified.engine.rollout import Observations
 
 MAX_STEPS = 10_000  # maximum number of steps in an episode of an environment without a time limit
 
@@ -49,13 +48,13 @@ class Player:
         generator: torch.Generator | None,
         env_id: str = "",
     ) -> None:
-        """Create a player for the environment `env_id`.
+        """Create a player for the environment `env_id`. It is valid until the observation statistics change.
 
         If `generator` is None, the player takes the most likely actions; otherwise, it samples."""
-        self.policy, self.observations, self.actions = policy, observations, actions
-        self.device, self.generator, self.env_id = device, generator, env_id
+        self.observations, self.actions, self.device, self.env_id = observations, actions, device, env_id
+        with torch.inference_mode():
+            self.act, self.head, self.generator = policy.make_actor(), policy.head, generator
 
-    @torch.inference_mode()
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
         """Return the actions for observations [N, ...].
 
@@ -64,11 +63,12 @@ class Player:
         ignored.
         """
         encoded = encode(raw, self.observations, self.env_id)
-        obs: Observations = self.policy.scale(torch.from_numpy(encoded).to(self.device))
-        masks = read_masks(info, len(encoded), self.actions, ended, self.env_id)
-        if masks is not None:
-            obs = {"obs": obs, "action_mask": torch.from_numpy(masks).to(self.device)}  # type: ignore[dict-item]
-        return to_env_actions(self.policy.act(obs, self.generator).cpu().numpy(), self.actions)
+        masks = read_masks(info, len(encoded), self.actions, ended, self.env_id) if info else None
+        with torch.inference_mode():
+            mask = None if masks is None else torch.from_numpy(masks).to(self.device)
+            noise = None if self.generator is None else self.head.draw(self.generator, 1, len(encoded))[0]
+            chosen = self.act(torch.from_numpy(encoded).to(self.device), mask, noise)
+        return to_env_actions(chosen.cpu().numpy(), self.actions)
 
 
 class Played(NamedTuple):

@@ -173,7 +173,7 @@ def _is_bounded(low: np.ndarray, high: np.ndarray) -> np.ndarray:
 def to_env_units(actions: np.ndarray, layout: ActionLayout) -> np.ndarray:
     """Convert policy actions [..., components] to the environment's numbers, without clipping."""
     if not layout.continuous:
-        numbered: np.ndarray = actions + np.asarray(layout.start)
+        numbered: np.ndarray = actions + np.asarray(layout.start) if any(layout.start) else actions
         return numbered
     return actions * np.asarray(layout.scale) + np.asarray(layout.offset) if layout.scale else actions
 

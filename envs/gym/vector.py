@@ -31,7 +31,7 @@ from ppo_unified.errors import ForeignCodeError
 from ppo_unified.text import print_err
 
 REWARD_CLIP = 10.0  # scaled rewards are clipped to +-REWARD_CLIP
-CHUNK = 1 << 16  # number of observations per forward pass when the old log-probs and values are computed
+CHUNK = 1 << 13  # number of observations per forward pass when the old log-probs and values are computed
 ALTERNATIVES = 5  # maximum number of stored likeliest actions per step
 
 
@@ -70,8 +70,9 @@ class GymAdapter:
 
     def _store_obs(self, raw: Any, info: dict[str, Any]) -> None:
         """Store the current observations and action masks. In a reset column, every action is allowed."""
-        self.raw = encode(raw, self.observations, self.config.gym.env_id)
-        self.masks = read_masks(info, len(self.raw), self.actions, self.ended, self.config.gym.env_id)
+        self.raw, self.masks = encode(raw, self.observations, self.config.gym.env_id), None
+        if info:
+            self.masks = read_masks(info, len(self.raw), self.actions, self.ended, self.config.gym.env_id)
         if self.masks is not None and not self.reports_masks:
             raise ForeignCodeError(
                 f"{self.config.gym.env_id}: step() returned an action mask, but reset() did not; return it from both"
@@ -79,12 +80,15 @@ class GymAdapter:
         if self.masks is None and self.reports_masks:
             self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
 
-    def _observe(self) -> Observations:
-        """Return the normalized observations on the policy's device, and the action masks if there are any."""
-        obs = self.policy.scale(torch.from_numpy(self.raw).to(self.device))
+    def _observe(self, raws: np.ndarray, masks: list[np.ndarray | None]) -> Observations:
+        """Return the normalized observations [N, columns, size] on the policy's device, and any action masks.
+
+        `masks` contains the masks of each column.
+        """
+        obs = self.policy.scale(torch.from_numpy(raws).to(self.device))
         if self.masks is None:
             return obs
-        return {"obs": obs, "action_mask": torch.from_numpy(self.masks).to(self.device)}
+        return {"obs": obs, "action_mask": torch.from_numpy(np.stack(masks, 1)).to(self.device)}  # type: ignore[arg-type] # none is None
 
     def collect(self) -> Rollout:
         """Take `gym.num_steps` steps in every environment and return the rollout.
@@ -92,18 +96,19 @@ class GymAdapter:
         Raises FloatingPointError if an observation or a reward is NaN or infinite. The observation statistics are
         updated after the rollout, so that all observations in a rollout are scaled in the same way.
         """
-        seen: list[Observations] = []
-        raws, actions, rewards, terminated, ended, valid = [], [], [], [], [], []
+        raws, masks, actions, rewards, terminated, ended, valid = [], [], [], [], [], [], []
         self.counter.begin("collecting", "step", self.config.gym.num_steps)
         with torch.inference_mode():
-            for number in range(self.config.gym.num_steps):
-                obs = self._observe()
-                chosen = self.policy.act(obs, self.generator)
-                seen.append(obs)
+            act = self.policy.make_actor()
+            noises = self.policy.head.draw(self.generator, self.config.gym.num_steps, self.config.gym.num_envs)
+            for number, noise in enumerate(noises, start=1):
+                allowed = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
+                chosen = act(torch.from_numpy(self.raw).to(self.device), allowed, noise)
                 raws.append(self.raw)
+                masks.append(self.masks)
                 actions.append(chosen)
                 valid.append(~self.ended)
-                raw, reward, died, cut, info = self._step(chosen, number + 1)
+                raw, reward, died, cut, info = self._step(chosen, number)
                 self.ended = died | cut
                 rewards.append(np.array(reward))  # copies, because an environment may reuse its arrays
                 terminated.append(np.array(died))
@@ -112,20 +117,21 @@ class GymAdapter:
                     self.episodes.add_infos(info, self.ended & valid[-1])
                 self._store_obs(raw, info)
                 self.counter.done += 1
-            seen.append(self._observe())
         mask = np.stack(valid, 1)
         reward = np.stack(rewards, 1).astype(np.float32) * mask
-        self._check_finite(np.stack([*raws, self.raw], 1), reward)
+        observed = np.stack([*raws, self.raw], 1)
+        self._check_finite(observed, reward)
         self.episodes.add(reward, np.stack(ended, 1) & mask, mask)
         if self.episodes.infos and self.episodes.returns:
             self.episodes.infos.warn(self.config.gym.env_id)
         self.steps_taken += int(mask.sum())
+        seen = self._observe(observed, [*masks, self.masks])
         rollout = self._rollout(
-            _stack(seen), torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
+            seen, torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
         )
         if self.policy.scaler is not None:
             self.scaling = self.policy.scaler.mean.clone(), self.policy.scaler.factor()
-            self.policy.scaler.update(torch.from_numpy(np.stack(raws, 1)[mask]).to(self.device))
+            self.policy.scaler.update(torch.from_numpy(observed[:, :-1][mask]).to(self.device))
         return rollout
 
     def _rollout(
@@ -319,13 +325,6 @@ def record(adapter: GymAdapter, rollout: Rollout) -> dict[str, Any]:
     return starts | {"scaling": {"mean": mean, "factor": factor, "clip": CLIP}}
 
 
-def _stack(seen: list[Observations]) -> Observations:
-    """Stack a list of T observations [N, ...] into a tensor [N, T, ...]. For mappings, stack each entry."""
-    if isinstance(seen[0], Mapping):
-        return {key: torch.stack([step[key] for step in seen], 1) for key in seen[0]}  # type: ignore[index]
-    return torch.stack(seen, 1)  # type: ignore[arg-type]
-
-
 class EpisodeLog:
     """Stores the returns, the lengths and the last infos of the last 100 finished training episodes."""
 
@@ -339,11 +338,10 @@ class EpisodeLog:
     def add(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> None:
         """Add the rewards, episode ends and valid steps of a rollout, each [N, T]. The rewards of masked steps must be
         0."""
-        for t in range(rewards.shape[1]):
-            self.running += rewards[:, t]
-            self.length += mask[:, t]
-            done = ended[:, t]
-            if done.any():
+        for reward, valid, done, has_ended in zip(rewards.T, mask.T, ended.T, np.any(ended, axis=0), strict=True):
+            self.running += reward
+            self.length += valid
+            if has_ended:
                 self.returns.extend(self.running[done].tolist())
                 self.lengths.extend(self.length[done].tolist())
                 self.running[done], self.length[done] = 0, 0

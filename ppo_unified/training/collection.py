@@ -81,7 +81,7 @@ class Place(NamedTuple):
 def check_rollout(rollout: Rollout) -> None:
     """Raise NonFiniteError if a valid step contains NaN or infinity. The error names the quantity, row and column."""
     names = ("rewards", "logprobs", "values", "next_values")
-    total = sum((torch.where(rollout.mask, getattr(rollout, name), 0.0).sum() for name in names), torch.zeros(()))
+    total = torch.where(rollout.mask, torch.stack([getattr(rollout, name) for name in names]), 0.0).sum()
     observations = name_observations(rollout.obs)
     healthy = all(bool(torch.isfinite(x).all()) for x in observations.values() if x.is_floating_point())
     if healthy and torch.isfinite(total):

@@ -21,9 +21,9 @@ MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
 BOX = ActionLayout(True, low=(-1.0, -2.0), high=(1.0, 2.0), shape=(2,), dtype="float32")
 
 
-def make(actions: ActionLayout, obs_size: int = 6, **options: Any) -> GymPolicy:
+def make(actions: ActionLayout, obs_size: int = 6, normalize_obs: bool = False, **options: Any) -> GymPolicy:
     config = Policy.model_validate(options)
-    return GymPolicy(ObservationLayout(obs_size), actions, config, False, torch.Generator().manual_seed(0))
+    return GymPolicy(ObservationLayout(obs_size), actions, config, normalize_obs, torch.Generator().manual_seed(0))
 
 
 def observations(rows: int = 7, size: int = 6) -> torch.Tensor:
@@ -89,6 +89,26 @@ def test_samples_follow_evaluated_probabilities(actions: ActionLayout) -> None:
     scored = policy.evaluate(obs, drawn)
     # The mean of -log-prob equals the entropy only if the samples come from the evaluated distribution.
     assert -scored.logprobs.mean().item() == pytest.approx(scored.entropy.mean().item(), abs=0.03)
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
+def test_actor_and_drawn_noise_equal_single_actions(actions: ActionLayout) -> None:
+    obs = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))  # of three steps in five environments
+    for activation in ACTIVATIONS:
+        policy = make(actions, normalize_obs=True, activation=activation)
+        assert policy.scaler is not None
+        policy.scaler.update(obs.flatten(0, 1) + 1)
+        single, together = (torch.Generator().manual_seed(5) for _ in range(2))
+        with torch.inference_mode():
+            policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
+            mask = None if actions.continuous else torch.arange(sum(actions.sizes)).expand(5, -1) != 1
+            act, noises = policy.make_actor(), policy.head.draw(together, 3, 5)
+            for raw, noise in zip(obs, noises, strict=True):
+                scaled = policy.scale(raw)
+                seen = scaled if mask is None else {"obs": scaled, "action_mask": mask}
+                assert torch.equal(act(raw, mask, noise), policy.act(seen, single))
+                assert torch.equal(act(raw, mask, None), policy.act(seen, None))
+        assert torch.equal(single.get_state(), together.get_state())
 
 
 def test_greedy_actions_are_most_likely() -> None:
