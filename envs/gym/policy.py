@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from envs.categorical import logprobs_and_entropy
+from envs.categorical import LogprobsAndEntropy, logprobs_and_entropy
 from envs.gym.options import Policy
 from envs.gym.spaces import ActionLayout, ObservationLayout
-from envs.gym.towers import evaluate_towers
-from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
+from envs.gym.towers import Towers, apply_explicitly, find_parameters
+from ppo_unified.engine.rollout import ActorCritic, AddGradients, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 CLIP = 10.0  # normalized observations are clipped to +-CLIP
@@ -119,12 +119,37 @@ class GymPolicy(ActorCritic):
 
     def _outputs_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs of the head's linear layer and the value estimates [.., 1] for x [.., size]."""
-        if not self.shared:
-            found = evaluate_towers(x, self.actor_torso, self.head.linear, self.critic_torso, self.critic)
-            if found is not None:
-                return found
+        parameters = self._towers()
+        if parameters and not x.requires_grad:
+            found: tuple[Tensor, Tensor] = Towers.apply(x.flatten(0, -2), type(self.actor_torso[1]), *parameters)  # type: ignore[no-untyped-call]  # torch
+            return found[0].view(*x.shape[:-1], -1), found[1].view(*x.shape[:-1], 1)
         features = self.actor_torso(x)
         return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
+
+    def _towers(self) -> list[Tensor] | None:
+        """Return the parameters for `Towers`, or None if it cannot evaluate this policy."""
+        if self.shared:
+            return None
+        return find_parameters(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
+
+    @torch.no_grad()
+    def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
+        parameters, head = self._towers(), self.head
+        if not parameters or isinstance(obs, Mapping) or not isinstance(head, Categorical) or len(head.sizes) > 1:
+            return None
+        shape, activation = actions.shape[:-1], type(self.actor_torso[1])
+        (outputs, values), towers_backward = apply_explicitly(Towers, obs.flatten(0, -2), activation, *parameters)
+        taken, head_backward = apply_explicitly(LogprobsAndEntropy, outputs, actions.flatten(), True)
+
+        @torch.no_grad()
+        def add_gradients(gradients: Sequence[Tensor | None]) -> None:
+            logprob_grad, entropy_grad, value_grad = (None if g is None else g.flatten() for g in gradients)
+            value_grad = torch.zeros_like(values) if value_grad is None else value_grad[:, None]
+            output_grad, *_ = head_backward(logprob_grad, entropy_grad)
+            for p, grad in zip(parameters, towers_backward(output_grad, value_grad)[2:], strict=True):
+                p.grad = grad if p.grad is None else p.grad + grad
+
+        return Evaluation(*(x.view(shape) for x in (*taken, values))), add_gradients
 
     def scale(self, obs: Tensor) -> Tensor:
         """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
