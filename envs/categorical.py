@@ -14,11 +14,11 @@ def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool
 
     The entropy has a gradient only if `entropy_gradient` is True.
     """
-    results: tuple[Tensor, Tensor] = _LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
+    results: tuple[Tensor, Tensor] = LogprobsAndEntropy.apply(logits, actions, entropy_gradient)  # type: ignore[no-untyped-call] # torch
     return results
 
 
-class _LogprobsAndEntropy(torch.autograd.Function):
+class LogprobsAndEntropy(torch.autograd.Function):
     """Computes log-probs and entropies. The hand-written gradient stores fewer [n, V] tensors than autograd would."""
 
     @staticmethod

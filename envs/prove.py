@@ -24,6 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.gym.options import Gym, GymConfig
 from envs.gym.policy import GymPolicy
+from envs.gym.policy import Actor
 from envs.gym.vector import GymAdapter
 from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
@@ -285,6 +286,9 @@ class PrefixPolicy(ActorCritic):
             whole = self.written[tuple(prompt)]
             chosen.append(whole[len(response)] if len(response) < len(whole) else 0)
         return torch.tensor(chosen)[:, None]
+
+    def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
+        return lambda obs, mask: self.act(obs, generator)
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Evaluate actions [R, 1, 1] at obs [R, 1, size], and return tensors [R, 1]."""

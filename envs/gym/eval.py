@@ -53,7 +53,7 @@ class Player:
         If `generator` is None, the player takes the most likely actions; otherwise, it samples."""
         self.observations, self.actions, self.device, self.env_id = observations, actions, device, env_id
         with torch.inference_mode():
-            self.act, self.head, self.generator = policy.make_actor(), policy.head, generator
+            self.act = policy.make_actor(generator)
 
     def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
         """Return the actions for observations [N, ...].
@@ -66,8 +66,7 @@ class Player:
         masks = read_masks(info, len(encoded), self.actions, ended, self.env_id) if info else None
         with torch.inference_mode():
             mask = None if masks is None else torch.from_numpy(masks).to(self.device)
-            noise = None if self.generator is None else self.head.draw(self.generator, 1, len(encoded))[0]
-            chosen = self.act(torch.from_numpy(encoded).to(self.device), mask, noise)
+            chosen = self.act(torch.from_numpy(encoded).to(self.device), mask)
         return to_env_actions(chosen.cpu().numpy(), self.actions)
 
 

@@ -11,11 +11,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from envs.categorical import logprobs_and_entropy
+from envs.categorical import LogprobsAndEntropy, logprobs_and_entropy
 from envs.gym.options import Policy
 from envs.gym.spaces import ActionLayout, ObservationLayout
-from envs.gym.towers import evaluate_towers
-from ppo_unified.engine.rollout import ActorCritic, Evaluation, Observations
+from envs.gym.towers import Towers, apply_explicitly, find_parameters
+from ppo_unified.engine.rollout import ActorCritic, AddGradients, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -25,8 +25,8 @@ IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: partial(nn.functional.silu, inplace=True),
 }
 CLIP = 10.0  # normalized observations are clipped to +-CLIP
-# (observations before normalization [N, size], action mask, noise) -> actions [N, components]
-Actor: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+# (observations before normalization [N, size], action mask) -> actions [N, components]
+Actor: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
 
 class ObservationScaler(nn.Module):
@@ -133,12 +133,37 @@ class GymPolicy(ActorCritic):
 
     def _outputs_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs of the head's linear layer and the value estimates [.., 1] for x [.., size]."""
-        if not self.shared:
-            found = evaluate_towers(x, self.actor_torso, self.head.linear, self.critic_torso, self.critic)
-            if found is not None:
-                return found
+        parameters = self._towers()
+        if parameters and not x.requires_grad:
+            found: tuple[Tensor, Tensor] = Towers.apply(x.flatten(0, -2), type(self.actor_torso[1]), *parameters)  # type: ignore[no-untyped-call]  # torch
+            return found[0].view(*x.shape[:-1], -1), found[1].view(*x.shape[:-1], 1)
         features = self.actor_torso(x)
         return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
+
+    def _towers(self) -> list[Tensor] | None:
+        """Return the parameters for `Towers`, or None if it cannot evaluate this policy."""
+        if self.shared:
+            return None
+        return find_parameters(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
+
+    @torch.no_grad()
+    def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
+        parameters, head = self._towers(), self.head
+        if not parameters or isinstance(obs, Mapping) or not isinstance(head, Categorical) or len(head.sizes) > 1:
+            return None
+        shape, activation = actions.shape[:-1], type(self.actor_torso[1])
+        (outputs, values), towers_backward = apply_explicitly(Towers, obs.flatten(0, -2), activation, *parameters)
+        taken, head_backward = apply_explicitly(LogprobsAndEntropy, outputs, actions.flatten(), True)
+
+        @torch.no_grad()
+        def add_gradients(gradients: Sequence[Tensor | None]) -> None:
+            logprob_grad, entropy_grad, value_grad = (None if g is None else g.flatten() for g in gradients)
+            value_grad = torch.zeros_like(values) if value_grad is None else value_grad[:, None]
+            output_grad, *_ = head_backward(logprob_grad, entropy_grad)
+            for p, grad in zip(parameters, towers_backward(output_grad, value_grad)[2:], strict=True):
+                p.grad = grad if p.grad is None else p.grad + grad
+
+        return Evaluation(*(x.view(shape) for x in (*taken, values))), add_gradients
 
     def scale(self, obs: Tensor) -> Tensor:
         """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
@@ -152,24 +177,27 @@ class GymPolicy(ActorCritic):
         x, mask = split_mask(obs)
         return self.head.act(self.actor_torso(x), mask, generator)
 
-    def make_actor(self) -> Actor:
+    def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
         """Return a function that normalizes observations [N, size] and chooses actions [N, components], like `act`.
 
-        It is faster than `act`, because it does not call modules. It is valid until the observation statistics change,
-        and must be created and called in inference mode. Its last argument is the result of `Head.draw`.
+        It is faster than `act`, because it does not call modules, and draws the random numbers of `steps` steps at
+        once. It is valid until the observation statistics change, and must be created and called in inference mode.
         """
-        scaler, choose = self.scaler, self.head.choose
+        scaler, head = self.scaler, self.head
         statistics = None if scaler is None else (scaler.mean, scaler.factor())
         layers = [
             partial(_linear, layer.bias, layer.weight.t()) if isinstance(layer, nn.Linear) else IN_PLACE[type(layer)]
             for layer in (*self.actor_torso, self.head.linear)
         ]
+        noises: list[Tensor] = []  # of the next steps, last one first
 
-        def act(obs: Tensor, mask: Tensor | None, noise: Tensor | None) -> Tensor:
+        def act(obs: Tensor, mask: Tensor | None) -> Tensor:
+            if generator is not None and not noises:
+                noises.extend(reversed(head.draw(generator, steps, len(obs))))
             x = obs if statistics is None else normalize(obs, *statistics)
             for layer in layers:
                 x = layer(x)
-            return choose(x, mask, noise)
+            return head.choose(x, mask, noises.pop() if noises else None)
 
         return act
 

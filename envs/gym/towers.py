@@ -6,6 +6,8 @@ about half of the operations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,20 +27,37 @@ def linear_layers(actor: nn.Sequential, critic: nn.Sequential) -> list[nn.Linear
     return [layer for network in (actor, critic) for layer in network if isinstance(layer, nn.Linear)]
 
 
-def evaluate_towers(
-    x: Tensor, actor: nn.Sequential, actor_head: nn.Linear, critic: nn.Sequential, critic_head: nn.Linear
-) -> tuple[Tensor, Tensor] | None:
-    """Return `actor_head(actor(x))` [.., A] and `critic_head(critic(x))` [.., 1] for x [.., D], or None if the
-    activation has no gradient here or x needs one."""
-    if not len(actor) or type(actor[1]) not in ACTIVATIONS or x.requires_grad:
+def find_parameters(
+    actor: nn.Sequential, actor_head: nn.Linear, critic: nn.Sequential, critic_head: nn.Linear
+) -> list[Tensor] | None:
+    """Return the parameters of both networks in the order of `Towers`, or None if it does not know the activation."""
+    if not len(actor) or type(actor[1]) not in ACTIVATIONS:
         return None
     layers = [*linear_layers(actor, critic), actor_head, critic_head]
-    parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-    outputs, values = _Towers.apply(x.flatten(0, -2), type(actor[1]), *parameters)  # type: ignore[no-untyped-call]  # torch
-    return outputs.view(*x.shape[:-1], actor_head.out_features), values.view(*x.shape[:-1], 1)
+    return [p for layer in layers for p in (layer.weight, layer.bias)]
 
 
-class _Towers(torch.autograd.Function):
+def apply_explicitly(function: Any, *arguments: Any) -> tuple[Any, Callable[..., Any]]:
+    """Apply a `torch.autograd.Function` without autograd, whose bookkeeping would take as long as a small network.
+
+    Return its outputs, and a function that maps their gradients to those of the arguments.
+    """
+    context = _Context()
+    return function.forward(context, *arguments), partial(function.backward, context)
+
+
+class _Context:
+    """The part of autograd's context that the functions here use."""
+
+    saved_tensors: tuple[Tensor, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+class Towers(torch.autograd.Function):
     """Maps x [n, D] to outputs [n, A] and values [n, 1]. The parameters are a weight and a bias per layer: the actor's
     hidden layers, the critic's hidden layers, the actor's head, the critic's head."""
 

@@ -99,11 +99,10 @@ class GymAdapter:
         raws, masks, actions, rewards, terminated, ended, valid = [], [], [], [], [], [], []
         self.counter.begin("collecting", "step", self.config.gym.num_steps)
         with torch.inference_mode():
-            act = self.policy.make_actor()
-            noises = self.policy.head.draw(self.generator, self.config.gym.num_steps, self.config.gym.num_envs)
-            for number, noise in enumerate(noises, start=1):
+            act = self.policy.make_actor(self.generator, self.config.gym.num_steps)
+            for number in range(1, self.config.gym.num_steps + 1):
                 allowed = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
-                chosen = act(torch.from_numpy(self.raw).to(self.device), allowed, noise)
+                chosen = act(torch.from_numpy(self.raw).to(self.device), allowed)
                 raws.append(self.raw)
                 masks.append(self.masks)
                 actions.append(chosen)

@@ -52,8 +52,7 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
     """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps. If there are
     fewer than `count` rows, each row becomes its own minibatch."""
-    batch = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)]
-    start = 0
+    batch, start = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)], 0
     for end in split_evenly(batch.mask.sum(1), min(count, len(batch))):
         part, start = batch[start:end] if count > 1 else batch, end
         yield replace(part, advantages=standardize(part.advantages, part.mask)) if normalize else part
@@ -77,8 +76,7 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
     Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column."""
     width = batch.mask.shape[1]
     if width == 1:
-        parts = (batch[start : start + columns] for start in range(0, len(batch), columns))
-        yield from parts if len(batch) > columns else [batch]
+        yield from [batch] if len(batch) <= columns else (batch[i : i + columns] for i in range(0, len(batch), columns))
         return
     lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column
     yield from (batch[rows][:, :longest] for rows, longest in pack_rows(lengths, columns))

@@ -1,7 +1,4 @@
-"""Faster forms of two parts of the engine for small models, in which calling operations takes most of the time.
-
-`losses_and_slopes` equals `ppo.ppo_loss` and its gradient, and `Flat` updates many small parameters at once like Adam.
-"""
+"""Faster forms of `ppo.ppo_loss` and of Adam for small models, in which calling operations takes most of the time."""
 
 from __future__ import annotations
 

@@ -110,8 +110,7 @@ def step(
     If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight is changed. Depending on
     `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
     """
-    gradients = [optimizer.gradients() for optimizer in optimizers]
-    gradients = [own for own in gradients if own]  # during the critic's warm-up, the policy's optimizer has none
+    gradients = [own for x in optimizers if (own := x.gradients())]  # in the critic's warm-up, the policy has none
     norms = [torch.linalg.vector_norm(own[0]) if len(own) == 1 else nn.utils.get_total_norm(own) for own in gradients]
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
     # test the sum, not each number, because every test waits for the device
@@ -124,9 +123,7 @@ def step(
             f"the gradient norm is {float(norm)}; no weight was changed (loss sums: {listed})", minibatch, sums
         )
     for own, own_norm in zip(gradients, norms, strict=True):
-        scale = (optim.max_grad_norm or torch.inf) / (float(own_norm) + 1e-6)
-        if scale < 1:
-            torch._foreach_mul_(own, scale)
+        torch._foreach_mul_(own, min(1.0, (optim.max_grad_norm or torch.inf) / (float(own_norm) + 1e-6)))
     for optimizer in optimizers:
         optimizer.step()
     return norm

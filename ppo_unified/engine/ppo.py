@@ -297,8 +297,8 @@ def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
 def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bool = True) -> Totals:
     """Accumulate the gradients of one minibatch over its micro-batches, and return the minibatch's loss totals.
 
-    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. If
-    `measured` is false, the totals may lack diagnostics, and a faster form of the loss is used where it can be.
+    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. Unless
+    `measured` is true, a faster form is used for rows of one step, and the totals have no diagnostics.
     """
     policy, ppo = learner.policy, learner.ppo
     for optimizer in learner.optimizers:
@@ -308,21 +308,27 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
     weight = minibatch.weights.sum()
     totals = Totals({"weight": weight}, {})
     for micro in microbatches(minibatch, ppo.microbatch_columns):
-        new = policy.evaluate(micro.obs, micro.actions)
+        fused = not measured and micro.mask.shape[1] == 1  # then all steps are valid, because no row is without one
+        explicit = policy.evaluate_explicitly(micro.obs, micro.actions) if fused and not critic_only else None
+        new = explicit[0] if explicit else policy.evaluate(micro.obs, micro.actions)
         if learner.observe is not None:
             learner.observe(micro, new, weight)
-        if measured or micro.mask.shape[1] > 1:
+        if not fused:
             loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
             total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
             (total / weight).backward(inputs=critic)
             totals.add(loss.totals)
-        else:  # all steps are valid, because each row is one step and rows without a valid step were dropped
+        else:
             limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
             losses, slopes = losses_and_slopes(new, micro, ppo, limits, penalty_coef)
             coefs = (0.0, 0.0, 1.0) if critic_only else (1.0, -ppo.entropy_coef, value_coef)
-            used = [(x, slope, c) for x, slope, c in zip(new, slopes, coefs, strict=True) if c and x.requires_grad]
-            gradients = [slope * (micro.weights * c / weight) for _, slope, c in used]
-            torch.autograd.backward([x for x, *_ in used], gradients, inputs=critic)
+            share = micro.weights / weight
+            gradients = [slope * (share * c) if c else None for slope, c in zip(slopes, coefs, strict=True)]
+            if explicit:
+                explicit[1](gradients)
+            else:
+                used = [(x, g) for x, g in zip(new, gradients, strict=True) if g is not None and x.requires_grad]
+                torch.autograd.backward([x for x, _ in used], [g for _, g in used], inputs=critic)
             totals.add(Totals({name: (x.detach() * micro.weights).sum() for name, x in losses.items()}, {}))
         learner.counter.done += len(micro)
     return totals

@@ -6,7 +6,7 @@ L = `row_len` consecutive steps that the policy must evaluate together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Observations: TypeAlias = Tensor | Mapping[str, Tensor]
+AddGradients: TypeAlias = Callable[[Sequence[Tensor | None]], None]  # takes the gradients of an Evaluation's fields
 
 
 def map_obs(function: Callable[[Tensor], Tensor], obs: Observations) -> Observations:
@@ -37,6 +38,10 @@ class ActorCritic(nn.Module):
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Return log-probs, entropies and value estimates for `actions` [R, L, ...] taken at `obs` [R, L, ...]."""
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(obs, actions)")
+
+    def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
+        """Return the same as `evaluate` and a function that adds to `grad`, or None if only autograd can do that."""
+        return None
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         """Return the parameters that affect only value estimates: a separate critic, or the head on a shared trunk."""

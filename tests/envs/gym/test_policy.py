@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,11 @@ from torch.distributions import Independent, Normal
 from envs.gym.options import Policy
 from envs.gym.policy import ACTIVATIONS, GymPolicy
 from envs.gym.spaces import ActionLayout, ObservationLayout
+from ppo_unified.config.schema import PPO, Optim
+from ppo_unified.engine.optimizers import TERMS
+from ppo_unified.engine.ppo import backward, make_batch, make_learner
 from ppo_unified.engine.rollout import Observations, map_obs
+from tests.toys import gradients, random_rollout
 
 DISCRETE = ActionLayout(False, (4,), (0,))
 MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
@@ -92,7 +97,7 @@ def test_samples_follow_evaluated_probabilities(actions: ActionLayout) -> None:
 
 
 @pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
-def test_actor_and_drawn_noise_equal_single_actions(actions: ActionLayout) -> None:
+def test_actor_chooses_the_same_actions_as_the_policy(actions: ActionLayout) -> None:
     obs = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))  # of three steps in five environments
     for activation in ACTIVATIONS:
         policy = make(actions, normalize_obs=True, activation=activation)
@@ -102,12 +107,12 @@ def test_actor_and_drawn_noise_equal_single_actions(actions: ActionLayout) -> No
         with torch.inference_mode():
             policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(3))
             mask = None if actions.continuous else torch.arange(sum(actions.sizes)).expand(5, -1) != 1
-            act, noises = policy.make_actor(), policy.head.draw(together, 3, 5)
-            for raw, noise in zip(obs, noises, strict=True):
+            act, greedy = policy.make_actor(together, steps=3), policy.make_actor(None)
+            for raw in obs:
                 scaled = policy.scale(raw)
                 seen = scaled if mask is None else {"obs": scaled, "action_mask": mask}
-                assert torch.equal(act(raw, mask, noise), policy.act(seen, single))
-                assert torch.equal(act(raw, mask, None), policy.act(seen, None))
+                assert torch.equal(act(raw, mask), policy.act(seen, single))
+                assert torch.equal(greedy(raw, mask), policy.act(seen, None))
         assert torch.equal(single.get_state(), together.get_state())
 
 
@@ -151,7 +156,22 @@ def test_fused_networks_equal_separate_ones(
             chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).view(7, 3, -1)
         found = outputs_and_gradients(policy, obs, chosen)
         with monkeypatch.context() as patch:
-            patch.setattr("envs.gym.policy.evaluate_towers", lambda *_: None)
+            patch.setattr("envs.gym.policy.find_parameters", lambda *_: None)
             patch.setattr("envs.gym.policy.logprobs_and_entropy", plain_logprobs_and_entropy)
             expected = outputs_and_gradients(policy, obs, chosen)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_explicit_gradients_equal_autograd(dtype: torch.dtype, tolerance: float) -> None:
+    """An optimizer step without autograd has the same losses and gradients, also with several micro-batches."""
+    policy, rollout = make(DISCRETE, hidden=[8, 5]).to(dtype), random_rollout(dtype=dtype)
+    obs, ppo = observations(20, size=6).to(dtype).flatten(0, 1).view(5, 12, 6), PPO(entropy_coef=0.1, minibatches=1)
+    batch = make_batch(replace(rollout, obs=obs, actions=rollout.actions[..., None]), ppo)
+    assert policy.evaluate_explicitly(batch.obs, batch.actions) is not None
+    for changed in (ppo, ppo.model_copy(update={"microbatch_columns": 7, "entropy_coef": 0.0, "value_coef": 0.0})):
+        results = []
+        for measured in (True, False):
+            sums = backward(make_learner(policy, changed, Optim()), batch, False, measured).sums
+            results.append(torch.stack([*(sums[name] for name in TERMS), *gradients(policy)]))
+        assert (results[1] - results[0]).abs().max() <= tolerance * results[0].abs().max()
