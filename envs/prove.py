@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from envs.gym.options import Gym, GymConfig
-from envs.gym.policy import GymPolicy
-from envs.gym.policy import Actor
+from envs.gym.policy import Actor, GymPolicy
 from envs.gym.vector import GymAdapter
 from envs.llm.adapter import LLMAdapter
 from envs.llm.generate import Responses
