@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ppo_unified.engine.rollout import Observations, map_obs
 
-GROUP_COST = 1 / 16  # time of a forward pass that does not depend on its columns, as a share of a full pass's time
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -86,17 +84,10 @@ def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
     """Group row indices by similar `lengths` [R], and yield each group with its longest length.
 
     In each group, the number of rows times the longest length is at most `columns`, unless the group has only one row.
-    The groups have the smallest possible total cost if a group costs its columns, including padding, and GROUP_COST.
     """
-    order = lengths.argsort(descending=True, stable=True)
-    longest, fixed = [max(1, n) for n in lengths[order].tolist()], GROUP_COST * columns
-    cost, sizes = torch.zeros(len(order) + 1, dtype=torch.float64), [0] * len(order)  # of the rows from an index on
-    for start in reversed(range(len(order))):
-        rest = cost[start + 1 : start + 1 + max(1, columns // longest[start])]
-        costs = rest + fixed + longest[start] * torch.arange(1, len(rest) + 1)
-        sizes[start] = int(costs.argmin()) + 1
-        cost[start] = costs[sizes[start] - 1]
-    start = 0
+    order, start = lengths.argsort(descending=True, stable=True), 0
     while start < len(order):
-        yield order[start : start + sizes[start]], int(lengths[order[start]])
-        start += sizes[start]
+        longest = int(lengths[order[start]])
+        rows = order[start : start + max(1, columns // max(1, longest))]
+        yield rows, longest
+        start += len(rows)
