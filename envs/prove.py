@@ -258,11 +258,7 @@ def next_logprobs(model: nn.Module, prefix: list[int], temperature: float) -> Te
 
 
 def plain_logprobs(model: nn.Module, temperature: float) -> Logprobs:
-    @torch.no_grad()
-    def logprobs(prefix: list[int]) -> np.ndarray:
-        return next_logprobs(model, prefix, temperature).numpy()
-
-    return logprobs
+    return torch.no_grad()(lambda prefix: next_logprobs(model, prefix, temperature).numpy())
 
 
 class PrefixPolicy(ActorCritic):
@@ -271,23 +267,20 @@ class PrefixPolicy(ActorCritic):
     scaler = None  # GymAdapter reads this attribute
 
     def __init__(self, policy: TokenPolicy, written: Mapping[tuple[int, ...], list[int]] | None = None) -> None:
-        """Create the policy. `written` maps each prompt to the response that `act` replays."""
+        """Create the policy. `written` maps each prompt to the response that is replayed."""
         super().__init__()
         self.policy, self.written = policy, written or {}
 
     def scale(self, obs: Tensor) -> Tensor:
         return obs
 
-    def act(self, obs: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return the next token of each response, [N, 1]. In a reset column, return token 0."""
-        chosen = []
-        for prompt, response in map(decode_obs, obs.tolist()):
-            whole = self.written[tuple(prompt)]
-            chosen.append(whole[len(response)] if len(response) < len(whole) else 0)
-        return torch.tensor(chosen)[:, None]
-
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
-        return lambda obs, mask: self.act(obs, generator)
+        """Return a function that returns the next token of each response, [N, 1]. In a reset column, it is token 0."""
+        return lambda obs, mask: torch.tensor([[self._replay(*decode_obs(row))] for row in obs.tolist()])
+
+    def _replay(self, prompt: list[int], response: list[int]) -> int:
+        whole = self.written[tuple(prompt)]
+        return whole[len(response)] if len(response) < len(whole) else 0
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Evaluate actions [R, 1, 1] at obs [R, 1, size], and return tensors [R, 1]."""
