@@ -40,7 +40,7 @@ class ActorCritic(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(obs, actions)")
 
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
-        """Return the same as `evaluate` and a function that adds to `grad`, or None if only autograd can do that."""
+        """Return the result of `evaluate` and a function that adds to the parameters' `grad`, or None for autograd."""
         return None
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:

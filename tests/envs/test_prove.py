@@ -39,7 +39,7 @@ MUTANTS = {  # mutant -> a quantity that must differ
     Mutant("alignment: actions are the states' own tokens", ADAPTER, "torch.where(mask, responses.tokens[:, 1:]", "torch.where(mask, responses.tokens[:, :-1]"): "steps",
     Mutant("alignment: old log-probs of the states' own tokens", ADAPTER, "tokens[:, 1 : longest + 1]", "tokens[:, :longest]"): "logprobs",
     Mutant("alignment: values after the token", ADAPTER, "values=values,", "values=values.roll(-1, 1),"): "values",
-    Mutant("alignment: the update reads other columns", TOKEN_POLICY, "self.network.trunk(obs)[chosen]", "self.network.trunk(obs)[chosen.roll(-1, 1)]"): "gradient: policy",
+    Mutant("alignment: the update reads other columns", TOKEN_POLICY, "trunk(tokens)[chosen]\n        logprobs, ", "trunk(tokens)[chosen.roll(-1, 1)]\n        logprobs, "): "gradient: policy",
     Mutant("gymnasium: a value after termination", VECTOR, "values[:, 1:] * ~died", "values[:, 1:]"): "next_values",
     Mutant("gymnasium: reset columns are steps", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"): "steps",
     Mutant("engine: no trace", PPO, "torch.addcmul(delta, carry, running)", "delta"): "advantages by definition",
