@@ -50,7 +50,7 @@ TARGET_OPTIONS = re.findall(
     optim.eps optim.betas optim.max_grad_norm""",
 )
 
-# The source of a setting: a file, a paper or its section, or a study note; or a reason why there is none.
+# Each setting names its source (a file, a paper, a section or a study note) or the reason why it has none.
 SOURCE = re.compile(
     r"[\w/-]+\.(py|sh|sbatch|md|json)\b|\bnbs/\d+|(App\.|[Ss]ection) [\w.]+|\bnote \d{3}\b|^(paper|open|short|here): "
 )
