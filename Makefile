@@ -39,8 +39,8 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-learn: install  ## learning results of every preset over several seeds (45 minutes)
-	$(BIN)/python benchmarks/learning.py --out benchmarks/learning.md
+learn: install  ## learning results of every preset over several seeds; delete learning.jsonl to repeat all (45 minutes)
+	$(BIN)/python benchmarks/learning.py --out benchmarks/learning.md --jobs 2
 	$(BIN)/python benchmarks/language.py --out benchmarks/language.md
 
 bench: install  ## the speed of CartPole runs, now and in the Git revision BEFORE (4 minutes on an idle machine)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ def find_sizes(llm: LLM) -> Sizes:
         critic=count(critic),
         rewards=sum(rewards),
         shared=sum(shared),
-        lora=sum(_lora_weights(trunk_of(policy))),
+        lora=sum(_lora_weights(policy, llm.lora_targets)),
         largest=max(count(policy).weights, count(critic).weights, *rewards, *shared),
     )
 
@@ -105,11 +105,21 @@ def count(model: nn.Module) -> Count:
     return Count(sum(parameter.numel() for parameter in model.parameters()), weights)
 
 
-def _lora_weights(trunk: Any) -> Iterator[int]:
-    """Yield the number of LoRA weights with rank 1 of each linear layer."""
+def _lora_weights(model: Any, targets: Sequence[str]) -> Iterator[int]:
+    """Yield the number of LoRA weights with rank 1 of each layer whose name ends with one of `targets`.
+
+    Without targets, these are all linear layers except the output head and those of encoders.
+    """
+    endings = tuple("." + target for target in targets)
+    trunk = model if endings else trunk_of(model)
     encoders = encoder_prefixes(trunk)
     for name, module in trunk.named_modules():
-        if isinstance(module, (nn.Linear, Conv1D)) and not name.startswith(encoders):
+        is_linear = isinstance(module, (nn.Linear, Conv1D))
+        if endings:
+            is_chosen = (is_linear or isinstance(module, nn.Embedding)) and f".{name}".endswith(endings)
+        else:
+            is_chosen = is_linear and not name.startswith(encoders)
+        if is_chosen:
             yield sum(module.weight.shape)
 
 

@@ -35,12 +35,10 @@ class UpdateObserver:
     def __init__(self, learner: Learner, rollout: Rollout) -> None:
         rows = int(rollout.rows(rollout.mask).any(1).sum())
         self.minibatches = min(learner.ppo.minibatches, rows)  # per epoch
-        self.shape, device = rollout.mask.shape, rollout.mask.device
-        names = ["logprob", "value", "entropy"]
-        names += ["advantage_used"] if learner.ppo.normalize_advantages == "minibatch" else []
-        size = learner.ppo.epochs, rollout.mask.numel()
-        self.quantities = {name: torch.zeros(size, device=device) for name in names}
-        self.minibatch = torch.full(size, -1, dtype=torch.int32, device=device)
+        self.shape = rollout.mask.shape
+        self.names = ["logprob", "value", "entropy"]
+        self.names += ["advantage_used"] if learner.ppo.normalize_advantages == "minibatch" else []
+        self.epochs = list[dict[str, Tensor]]()  # the quantities [N * T] in each epoch that has begun
         self.number = -1  # of the current minibatch, counted over all epochs
         self._weight: Tensor | None = None  # of the current minibatch
         self.seconds = 0.0  # time that the observer has taken
@@ -51,19 +49,28 @@ class UpdateObserver:
         if weight is not self._weight:
             self.number, self._weight = self.number + 1, weight
         epoch, minibatch = divmod(self.number, self.minibatches)
+        if epoch == len(self.epochs):
+            self.epochs.append(self._make_quantities(micro.mask.device))
+        quantities = self.epochs[epoch]
         found = {"logprob": new.logprobs, "value": new.values, "entropy": new.entropy}
         found["advantage_used"] = micro.advantages
         places = micro.places[micro.mask]
-        for name, target in self.quantities.items():
-            target[epoch, places] = found[name].detach()[micro.mask].to(target)
-        self.minibatch[epoch, places] = minibatch
+        for name in self.names:
+            quantities[name][places] = found[name].detach()[micro.mask].float()
+        quantities["minibatch"][places] = minibatch
         self.seconds += time.perf_counter() - started
+
+    def _make_quantities(self, device: torch.device) -> dict[str, Tensor]:
+        size = self.shape.numel()
+        quantities = {name: torch.zeros(size, device=device) for name in self.names}
+        return quantities | {"minibatch": torch.full((size,), -1, dtype=torch.int32, device=device)}
 
     def to_arrays(self, rows: int) -> dict[str, np.ndarray]:
         """Return each quantity as an array [E, rows, T], where E is the number of epochs that the update started."""
-        epochs = -(-(self.number + 1) // self.minibatches)
-        found = self.quantities | {"minibatch": self.minibatch}
-        return {name: x.view(-1, *self.shape)[:epochs, :rows].cpu().numpy() for name, x in found.items()}
+        return {
+            name: torch.stack([epoch[name] for epoch in self.epochs]).view(-1, *self.shape)[:, :rows].cpu().numpy()
+            for name in (*self.names, "minibatch")
+        }
 
 
 class Recorder:
@@ -172,7 +179,8 @@ class Recorder:
         learner, rollout, adapter = self.state.learner, iteration.rollout, self.state.adapter
         own = load(self.spec.explain)(adapter, rollout) if self.spec.explain else {}
         observations = name_observations(rollout.obs)
-        tensors = [*observations.values(), rollout.actions, *table.columns.values(), *observer.quantities.values()]
+        tensors = [*observations.values(), rollout.actions, *table.columns.values()]
+        tensors += [x for epoch in observer.epochs for x in epoch.values()]
         tensors += [x for pair in self._alternatives.values() for x in pair]
         rows = samples.rows_to_keep(
             rollout.mask.cpu().numpy(), sum(x.numel() * x.element_size() for x in tensors) // len(rollout.mask)
