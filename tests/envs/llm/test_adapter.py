@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "critic from a path": {"llm": {"critic_init": "other"}},
     "LoRA, policy and critic on one base": {"llm": {"lora_rank": 2}},
     "LoRA, shared critic": {"llm": {"lora_rank": 2, "critic": "shared"}},
-    "LoRA, reference is a copy": {"llm": {"lora_rank": 2, "reference": "copy", "lora_targets": ["v_proj", "lm_head"]}},
+    "LoRA, reference is a copy": {"llm": {"lora_rank": 4, "reference": "copy", "lora_targets": ["v_proj", "lm_head"]}},
     "LoRA, critic from a path": {"llm": {"lora_rank": 2, "critic_init": "other"}},
     "high temperature": {"llm": {"temperature": 1.7}},
     "full KL, whitened rewards": {"llm": {"kl": "full", "whiten_rewards": True}},
