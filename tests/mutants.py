@@ -130,7 +130,7 @@ MUTANTS = [
     Mutant("minibatches: more than rows", BATCH, "min(count, len(batch))", "count"),
     Mutant("minibatches: by rows, not steps", BATCH, "split_evenly(batch.mask.sum(1), ", "split_evenly(batch.mask.any(1).long(), "),
     Mutant("micro-batches: last column cut", BATCH, "batch[rows][:, :longest]", "batch[rows][:, : max(1, longest - 1)]"),
-    Mutant("micro-batches: too wide", BATCH, "columns // max(1, longest)", "2 * columns // max(1, longest)"),
+    Mutant("micro-batches: too wide", BATCH, "columns // width", "2 * columns // width"),
     Mutant("optimizers: critic in both", OPTIMIZERS, "if id(p) not in own", "if id(p)"),
     Mutant("optimizers: norms not clipped", OPTIMIZERS, "max_grad_norm or torch.inf", "torch.inf"),
     Mutant("optimizers: step despite NaN", OPTIMIZERS, "if not math.isfinite(", "if math.isinf("),

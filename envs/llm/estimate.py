@@ -94,7 +94,8 @@ class Batch:
     prompts: int  # number of different prompts
     prompt: int  # columns of the longest prompt
     new: int  # tokens per response
-    parts: list[tuple[int, int]]  # the number of rows and their length, for each pass
+    lengths: list[int]  # columns of each row, in descending order
+    limit: int  # the maximum number of columns of a pass
 
     @classmethod
     def plan(cls, config: LLMConfig, prompts: Sequence[int], rows: int, copies: int = 1) -> Batch:
@@ -104,11 +105,11 @@ class Batch:
         """
         chosen, new = spread(sorted(prompts, reverse=True), rows // copies), config.llm.max_new_tokens
         lengths = [length + new - 1 for length in chosen for _ in range(copies)]
-        return cls(min(len(chosen), len(prompts)), chosen[0], new, pack(lengths, config.ppo.microbatch_columns))
+        return cls(min(len(chosen), len(prompts)), chosen[0], new, lengths, config.ppo.microbatch_columns)
 
     @property
     def rows(self) -> int:
-        return sum(rows for rows, _ in self.parts)
+        return len(self.lengths)
 
     @property
     def longest(self) -> int:
@@ -116,22 +117,22 @@ class Batch:
         return self.prompt + self.new - 1
 
     @property
-    def padded(self) -> int:
-        """The number of columns with padding."""
-        return sum(rows * length for rows, length in self.parts)
-
-    @property
     def scored(self) -> int:
         """The largest number of columns that a reward model reads together."""
         return min(self.rows, max(1, BATCH_COLUMNS // self.longest)) * self.longest
 
-    def largest(self, most: int, chunk: int) -> tuple[int, int]:
-        """Return the largest number of columns, and of steps with logits, of passes with at most `most` rows.
+    def padded(self, rows: int) -> float:
+        """Return the number of columns of all passes, with padding, if `rows` rows are packed at a time."""
+        packed = pack(spread(self.lengths, rows), self.limit)
+        return sum(count * longest for count, longest in packed) * self.rows / rows
 
-        `chunk` is the largest number of steps whose logits are in memory at a time.
+    def largest(self, rows: int, chunk: int) -> tuple[int, int]:
+        """Return the largest possible number of columns, and of steps with logits, of a pass with at most `rows` rows.
+
+        The rows are chosen at random. `chunk` is the largest number of steps whose logits are in memory at a time.
         """
-        columns = max(min(rows, most) * length for rows, length in self.parts)
-        return columns, min(min(most, max(rows for rows, _ in self.parts)) * self.new, chunk)
+        columns = min(rows * self.longest, max(self.longest, self.limit))
+        return columns, min(min(rows, max(1, self.limit // self.lengths[-1])) * self.new, chunk)
 
 
 def pack(lengths: Sequence[int], columns: int) -> list[tuple[int, int]]:
@@ -157,11 +158,12 @@ class Batches:
         llm, ppo = config.llm, config.ppo
         training = Batch.plan(config, prompts, llm.rollout_batch, llm.group_size)
         minibatch = -(-training.rows // min(ppo.minibatches, training.rows))
+        uneven = [training.longest] + [training.lengths[-1]] * (minibatch - 1)  # packing divides it before any other
         return cls(
             training=training,
             evaluation=Batch.plan(config, held_out, min(llm.rollout_batch, max(config.eval.episodes, SHOWN))),
             minibatch=minibatch,
-            is_single=ppo.microbatch_columns // training.longest >= minibatch and not texts,
+            is_single=not texts and len(pack(uneven, ppo.microbatch_columns)) == 1,
             texts=pack(spread(sorted(texts, reverse=True), llm.ptx_batch), ppo.microbatch_columns) if texts else [],
         )
 
@@ -280,8 +282,9 @@ def time_parts(config: LLMConfig, batches: Batches, seconds: Seconds) -> dict[st
     return {
         "generate": seconds.prompt * training.prompts * training.prompt + seconds.token * training.new,
         "score": seconds.score * training.rows * training.longest,
-        "compare": seconds.compare * training.padded,
-        "update": seconds.update * (training.padded * ppo.epochs + texts * steps) + seconds.step * steps,
+        "compare": seconds.compare * training.padded(training.rows),
+        "update": seconds.update * (training.padded(batches.minibatch) * ppo.epochs + texts * steps)
+        + seconds.step * steps,
     }
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ppo_unified.engine.rollout import Observations, map_obs
 
+GROUP_COST = 1 / 16  # time of a pass that does not depend on its columns, relative to a pass with all allowed columns
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -60,18 +62,15 @@ def split_evenly(steps: Tensor, count: int) -> list[int]:
     """Return the ends of `count` consecutive, non-empty groups of rows with nearly equal sums of `steps` [R]."""
     if count == 1:
         return [len(steps)]
-    ends = steps.cumsum(0).cpu()
-    targets = ends[-1] * torch.arange(1, count) / count
-    cuts = torch.searchsorted(ends - steps.cpu() / 2, targets)  # a row belongs to the group that contains its middle
-    number = torch.arange(1, count)
-    cuts = torch.minimum(torch.maximum(cuts, number), len(steps) - count + number)
-    cuts = (cuts - number).cummax(0).values + number  # strictly increasing, so no group is empty
-    return [*map(int, cuts), len(steps)]
+    ends, number = steps.cumsum(0).cpu(), torch.arange(1, count)
+    cuts = torch.searchsorted(ends - steps.cpu() / 2, ends[-1] * number / count)  # a row belongs where its middle is
+    spare = (cuts - number).clamp(0, len(steps) - count).cummax(0).values  # never decreases, so no group is empty
+    return [*map(int, number + spare), len(steps)]
 
 
 def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
-    """Group rows of similar length into micro-batches of at most `columns` columns, or of a single longer row.
-    Columns after the last valid one are dropped. Policies are causal, so this changes no output at a valid column."""
+    """Divide the rows into micro-batches as `pack_rows` does. Columns after the last valid one of a micro-batch are
+    dropped. Policies are causal, so this changes no output at a valid column."""
     width = batch.mask.shape[1]
     if width == 1:
         yield from [batch] if len(batch) <= columns else (batch[i : i + columns] for i in range(0, len(batch), columns))
@@ -81,13 +80,18 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
 
 
 def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
-    """Group row indices by similar `lengths` [R], and yield each group with its longest length.
+    """Group row indices by similar `lengths` [R], and yield each group with its longest length, longest rows first.
 
     In each group, the number of rows times the longest length is at most `columns`, unless the group has only one row.
+    The sum of these products, plus GROUP_COST * `columns` for each group, is as small as possible.
     """
-    order, start = lengths.argsort(descending=True, stable=True), 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        rows = order[start : start + max(1, columns // max(1, longest))]
-        yield rows, longest
-        start += len(rows)
+    widths, order = lengths.clamp(min=1).sort(stable=True)
+    costs, starts, end = [0.0], [0], 0  # costs[n]: lowest of the n shortest rows; starts[n]: of their last group
+    for end, width in enumerate(widths.tolist(), start=1):
+        first = max(starts[-1], min(end - 1, end - columns // width))  # the best start never moves back
+        totals = [costs[start] + width * (end - start) for start in range(first, end)]
+        costs.append(min(totals) + GROUP_COST * columns)
+        starts.append(first + totals.index(min(totals)))
+    while end:
+        yield order[starts[end] : end], int(widths[end - 1])
+        end = starts[end]

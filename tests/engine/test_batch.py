@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations, pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from ppo_unified.config.schema import PPO
-from ppo_unified.engine.batch import Batch, microbatches, minibatches, split_evenly, standardize
+from ppo_unified.engine.batch import GROUP_COST, Batch, microbatches, minibatches, pack_rows, split_evenly, standardize
 from ppo_unified.engine.ppo import make_batch
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.testing import BanditPolicy
@@ -121,6 +122,24 @@ def test_microbatches_cover_valid_steps_within_the_limit(columns: int) -> None:
     for part in parts:
         assert part.mask.numel() <= columns or len(part) == 1
         assert part.mask[:, -1].any()  # at least one row is valid at the last column
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_are_packed_at_the_lowest_cost(seed: int) -> None:
+    """No division of the sorted rows into groups costs less."""
+    lengths = torch.randint(0, 12, (7,), generator=torch.Generator().manual_seed(seed))
+    columns, ordered = 24, sorted(lengths.tolist(), reverse=True)
+
+    def cost(groups: list[list[int]]) -> float:
+        fits = all(len(group) == 1 or len(group) * max(group) <= columns for group in groups)
+        padded = sum(len(group) * max(1, *group) for group in groups)  # an empty row also needs a column
+        return padded + GROUP_COST * columns * len(groups) if fits else float("inf")
+
+    places = [(0, *cuts, 7) for count in range(7) for cuts in combinations(range(1, 7), count)]
+    possible = [[ordered[a:b] for a, b in pairwise(cuts)] for cuts in places]
+    packed = [lengths[rows].tolist() for rows, _ in pack_rows(lengths, columns)]
+    assert sorted((n for group in packed for n in group), reverse=True) == ordered
+    assert cost(packed) == min(map(cost, possible))
 
 
 @pytest.mark.parametrize("row_len", [1, 2, 3, 12])

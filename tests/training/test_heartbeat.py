@@ -345,7 +345,7 @@ def test_language_model_names_its_work(tmp_path: Path) -> None:
     from envs.llm.policy import TokenPolicy
     from envs.llm.rewards import scoring
 
-    (tmp_path / "prompts.txt").write_text("a\nbc\ndef\nghij\n", encoding="utf-8")
+    (tmp_path / "prompts.txt").write_text("ab\ncd\nef\ngh\n", encoding="utf-8")
     llm: dict[str, Any] = {"rollout_batch": 3, "max_new_tokens": 6, "min_new_tokens": 6}
     llm |= {"model": str(save_model(tmp_path / "model")), "prompts": str(tmp_path / "prompts.txt"), "reward": "regex:a"}
     config = load_preset("arithmetic", llm=llm, ppo={"minibatches": 2, "microbatch_columns": 20})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from envs.llm.model import Network, load_config, load_reward_model, load_tokeniz
 from envs.llm.rewards.errors import RewardError
 from envs.llm.rewards.lora_reward_model import read_lora_folder
 from envs.llm.structure import config_context_length
+from ppo_unified.engine.batch import pack_rows
 from ppo_unified.errors import UsageError
 
 # written by `ppo-unified reward-model`, which trains on the text that the policy reads
@@ -62,7 +63,8 @@ class RewardModel:
         known = chats or [None] * len(prompts)
         rows = [self._encode(*exchange) for exchange in zip(prompts, responses, known, strict=True)]
         scores = [0.0] * len(rows)
-        for numbers in _batches([len(row) for row in rows]):
+        for indices, _ in pack_rows(torch.tensor([len(row) for row in rows]), BATCH_COLUMNS):
+            numbers = indices.tolist()
             values = self.score_tokens([rows[i] for i in numbers]).tolist()
             for i, value in zip(numbers, values, strict=True):
                 scores[i] = value
@@ -190,18 +192,3 @@ def max_tokens(config: Any, tokenizer: Any) -> int:
     """
     positions = config_context_length(config)
     return min(int(positions), int(tokenizer.model_max_length))
-
-
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Yield batches of row indices. The rows in a batch have similar lengths.
-
-    A batch has at most BATCH_COLUMNS tokens including padding, except when it consists of a single longer row.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[i] > BATCH_COLUMNS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

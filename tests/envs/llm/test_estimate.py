@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_bytes_of_weights_follow_from_the_options(folder: Path, kind: str) -> No
 @pytest.mark.parametrize(
     ("kind", "ppo"),
     [
-        ("independent critic", {"epochs": 1, "minibatches": 1, "microbatch_columns": 100}),
+        ("equal prompts", {"epochs": 1, "minibatches": 1, "microbatch_columns": 120}),  # three rows per micro-batch
         ("independent critic", {"epochs": 1, "minibatches": 1}),  # one micro-batch per minibatch
         ("recomputed activations, LoRA", {"epochs": 1, "minibatches": 1}),
         ("pretraining loss", {"epochs": 1, "minibatches": 1}),
@@ -85,6 +86,9 @@ def test_predicted_peak_equals_that_of_an_iteration(folder: Path, kind: str, ppo
         (folder / "texts.txt").write_text("a longer text than prompts and responses together\n" * 40)
         llm = {"critic": "shared", "ptx_coef": 1.0, "ptx_data": str(folder / "texts.txt"), "ptx_batch": 8}
         adapter = LLMAdapter(make_config(folder, llm, ppo=ppo), torch.device("cpu"))
+    elif kind == "equal prompts":
+        (folder / "equal.txt").write_text("what is longer than the others\n" * 6)
+        adapter = LLMAdapter(make_config(folder, {"prompts": str(folder / "equal.txt")}, ppo=ppo), torch.device("cpu"))
     else:
         adapter = make_adapter(folder, kind, ppo=ppo)
     found = estimate(adapter)
@@ -128,13 +132,17 @@ def test_batches_follow_the_options(folder: Path) -> None:
     batches = Batches.plan(config, [9, 9, 3, 3, 3, 3], [30], [8, 6, 4])
     training = batches.training
     assert (training.longest, training.rows, training.new, batches.minibatch) == (20, 6, 12, 3)
-    assert training.parts == [(2, 20), (3, 14), (1, 14)]
-    assert training.largest(6, 1000) == (42, 3 * 12)  # most rows are in a micro-batch of short rows
+    assert training.largest(6, 1000) == (45, 3 * 12)  # most rows are in a micro-batch of short rows
     assert training.largest(2, 20) == (40, 20)
-    assert training.padded == 2 * 20 + 4 * 14
+    assert replace(training, limit=10).largest(6, 20) == (20, 12)  # one row
     assert not batches.is_single
     assert (batches.evaluation.prompts, batches.evaluation.longest) == (1, 41)
     assert Batches.plan(apply_changes(config, {"ppo": {"minibatches": 3}}, ""), [9] * 6, [9]).is_single
+    wide = Batches.plan(apply_changes(config, {"ppo": {"microbatch_columns": 200}}, ""), [9, 9, 3, 3, 3, 3], [9])
+    assert wide.is_single
+    assert wide.training.padded(6) == 2 * 20 + 4 * 14  # long and short rows are in different micro-batches
+    assert wide.training.padded(3) == 6 * 20  # a micro-batch of its own would not pay for one long row of three
+    assert not Batches.plan(apply_changes(config, {"ppo": {"microbatch_columns": 190}}, ""), [9, 3], [9]).is_single
     shared = Batch.plan(config, [9, 3], 6, copies=3)
     assert (shared.prompts, shared.rows) == (2, 6)
 

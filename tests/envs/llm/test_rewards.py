@@ -454,17 +454,6 @@ def test_reward_model_score_is_independent_of_batching(
     assert score(reward, "r", prompts[::-1], responses[::-1], {}) == pytest.approx(together[::-1], abs=1e-5)
 
 
-def test_reward_model_batches_rows_by_size() -> None:
-    rng = random.Random(0)
-    lengths = [rng.randint(1, 3000) for _ in range(200)]
-    batches = list(reward_model._batches(lengths))
-    assert sorted(i for batch in batches for i in batch) == list(range(200))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 8192 for batch in batches)
-    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in batches)
-    assert padded <= 1.1 * sum(lengths)
-    assert len(batches) <= 1.3 * sum(lengths) / 8192
-
-
 def test_bfloat16_scores_match_float32_within_tolerance(tmp_path: Path) -> None:
     folder = str(save_reward_model(tmp_path))
     exact, rough = RewardModel(folder), RewardModel(folder, dtype="bfloat16")
