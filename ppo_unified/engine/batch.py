@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ppo_unified.engine.rollout import Observations, map_obs
 
-GROUP_COST = 1 / 16  # time of a pass that does not depend on its columns, relative to a pass with all allowed columns
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,14 +81,15 @@ def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
     """Group row indices by similar `lengths` [R], and yield each group with its longest length, longest rows first.
 
     In each group, the number of rows times the longest length is at most `columns`, unless the group has only one row.
-    The sum of these products, plus GROUP_COST * `columns` for each group, is as small as possible.
+    The sum of these products, plus a fixed cost of each group, is as small as possible.
     """
     widths, order = lengths.clamp(min=1).sort(stable=True)
-    costs, starts, end = [0.0], [0], 0  # costs[n]: lowest of the n shortest rows; starts[n]: of their last group
+    fixed = max(128, columns // 64)  # a pass also takes the time of about so many columns; higher limits suit fast GPUs
+    costs, starts, end = [0], [0], 0  # costs[n]: lowest of the n shortest rows; starts[n]: of their last group
     for end, width in enumerate(widths.tolist(), start=1):
         first = max(starts[-1], min(end - 1, end - columns // width))  # the best start never moves back
         totals = [costs[start] + width * (end - start) for start in range(first, end)]
-        costs.append(min(totals) + GROUP_COST * columns)
+        costs.append(min(totals) + fixed)
         starts.append(first + totals.index(min(totals)))
     while end:
         yield order[starts[end] : end], int(widths[end - 1])

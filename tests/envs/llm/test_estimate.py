@@ -76,7 +76,7 @@ def test_bytes_of_weights_follow_from_the_options(folder: Path, kind: str) -> No
     ("kind", "ppo"),
     [
         ("equal prompts", {"epochs": 1, "minibatches": 1, "microbatch_columns": 120}),  # three rows per micro-batch
-        ("independent critic", {"epochs": 1, "minibatches": 1}),  # one micro-batch per minibatch
+        ("independent critic", {"epochs": 1, "minibatches": 1, "microbatch_columns": 65536}),  # one per minibatch
         ("recomputed activations, LoRA", {"epochs": 1, "minibatches": 1}),
         ("pretraining loss", {"epochs": 1, "minibatches": 1}),
     ],
@@ -138,11 +138,12 @@ def test_batches_follow_the_options(folder: Path) -> None:
     assert not batches.is_single
     assert (batches.evaluation.prompts, batches.evaluation.longest) == (1, 41)
     assert Batches.plan(apply_changes(config, {"ppo": {"minibatches": 3}}, ""), [9] * 6, [9]).is_single
-    wide = Batches.plan(apply_changes(config, {"ppo": {"microbatch_columns": 200}}, ""), [9, 9, 3, 3, 3, 3], [9])
+    config = apply_changes(config, {"ppo": {"microbatch_columns": 1000}}, "")
+    wide = Batches.plan(config, [109, 109, 49, 49, 49, 49], [9])
     assert wide.is_single
-    assert wide.training.padded(6) == 2 * 20 + 4 * 14  # long and short rows are in different micro-batches
-    assert wide.training.padded(3) == 6 * 20  # a micro-batch of its own would not pay for one long row of three
-    assert not Batches.plan(apply_changes(config, {"ppo": {"microbatch_columns": 190}}, ""), [9, 3], [9]).is_single
+    assert wide.training.padded(6) == 2 * 120 + 4 * 60  # long and short rows are in different micro-batches
+    assert wide.training.padded(3) == 6 * 120  # a micro-batch of its own would not pay for one long row of three
+    assert not Batches.plan(config, [109, 39], [9]).is_single
     shared = Batch.plan(config, [9, 3], 6, copies=3)
     assert (shared.prompts, shared.rows) == (2, 6)
 
