@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from ppo_unified.cli.common import add_runs_folder, preload
 from ppo_unified.errors import UsageError
+from ppo_unified.runs.background import Reserve
 from ppo_unified.text import is_drawable
 
 
@@ -30,5 +33,18 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"ppo-unified tui requires a terminal ({found}); without one, use ppo-unified runs and ppo-unified show"
         )
-    code: int = preload("tui.app").run(options.folder, options.readonly, not options.no_bell)
+    reserve = Reserve()
+    if not options.readonly and _is_empty(options.folder):
+        reserve.fill()  # a run is all that the user can start with, and its imports take longer than those of the UI
+    try:
+        code: int = preload("tui.app").run(options.folder, options.readonly, not options.no_bell, reserve)
+    finally:
+        reserve.clear()
     return code
+
+
+def _is_empty(folder: Path) -> bool:
+    """Return True if a runs folder does not exist or contains only hidden files."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        return all(entry.name.startswith(".") for entry in entries)
+    return not folder.exists()

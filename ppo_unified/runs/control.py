@@ -18,6 +18,7 @@ from typing import NamedTuple
 from ppo_unified.errors import UsageError
 from ppo_unified.parsing import open_file
 from ppo_unified.runs import processes
+from ppo_unified.runs.background import Standby
 from ppo_unified.runs.folder import (
     ACTIVE,
     LOCK,
@@ -45,13 +46,20 @@ class Event(NamedTuple):
     text: str  # may have several lines
 
 
-def start(arguments: Sequence[str], runs: Path, on_created: Callable[[Run], object] | None = None) -> Run:
-    """Start `ppo-unified train ARGUMENTS` in the background and wait until training has started.
+def start(
+    arguments: Sequence[str],
+    runs: Path,
+    on_created: Callable[[Run], object] | None = None,
+    standby: Standby | None = None,
+) -> Run:
+    """Start `ppo-unified train ARGUMENTS` in the background, in the standby process if there is one, and wait until
+    training has started.
 
     `on_created` is called with the run as soon as its folder exists. If the process ends before training starts, raises
     UsageError with the process's error message.
     """
-    run, _ = processes.detach(["train", *arguments, "--runs", str(runs)], on_created=on_created)
+    words = ["train", *arguments, "--runs", str(runs)]
+    run, _ = processes.detach(words, on_created=on_created, standby=standby)
     return run
 
 

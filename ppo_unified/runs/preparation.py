@@ -29,6 +29,7 @@ from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig, typed_options
 from ppo_unified.config.sweep import SEED
 from ppo_unified.config.values import Auto, Kind, is_verbatim, kind_of
+from ppo_unified.runs.background import DETACHED_VARIABLE
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create
 from ppo_unified.runs.signals import why_ended
 
@@ -221,8 +222,6 @@ def discard(run: Run) -> None:
 
 # A detached process reports its folder to `processes.detach`, which passes it an open file and puts the file's
 # descriptor into its environment. A pipe would break if the starting process ended first.
-
-DETACHED_VARIABLE = "PPO_UNIFIED_DETACHED"  # contains the file descriptor's number
 
 
 @cache

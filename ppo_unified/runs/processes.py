@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import socket
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
 
 from ppo_unified.errors import UsageError
+from ppo_unified.runs.background import Background, Standby
 from ppo_unified.runs.folder import ACTIVE, Run, Status
-from ppo_unified.runs.preparation import DETACHED_VARIABLE, discard, read_reported_folder
+from ppo_unified.runs.preparation import discard, read_reported_folder
 from ppo_unified.runs.signals import record_user_stop
 
 
@@ -27,29 +23,21 @@ def detach(
     resumed: Run | None = None,
     on_created: Callable[[Run], object] | None = None,
     patience_s: float = 60.0,
+    standby: Standby | None = None,
 ) -> tuple[Run, Status]:
     """Start `ppo-unified ARGUMENTS` in a new session and wait until training has started.
 
     `resumed` is the run to resume. If it is None, the process creates a new run, and `on_created` is called with that
-    run as soon as its folder exists. If the process ends too early, raises UsageError with its error message.
+    run as soon as its folder exists. If the process ends too early, raises UsageError with its error message. If there
+    is a `standby` process, it executes the command.
     """
     run, deadline = resumed, time.monotonic() + patience_s
-    # use files, not pipes, because the child may still write after this process has ended
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as report:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ppo_unified", *arguments],  # -P ignores modules in the current folder
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-            pass_fds=[report.fileno()],
-            env=os.environ | {DETACHED_VARIABLE: str(report.fileno())},
-        )
-        # reap the child, so that a long-running terminal UI does not accumulate zombies
-        threading.Thread(target=child.wait, name=f"wait for {child.pid}", daemon=True).start()
+    is_taken = standby is not None and standby.send(arguments)
+    with closing(standby if standby is not None and is_taken else Background(*arguments)) as process:
+        child = process.child
         while time.monotonic() < deadline:
             ended = child.returncode is not None  # check this before reading, so that no output is missed
-            if run is None and (folder := read_reported_folder(report)):
+            if run is None and (folder := read_reported_folder(process.report)):
                 run = Run(folder)
                 if on_created is not None:
                     on_created(run)
@@ -57,8 +45,9 @@ def detach(
             if run is not None and status.pid == child.pid and status.state not in ("starting", "failed"):
                 return run, status
             if ended:
-                errors.seek(0)
-                raise _failure(child.returncode, errors.read().decode(errors="replace").strip(), run, resumed is None)
+                process.errors.seek(0)
+                message = process.errors.read().decode(errors="replace").strip()
+                raise _failure(child.returncode, message, run, resumed is None)
             time.sleep(0.02)
     where = run.path if run is not None else "ppo-unified " + shlex.join(arguments)
     raise UsageError(f"{where}: process {child.pid} has not started training within {patience_s:.0f} s")

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from ppo_unified import load_preset
+from ppo_unified import __version__, load_preset
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control, log_tee, notes, preparation, processes, signals
+from ppo_unified.runs import background, control, log_tee, notes, preparation, processes, signals
 from ppo_unified.runs.folder import Run, Status
 from tui.notices import Notices
 from tui.runs.entries import Entry
@@ -74,14 +74,46 @@ def locked_run(tmp_path: Path) -> Iterator[Run]:
 
 def test_start_reports_run_early_and_returns_it_training(tmp_path: Path) -> None:
     seen: list[tuple[Run, str]] = []
+    reserve = background.Reserve()
+    reserve.fill()
     run = control.start(
-        ["cartpole", *QUICK], tmp_path / "runs", on_created=lambda run: seen.append((run, run.read_status().state))
+        ["cartpole", *QUICK],
+        tmp_path / "runs",
+        on_created=lambda run: seen.append((run, run.read_status().state)),
+        standby=(standby := reserve.take()),
     )
+    assert standby is not None
+    assert run.read_status().pid == standby.child.pid
+    assert reserve.take() is None
     assert [found.path for found, _ in seen] == [run.path] == [tmp_path / "runs" / "cartpole-s1"]
     assert seen[0][1] == "starting"
     assert run.read_status().state in ("running", "finished")
     wait_for(lambda: run.read_status().state == "finished")
     assert run.command.read_text() == f"ppo-unified train cartpole {' '.join(QUICK)} --runs {run.path.parent}\n"
+
+
+def test_discarded_standby_is_replaced_by_a_new_process(tmp_path: Path) -> None:
+    reserve = background.Reserve()
+    reserve.fill()
+    standby = reserve.take()
+    assert standby is not None
+    standby.discard()
+    assert standby.child.wait(60) == -signal.SIGKILL
+    with pytest.raises(UsageError, match="did you mean 'cartpole'"):
+        control.start(["cartpol"], tmp_path / "runs", standby=standby)
+
+
+@pytest.mark.parametrize(("arguments", "output"), [(["--version"], f"ppo-unified {__version__}\n"), ([], "")])
+def test_standby_executes_the_command_that_it_receives(arguments: list[str], output: str) -> None:
+    """A failed import is reported by the command. Without a command, because the sender has ended, nothing happens."""
+    code = "import sys; from ppo_unified.cli import standby; standby.MODULES = ('missing_module',)"
+    process = subprocess.run(
+        [sys.executable, "-c", f"{code}; sys.exit(standby.wait())"],
+        input=background.encode_arguments(arguments),
+        capture_output=True,
+        check=True,
+    )
+    assert (process.stdout.decode(), process.stderr) == (output, b"")
 
 
 def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
@@ -279,10 +311,10 @@ def test_environment_variable_does_not_imply_detached(
     tmp_path: Path, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An invalid value of the environment variable is ignored, and child processes do not inherit it."""
-    monkeypatch.setenv(preparation.DETACHED_VARIABLE, value)
+    monkeypatch.setenv(background.DETACHED_VARIABLE, value)
     preparation.report_descriptor.cache_clear()
     run = preparation.prepare(load_preset("cartpole"), tmp_path)
-    assert preparation.DETACHED_VARIABLE not in os.environ
+    assert background.DETACHED_VARIABLE not in os.environ
     with log_tee.log_output(run):
         print("for people")
     assert capsys.readouterr().out == "for people\n"

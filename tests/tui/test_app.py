@@ -21,7 +21,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, Static
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs import control
+from ppo_unified.runs import background, control
 from ppo_unified.runs.event_writer import EventWriter
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.metrics import AWAITED
@@ -771,18 +771,25 @@ def test_form_shows_start_errors_and_keeps_input(tmp_path: Path) -> None:
 
 
 def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a run fails to start, its input is restored."""
+    """If a run fails to start, its input is restored. Each run is started by a standby process of its own."""
     goes_on, started, refusals = threading.Event(), list[list[str]](), list[str]()
+    used, ready = list[object](), list[object]()
 
-    def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
+    def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object], standby: object) -> Run:
         started.append(list(arguments))
+        used.append(standby)
         on_created(run := make_run(folder, f"new-{len(started)}", 9))
         assert goes_on.wait(60)
         if refusals:
             raise UsageError(refusals[0])
         return run
 
+    def make_standby() -> object:
+        ready.append(Mock(is_waiting=True))
+        return ready[-1]
+
     monkeypatch.setattr(control, "start", start)
+    monkeypatch.setattr(background, "Standby", make_standby)
 
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         async def start_with(lr: str) -> None:
@@ -808,8 +815,9 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
         await wait_until(pilot, lambda: refusals[0] in notifications(app))
         assert app.state.typed == {"cartpole": {"optim.lr": "0.125"}}
 
-    drive(runs, act)
+    drive(runs, act, reserve=background.Reserve())
     assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
+    assert used == ready
 
 
 def test_run_can_be_renamed_and_annotated(runs: Path) -> None:
