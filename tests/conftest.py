@@ -69,13 +69,13 @@ def _parse_style_sheets_once() -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _start_detached_runs_faster() -> Iterator[None]:
     """Start the processes of detached runs and of the terminal UI as copies of one that has imported PyTorch."""
-    from ppo_unified.runs import processes
+    from ppo_unified.runs import background
     from tests.fork_server import Popen
     from tui.watch import player
 
     faster = SimpleNamespace(**vars(subprocess) | {"Popen": Popen})
     with pytest.MonkeyPatch.context() as patch:
-        for module in (processes, player):
+        for module in (background, player):
             patch.setattr(module, "subprocess", faster)
         yield
 
@@ -95,5 +95,5 @@ def shorten_ui_delays(monkeypatch: pytest.MonkeyPatch) -> None:
         (detail_pane, "READ_S"),
     ):
         monkeypatch.setattr(module, name, 0.05)
-    monkeypatch.setattr(pacing, "TYPING_SHARE", 2)
-    monkeypatch.setattr(pacing, "IDLE_SHARE", 2)
+    for name in ("TYPING_SHARE", "IDLE_SHARE", "EAGER_SHARE"):
+        monkeypatch.setattr(pacing, name, 2)

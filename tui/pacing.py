@@ -8,6 +8,7 @@ from statistics import median
 
 REFRESH_S = 0.5  # minimum time between two redraws
 IDLE_SHARE, TYPING_SHARE = 10, 60  # redraws use at most 1/10 of the time, and 1/60 while the user types
+EAGER_SHARE = 3  # and 1/3 shortly after the first point of a run
 TYPING_S = 2.0  # the user counts as typing for this long after a key or a mouse event
 EAGER_FOR_S = 3.0  # redraws are more frequent for this long after the first point of a run
 
@@ -31,10 +32,10 @@ class Pacer:
         The median ignores a single slow redraw, such as the first one after a change to other charts.
         """
         now = time.monotonic()
-        least = REFRESH_S / 4 if self.is_eager() else REFRESH_S
+        least, share = (REFRESH_S / 4, EAGER_SHARE) if self.is_eager() else (REFRESH_S, IDLE_SHARE)
         if now - self._touched < TYPING_S:
             return max(least, TYPING_SHARE * self._took[-1])
-        return max(least, IDLE_SHARE * median(self._took))
+        return max(least, share * median(self._took))
 
     def begin(self) -> float:
         """Record the start of a redraw and return its time for `end`."""
@@ -50,8 +51,8 @@ class Pacer:
         self._began = 0.0
 
     def be_eager(self) -> None:
-        """Redraw immediately, and more often during the next seconds."""
-        self._began, self._eager_until = 0.0, time.monotonic() + EAGER_FOR_S
+        """Redraw immediately, and more often during the next seconds, even if the user has just typed."""
+        self._began, self._touched, self._eager_until = 0.0, 0.0, time.monotonic() + EAGER_FOR_S
 
     def is_eager(self) -> bool:
         """Return True shortly after the first point of a run."""

@@ -97,13 +97,14 @@ class Store:
         """
         keys = list(keys)
         known = {tag for key in keys for tag in self._curves.get(key, ())}
-        return sort_tags(known or (AWAITED if self._awaits_first_point(keys, ALIVE) else ()))
+        seen, readers = self._without_points(keys), self._readers
+        awaited = any(entry.key in readers and entry.state in ALIVE for entry in seen)
+        return sort_tags(known or (AWAITED if awaited else ()))
 
-    def _awaits_first_point(self, keys: Iterable[str], states: Iterable[str]) -> bool:
-        """Return True if a run in `keys` has a state in `states` and no point of it has been read yet."""
-        entries, readers = self.entries, self._readers
-        bare = [entries[key] for key in keys if key in entries and key in readers and not self._curves.get(key)]
-        return any(entry.state in states for entry in bare)
+    def _without_points(self, keys: Iterable[str]) -> list[Entry]:
+        """Return the entries of the runs in `keys` of which no point has been read yet."""
+        entries = self.entries
+        return [entries[key] for key in keys if key in entries and not self._curves.get(key)]
 
     def curve(self, key: str, tag: str) -> Curve | None:
         """Return the curve of one of a run's tags, or None if the run has no such curve."""
@@ -132,8 +133,8 @@ class Store:
         return Changes(self._publish(), frozenset(advanced), pending or unread)
 
     def awaits_first_point(self) -> bool:
-        """Return True if a watched run is active and has no point yet."""
-        return self._awaits_first_point(self._watched, ACTIVE)
+        """Return True if a watched run is active and no point of it has been read yet."""
+        return any(entry.state in ACTIVE for entry in self._without_points(self._watched))
 
     def _scan(self) -> None:
         started = time.thread_time()

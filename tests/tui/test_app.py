@@ -59,7 +59,7 @@ env_id = "CartPole-v1"
 rescale_actions = true
 """
 TAGS = ("eval/score", "episode/return", "policy/kl", "policy/entropy", "loss/value", "custom/thing")
-PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60}  # for the test of these pauses
+PAUSES = {"REFRESH_S": 0.5, "IDLE_SHARE": 10, "TYPING_SHARE": 60, "EAGER_SHARE": 3}  # for the test of these pauses
 pytestmark = pytest.mark.usefixtures("shorten_ui_delays")
 Act = Callable[[Pilot[None], Terminal], Coroutine[Any, Any, None]]
 
@@ -1000,6 +1000,10 @@ def test_redraws_slow_down_while_typing_or_when_expensive(runs: Path, monkeypatc
             assert pacer.interval_s() == pytest.approx(6.0)
             now += TYPING_S
             assert pacer.interval_s() == pytest.approx(1.0)
+            pacer.touch()
+            assert pacer.interval_s() == pytest.approx(6.0)
+            pacer.be_eager()  # the user waits for the first point of a run
+            assert pacer.interval_s() == pytest.approx(0.3)
 
     drive(runs, act)
 

@@ -879,6 +879,12 @@ def test_first_point_of_a_drawn_run_is_polled_often(tmp_path: Path, monkeypatch:
     shown.update()
     assert shown.tags("a")
     assert not shown.awaits_first_point()
+    opened = Store(tmp_path)
+    opened.update()
+    opened.watch(["a"])
+    assert opened.awaits_first_point()  # its points have not been read
+    opened.update()
+    assert not opened.awaits_first_point()
 
 
 def test_started_run_has_charts_for_its_first_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
