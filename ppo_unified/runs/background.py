@@ -85,6 +85,11 @@ class Standby(Background):
                 self.child.kill()
                 self.close()
 
+    def close(self) -> None:
+        super().close()
+        if self.child.stdin is not None:
+            self.child.stdin.close()
+
 
 class Reserve:
     """At most one standby process, for the next run that this process starts."""
