@@ -74,17 +74,9 @@ def locked_run(tmp_path: Path) -> Iterator[Run]:
 
 def test_start_reports_run_early_and_returns_it_training(tmp_path: Path) -> None:
     seen: list[tuple[Run, str]] = []
-    reserve = background.Reserve()
-    reserve.fill()
     run = control.start(
-        ["cartpole", *QUICK],
-        tmp_path / "runs",
-        on_created=lambda run: seen.append((run, run.read_status().state)),
-        standby=(standby := reserve.take()),
+        ["cartpole", *QUICK], tmp_path / "runs", on_created=lambda run: seen.append((run, run.read_status().state))
     )
-    assert standby is not None
-    assert run.read_status().pid == standby.child.pid
-    assert reserve.take() is None
     assert [found.path for found, _ in seen] == [run.path] == [tmp_path / "runs" / "cartpole-s1"]
     assert seen[0][1] == "starting"
     assert run.read_status().state in ("running", "finished")
@@ -117,15 +109,24 @@ def test_standby_executes_the_command_that_it_receives(arguments: list[str], out
 
 
 def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
+    """One of the runs is trained by a standby process."""
     found: list[Run] = []
-    both = [
-        threading.Thread(target=lambda: found.append(control.start(["cartpole", *QUICK], tmp_path))) for _ in range(2)
-    ]
+    reserve = background.Reserve()
+    reserve.fill()
+    standby = reserve.take()
+    assert standby is not None
+    assert reserve.take() is None
+
+    def start(standby: background.Standby | None) -> None:
+        found.append(control.start(["cartpole", *QUICK], tmp_path, standby=standby))
+
+    both = [threading.Thread(target=start, args=(each,)) for each in (standby, None)]
     for thread in both:
         thread.start()
     for thread in both:
         thread.join()
     assert {run.name for run in found} == {"cartpole-s1", "cartpole-s1-2"}
+    assert standby.child.pid in [run.read_status().pid for run in found]
     wait_for(lambda: all(run.read_status().state == "finished" for run in found))
 
 
