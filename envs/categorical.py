@@ -18,38 +18,48 @@ def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool
     return results
 
 
+def evaluate(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return log pi(a) and the entropy, each [n], and the probabilities [n, V]."""
+    logs, actions = logits.log_softmax(-1), actions[:, None]
+    logprobs = logs.gather(-1, actions)
+    total = logits.gather(-1, actions) - logprobs
+    probs = logs.exp_()
+    entropy = total.squeeze(-1) - torch.bmm(probs[:, None], logits[..., None])[:, 0, 0]
+    return logprobs.squeeze(-1), entropy, probs
+
+
+def logits_gradient(
+    probs: Tensor, actions: Tensor, entropy: Tensor, logprob_grad: Tensor, entropy_grad: Tensor | None
+) -> Tensor:
+    """Return the gradient: d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H).
+
+    `entropy_grad` is None if the entropy is not used.
+    """
+    scale = -logprob_grad[:, None]
+    if entropy_grad is not None:
+        scale = scale - (entropy_grad * entropy)[:, None]
+    grad = probs * scale
+    if entropy_grad is not None:
+        grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad[:, None]))
+    return grad.scatter_add_(-1, actions[:, None], logprob_grad[:, None])
+
+
 class LogprobsAndEntropy(torch.autograd.Function):
     """Computes log-probs and entropies. The hand-written gradient stores fewer [n, V] tensors than autograd would."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, actions: Tensor, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        logs, actions = logits.log_softmax(-1), actions[:, None]
-        logprobs = logs.gather(-1, actions)
-        total = logits.gather(-1, actions) - logprobs
-        probs = logs.exp_()
-        entropy = total.squeeze(-1) - torch.bmm(probs[:, None], logits[..., None])[:, 0, 0]
-        if entropy_gradient:
-            ctx.save_for_backward(probs, actions, entropy)
-        else:
-            ctx.save_for_backward(probs, actions)
+        logprobs, entropy, probs = evaluate(logits, actions)
+        ctx.save_for_backward(probs, actions, entropy)
+        if not entropy_gradient:
             ctx.mark_non_differentiable(entropy)
-        return logprobs.squeeze(-1), entropy
+        return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, logprob_grad: Tensor | None, entropy_grad: Tensor | None) -> tuple[Tensor, None, None]:
-        """Return the gradient: d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H).
-
-        A gradient is None if its output is not used.
-        """
-        probs, actions, *entropy = ctx.saved_tensors
+        probs, actions, entropy = ctx.saved_tensors
         if logprob_grad is None:
-            logprob_grad = torch.zeros_like(entropy[0])
-        scale = -logprob_grad[:, None]
-        if entropy_grad is not None:
-            scale = scale - (entropy_grad * entropy[0])[:, None]
-        grad = probs * scale
-        if entropy_grad is not None:
-            grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad[:, None]))
-        return grad.scatter_add_(-1, actions, logprob_grad[:, None]), None, None
+            logprob_grad = torch.zeros_like(entropy)
+        return logits_gradient(probs, actions, entropy, logprob_grad, entropy_grad), None, None

@@ -11,10 +11,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from envs.categorical import LogprobsAndEntropy, logprobs_and_entropy
+from envs import categorical
 from envs.gym.options import Policy
 from envs.gym.spaces import ActionLayout, ObservationLayout
-from envs.gym.towers import Towers, apply_explicitly, find_parameters
+from envs.gym.towers import Towers, make_towers
 from ppo_unified.engine.rollout import ActorCritic, AddGradients, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -25,6 +25,8 @@ IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.SiLU: partial(nn.functional.silu, inplace=True),
 }
 CLIP = 10.0  # normalized observations are clipped to +-CLIP
+# gradients of log-probs [n] and entropies [n] -> gradient of the outputs of the head's linear layer
+OutputGradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 # (observations before normalization [N, size], action mask) -> actions [N, components]
 Actor: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -123,6 +125,9 @@ class GymPolicy(ActorCritic):
             (self.critic, 1.0),
         ):
             initialize(module, gain, generator)
+        self.towers = (
+            None if self.shared else make_towers(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
+        )
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Evaluate actions [R, L, components] at obs [R, L, size], and return tensors [R, L]."""
@@ -133,37 +138,29 @@ class GymPolicy(ActorCritic):
 
     def _outputs_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs of the head's linear layer and the value estimates [.., 1] for x [.., size]."""
-        parameters = self._towers()
-        if parameters and not x.requires_grad:
-            found: tuple[Tensor, Tensor] = Towers.apply(x.flatten(0, -2), type(self.actor_torso[1]), *parameters)  # type: ignore[no-untyped-call]  # torch
+        towers = self.towers
+        if towers and not x.requires_grad:
+            found: tuple[Tensor, Tensor] = Towers.apply(x.flatten(0, -2), towers.activation, *towers.parameters)  # type: ignore[no-untyped-call]  # torch
             return found[0].view(*x.shape[:-1], -1), found[1].view(*x.shape[:-1], 1)
         features = self.actor_torso(x)
         return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
 
-    def _towers(self) -> list[Tensor] | None:
-        """Return the parameters for `Towers`, or None if it cannot evaluate this policy."""
-        if self.shared:
-            return None
-        return find_parameters(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
-
     @torch.no_grad()
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
-        parameters, head = self._towers(), self.head
-        if not parameters or isinstance(obs, Mapping) or not isinstance(head, Categorical) or len(head.sizes) > 1:
+        x, mask = split_mask(obs)
+        networks = self.towers.evaluate(x.flatten(0, -2)) if self.towers and self.head.is_explicit else None
+        if networks is None:
             return None
-        shape, activation = actions.shape[:-1], type(self.actor_torso[1])
-        (outputs, values), towers_backward = apply_explicitly(Towers, obs.flatten(0, -2), activation, *parameters)
-        taken, head_backward = apply_explicitly(LogprobsAndEntropy, outputs, actions.flatten(), True)
+        outputs, values, add_network_gradients = networks
+        choices = None if mask is None else mask.flatten(0, -2)
+        logprobs, entropy, output_gradient = self.head.evaluate_explicitly(outputs, actions.flatten(0, -2), choices)
 
         @torch.no_grad()
-        def add_gradients(gradients: Sequence[Tensor | None]) -> None:
-            logprob_grad, entropy_grad, value_grad = (None if g is None else g.flatten() for g in gradients)
-            value_grad = torch.zeros_like(values) if value_grad is None else value_grad[:, None]
-            output_grad, *_ = head_backward(logprob_grad, entropy_grad)
-            for p, grad in zip(parameters, towers_backward(output_grad, value_grad)[2:], strict=True):
-                p.grad = grad if p.grad is None else p.grad + grad
+        def add_gradients(by_logprob: Tensor, by_entropy: Tensor | None, by_value: Tensor) -> None:
+            by_output = output_gradient(by_logprob.flatten(), None if by_entropy is None else by_entropy.flatten())
+            add_network_gradients(by_output, by_value.view(-1, 1))
 
-        return Evaluation(*(x.view(shape) for x in (*taken, values))), add_gradients
+        return Evaluation(*(x.view(actions.shape[:-1]) for x in (logprobs, entropy, values))), add_gradients
 
     def scale(self, obs: Tensor) -> Tensor:
         """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
@@ -230,10 +227,18 @@ class Head(nn.Module):
     """Maps features [.., F] to a distribution over actions [.., components]."""
 
     linear: nn.Linear  # its outputs are the parameters of the distribution
+    is_explicit = True  # has `evaluate_explicitly`
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the log-prob and the entropy, each [..], given the outputs of `linear`. Both are sums over the
         action's components, which are independent."""
+        raise NotImplementedError
+
+    def evaluate_explicitly(
+        self, outputs: Tensor, actions: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, OutputGradient]:
+        """Return the results of `logprobs_and_entropy` for n steps without autograd, and a function that computes the
+        gradient of `outputs` and adds to the gradients of the head's own parameters."""
         raise NotImplementedError
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -263,6 +268,7 @@ class Categorical(Head):
         self.sizes = sizes
         self.linear = nn.Linear(features, sum(sizes))
         self.uniform = len(set(sizes)) == 1
+        self.is_explicit = len(sizes) == 1
         self.register_buffer("padding", torch.arange(max(sizes)) < torch.tensor(sizes)[:, None], persistent=False)
 
     def choices(self, features: Tensor, mask: Tensor | None) -> Tensor:
@@ -284,10 +290,17 @@ class Categorical(Head):
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = self._arrange(outputs, mask).flatten(0, -2)
-        logprobs, entropy = logprobs_and_entropy(logits, actions.flatten(), entropy_gradient=True)
+        logprobs, entropy = categorical.logprobs_and_entropy(logits, actions.flatten(), entropy_gradient=True)
         if len(self.sizes) == 1:
             return logprobs.view(actions.shape[:-1]), entropy.view(actions.shape[:-1])
         return logprobs.view(actions.shape).sum(-1), entropy.view(actions.shape).sum(-1)
+
+    def evaluate_explicitly(
+        self, outputs: Tensor, actions: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, OutputGradient]:
+        logits, chosen = outputs if mask is None else torch.where(mask, outputs, -1e9), actions.squeeze(-1)
+        logprobs, entropy, probs = categorical.evaluate(logits, chosen)
+        return logprobs, entropy, partial(categorical.logits_gradient, probs, chosen, entropy)
 
     def draw(self, generator: torch.Generator, steps: int, count: int) -> Sequence[Tensor]:
         race = torch.empty(steps, count, *self.padding.shape, device=generator.device)
@@ -318,6 +331,22 @@ class Gaussian(Head):
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
         summed = logprobs.sum(-1)
         return summed, entropy.expand_as(summed)
+
+    def evaluate_explicitly(
+        self, outputs: Tensor, actions: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, OutputGradient]:
+        logprobs, entropy = self.logprobs_and_entropy(outputs, actions, mask)
+
+        def output_gradient(logprob_grad: Tensor, entropy_grad: Tensor | None) -> Tensor:
+            inverse, difference, factor = (-self.log_std).exp(), actions - outputs, logprob_grad[:, None]
+            by_mean = difference * inverse.square() * factor
+            own = (difference * by_mean).sum(0) - factor.sum()  # d log pi / d log std = (a - mean)^2 / std^2 - 1
+            if entropy_grad is not None:
+                own += entropy_grad.sum()
+            self.log_std.grad = own if self.log_std.grad is None else self.log_std.grad.add_(own)
+            return by_mean
+
+        return logprobs, entropy, output_gradient
 
     def draw(self, generator: torch.Generator, steps: int, count: int) -> Sequence[Tensor]:
         empty = (self.log_std.new_empty(count, len(self.log_std)) for _ in range(steps))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,6 +35,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.mask)
 
+    @cached_property
+    def normalized(self) -> Batch:
+        """This batch with standardized advantages."""
+        return replace(self, advantages=standardize(self.advantages, self.mask))
+
 
 def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
     """Return advantages with zero mean and unit variance over the valid steps, and 0 at masked steps.
@@ -49,17 +56,17 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
     """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps. If there are
-    fewer than `count` rows, each row becomes its own minibatch."""
-    batch, start = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)], 0
-    for end in split_evenly(batch.mask.sum(1), min(count, len(batch))):
-        part, start = batch[start:end] if count > 1 else batch, end
-        yield replace(part, advantages=standardize(part.advantages, part.mask)) if normalize else part
+    fewer than `count` rows, each row becomes its own minibatch. A single minibatch needs no shuffling."""
+    parts = [batch]
+    if count > 1:
+        batch = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)]
+        ends = split_evenly(batch.mask.sum(1), min(count, len(batch)))
+        parts = [batch[start:end] for start, end in pairwise([0, *ends])]
+    yield from (part.normalized if normalize else part for part in parts)
 
 
 def split_evenly(steps: Tensor, count: int) -> list[int]:
     """Return the ends of `count` consecutive, non-empty groups of rows with nearly equal sums of `steps` [R]."""
-    if count == 1:
-        return [len(steps)]
     ends, number = steps.cumsum(0).cpu(), torch.arange(1, count)
     cuts = torch.searchsorted(ends - steps.cpu() / 2, ends[-1] * number / count)  # a row belongs where its middle is
     spare = (cuts - number).clamp(0, len(steps) - count).cummax(0).values  # never decreases, so no group is empty

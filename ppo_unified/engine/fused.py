@@ -10,48 +10,48 @@ from torch import Tensor, nn
 
 from ppo_unified.config.schema import PPO
 from ppo_unified.engine.batch import Batch
-from ppo_unified.engine.rollout import Evaluation
+from ppo_unified.engine.rollout import AddGradients, Evaluation
 
 ALIGNMENT = 16  # in elements: a view starts at a multiple of 64 bytes, as a separate tensor does
 
 
 @torch.no_grad()
-def losses_and_slopes(
-    new: Evaluation, batch: Batch, ppo: PPO, limits: tuple[float, float], penalty_coef: float
-) -> tuple[dict[str, Tensor], Evaluation]:
-    """Return the losses of `ppo.ppo_loss` at every step and their derivatives with respect to `new`, each [R, L]."""
-    policy, policy_slope = policy_loss_and_slope(new.logprobs, batch, ppo, limits, penalty_coef)
-    error = new.values - batch.returns
-    value = error.square()
-    if ppo.value_clip:
-        change = new.values - batch.values
-        clipped = batch.values + change.clamp(-ppo.value_clip, ppo.value_clip) - batch.returns
-        moving = torch.where(change.abs() <= ppo.value_clip, clipped, 0.0)  # outside, the clipped error is constant
-        error = torch.where(clipped.square() > value, moving, error)
-        value = torch.maximum(value, clipped.square())
-    slopes = Evaluation(policy_slope, torch.ones_like(new.entropy), error)
-    return {"policy": policy, "value": 0.5 * value, "entropy": new.entropy}, slopes
+def value_slope(values: Tensor, batch: Batch, value_clip: float) -> Tensor:
+    """Return the derivative of `ppo.value_loss` with respect to `values` at every step, [R, L]."""
+    error = values - batch.returns
+    if value_clip:
+        change = values - batch.values
+        clipped = batch.values + change.clamp(-value_clip, value_clip) - batch.returns
+        moving = torch.where(change.abs() <= value_clip, clipped, 0.0)  # outside, the clipped error is constant
+        error = torch.where(clipped.square() > error.square(), moving, error)
+    return error
 
 
-def policy_loss_and_slope(
-    logprobs: Tensor, batch: Batch, ppo: PPO, limits: tuple[float, float], penalty_coef: float
-) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def policy_slope(logprobs: Tensor, batch: Batch, ppo: PPO, limits: tuple[float, float], penalty_coef: float) -> Tensor:
+    """Return the derivative of `ppo.policy_loss` with respect to `logprobs` at every step, [R, L]."""
     advantages = batch.advantages
     if ppo.objective == "policy-gradient":
-        return -logprobs * advantages, -advantages
-    log_ratio = logprobs - batch.logprobs
-    ratio = log_ratio.exp()
-    gain = slope = ratio * advantages
+        return -advantages
+    ratio = (logprobs - batch.logprobs).exp_()
+    slope = gain = ratio * advantages
     if ppo.objective == "penalty":
-        return penalty_coef * (ratio - 1 - log_ratio) - gain, penalty_coef * (ratio - 1) - gain
+        return penalty_coef * (ratio - 1) - gain
     if ppo.objective == "clip":
-        clipped = ratio.clamp(1 - limits[0], 1 + limits[1]) * advantages
-        slope = gain * (gain <= clipped)
-        gain = torch.minimum(gain, clipped)
+        slope = gain * (gain <= ratio.clamp_(1 - limits[0], 1 + limits[1]).mul_(advantages))
         if ppo.dual_clip:
-            lowest = torch.where(advantages < 0, ppo.dual_clip * advantages, -torch.inf)
-            slope, gain = slope * (gain >= lowest), torch.maximum(gain, lowest)
-    return -gain, -slope
+            slope = slope * ((advantages >= 0) | (gain >= ppo.dual_clip * advantages))
+    return -slope
+
+
+def use_autograd(new: Evaluation, inputs: list[nn.Parameter] | None) -> tuple[Evaluation, AddGradients]:
+    """Return `new` and a function that adds to the gradients of all parameters, or only of `inputs`."""
+
+    def add_gradients(*gradients: Tensor | None) -> None:
+        used = [(x, g) for x, g in zip(new, gradients, strict=True) if g is not None and x.requires_grad]
+        torch.autograd.backward([x for x, _ in used], [g for _, g in used], inputs=inputs)
+
+    return new, add_gradients
 
 
 class Flat:

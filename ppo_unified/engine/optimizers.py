@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from ppo_unified.engine.fused import Flat
 from ppo_unified.engine.rollout import ActorCritic
 
 SMALL = 1 << 19  # largest number of weights that an optimizer moves to common tensors
-TERMS = ("policy", "value", "entropy")  # terms of the loss
 
 
 class Adam(torch.optim.Adam):
@@ -30,8 +28,8 @@ class Adam(torch.optim.Adam):
     add_param_group = inspect.unwrap(Optimizer.add_param_group)
     state_dict = inspect.unwrap(Optimizer.state_dict)
 
-    def __init__(self, parameters: Sequence[nn.Parameter], **options: Any) -> None:
-        super().__init__(parameters, fused=True, **options)
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, **options: Any) -> None:
+        super().__init__([{"params": parameters, "initial_lr": lr}], lr=lr, fused=True, **options)
         same = len({(p.dtype, p.device) for p in parameters}) == 1
         self.is_small = same and sum(p.numel() for p in parameters) <= SMALL
         self.flats, self.places = list[Flat](), list[int]()
@@ -57,32 +55,33 @@ class Adam(torch.optim.Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         if not self.is_small:
             inspect.unwrap(torch.optim.Adam.step)(self)
-        elif self.gradients():
-            for flat in self.flats:
-                flat.step(**{name: self.param_groups[0][name] for name in ("lr", "betas", "eps")})
+        group = self.param_groups[0]
+        for flat in self.flats:
+            flat.step(group["lr"], group["betas"], group["eps"])
+
+    step.hooked = True  # type: ignore[attr-defined]  # otherwise, torch adds a wrapper that takes longer than the step
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        for p in self.param_groups[0]["params"]:
+        """Set common tensors to zero, to which new gradients are then added, and other gradients to None."""
+        for gradient in self.gradients() if self.is_small else ():
+            gradient.zero_()
+        for p in () if self.is_small else self.param_groups[0]["params"]:
             p.grad = None
 
 
 class NonFiniteError(FloatingPointError):
-    """Raised if a rollout, loss or gradient is not finite. No weight changed. `step` sets `minibatch` and `sums`."""
+    """Raised if a rollout, loss or gradient is not finite. No weight changed. `step` sets `minibatch`."""
 
-    def __init__(self, message: str, minibatch: Batch | None = None, sums: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, message: str, minibatch: Batch | None = None) -> None:
         super().__init__(message)
-        self.minibatch, self.sums = minibatch, sums or {}
+        self.minibatch = minibatch
 
 
 def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
     """Return one Adam for all parameters or, if `optim.joint` is false, one for the policy and one for the critic."""
 
     def adam(parameters: Iterable[nn.Parameter], lr: float) -> Adam:
-        betas = (optim.betas[0], optim.betas[1])
-        optimizer = Adam(list(parameters), lr=lr, eps=optim.eps, betas=betas)
-        for group in optimizer.param_groups:
-            group["initial_lr"] = lr
-        return optimizer
+        return Adam(list(parameters), lr, eps=optim.eps, betas=(optim.betas[0], optim.betas[1]))
 
     trainable = [p for p in policy.parameters() if p.requires_grad]
     if optim.joint:
@@ -94,36 +93,26 @@ def make_optimizers(policy: ActorCritic, optim: Optim) -> list[Adam]:
 
 def set_learning_rates(optimizers: list[Adam], scale: float) -> None:
     """Set the learning rate of each parameter group to its initial learning rate multiplied by `scale`."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scale
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = group["initial_lr"] * scale
 
 
-def step(
-    optimizers: list[Adam],
-    optim: Optim,
-    minibatch: Batch | None = None,
-    sums: Mapping[str, Tensor] = MappingProxyType({}),
-) -> Tensor:
+def step(optimizers: list[Adam], optim: Optim, minibatch: Batch | None = None, losses: Iterable[Tensor] = ()) -> Tensor:
     """Clip each optimizer's gradients, take a step, and return the norm of all gradients before clipping.
 
-    If a gradient or one of the loss terms in `sums` is NaN or infinite, no weight is changed. Depending on
+    If a gradient or one of the `losses` is NaN or infinite, no weight is changed. Depending on
     `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
     """
     gradients = [own for x in optimizers if (own := x.gradients())]  # in the critic's warm-up, the policy has none
     norms = [torch.linalg.vector_norm(own[0]) if len(own) == 1 else nn.utils.get_total_norm(own) for own in gradients]
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
-    # test the sum, not each number, because every test waits for the device
-    terms = {name: sums[name] for name in TERMS if name in sums}
-    if not math.isfinite(torch.stack([norm, *terms.values()]).sum()):
+    if not math.isfinite(sum(losses, norm)):  # a test of each number would wait for the device each time
         if optim.on_nonfinite == "skip":
             return torch.full_like(norm, torch.nan)
-        listed = ", ".join(f"{name} {float(x):.4g}" for name, x in terms.items())
-        raise NonFiniteError(
-            f"the gradient norm is {float(norm)}; no weight was changed (loss sums: {listed})", minibatch, sums
-        )
+        raise NonFiniteError(f"the gradient norm is {float(norm)}; no weight was changed", minibatch)
     for own, own_norm in zip(gradients, norms, strict=True):
-        torch._foreach_mul_(own, min(1.0, (optim.max_grad_norm or torch.inf) / (float(own_norm) + 1e-6)))
+        if (factor := (optim.max_grad_norm or torch.inf) / (float(own_norm) + 1e-6)) < 1:
+            torch._foreach_mul_(own, factor)
     for optimizer in optimizers:
         optimizer.step()
     return norm

@@ -20,7 +20,7 @@ from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine import diagnostics
 from ppo_unified.engine.batch import Batch, microbatches, minibatches, standardize
 from ppo_unified.engine.diagnostics import Totals
-from ppo_unified.engine.fused import losses_and_slopes
+from ppo_unified.engine.fused import policy_slope, use_autograd, value_slope
 from ppo_unified.engine.optimizers import Adam, make_optimizers, set_learning_rates, step
 from ppo_unified.engine.rollout import ActorCritic, Evaluation, Rollout, RolloutSource, map_obs
 
@@ -273,7 +273,8 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
             if not critic_only and (extra := extra_loss(learner.generator)) is not None:
                 extra[0].backward()
                 extras.append(extra[1])
-            norms.append(step(learner.optimizers, learner.optim, minibatch, totals.sums))
+            losses = [totals.sums[name] for name in Loss._fields if name in totals.sums]
+            norms.append(step(learner.optimizers, learner.optim, minibatch, losses))
     metrics = (
         diagnostics.mean_metrics(extras) | diagnostics.loss_metrics(epoch_totals) | diagnostics.step_metrics(norms)
     )
@@ -298,37 +299,32 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
     """Accumulate the gradients of one minibatch over its micro-batches, and return the minibatch's loss totals.
 
     If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. Unless
-    `measured` is true, a faster form is used for rows of one step, and the totals have no diagnostics.
+    `measured` is true, a faster form is used for rows of one step, and the totals contain only the weight.
     """
     policy, ppo = learner.policy, learner.ppo
     for optimizer in learner.optimizers:
         optimizer.zero_grad()
     critic = list(policy.critic_parameters()) if critic_only else None
-    value_coef = ppo.value_coef if learner.optim.joint else 1.0
+    value_coef = ppo.value_coef if learner.optim.joint and not critic_only else 1.0
     weight = minibatch.weights.sum()
     totals = Totals({"weight": weight}, {})
     for micro in microbatches(minibatch, ppo.microbatch_columns):
         fused = not measured and micro.mask.shape[1] == 1  # then all steps are valid, because no row is without one
         explicit = policy.evaluate_explicitly(micro.obs, micro.actions) if fused and not critic_only else None
-        new = explicit[0] if explicit else policy.evaluate(micro.obs, micro.actions)
+        new, add_gradients = explicit or use_autograd(policy.evaluate(micro.obs, micro.actions), critic)
         if learner.observe is not None:
             learner.observe(micro, new, weight)
-        if not fused:
+        if fused:
+            limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
+            share = micro.weights.to(new.values.dtype) / weight
+            by_logprob = share * policy_slope(new.logprobs, micro, ppo, limits, penalty_coef)
+            by_entropy = share * -ppo.entropy_coef if ppo.entropy_coef else None
+            by_value = share * value_coef * value_slope(new.values, micro, ppo.value_clip)
+            add_gradients(*((None, None) if critic_only else (by_logprob, by_entropy)), by_value)
+        else:
             loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
             total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
             (total / weight).backward(inputs=critic)
             totals.add(loss.totals)
-        else:
-            limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
-            losses, slopes = losses_and_slopes(new, micro, ppo, limits, penalty_coef)
-            coefs = (0.0, 0.0, 1.0) if critic_only else (1.0, -ppo.entropy_coef, value_coef)
-            share = micro.weights / weight
-            gradients = [slope * (share * c) if c else None for slope, c in zip(slopes, coefs, strict=True)]
-            if explicit:
-                explicit[1](gradients)
-            else:
-                used = [(x, g) for x, g in zip(new, gradients, strict=True) if g is not None and x.requires_grad]
-                torch.autograd.backward([x for x, _ in used], [g for _, g in used], inputs=critic)
-            totals.add(Totals({name: (x.detach() * micro.weights).sum() for name, x in losses.items()}, {}))
         learner.counter.done += len(micro)
     return totals

@@ -6,7 +6,7 @@ L = `row_len` consecutive steps that the policy must evaluate together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Observations: TypeAlias = Tensor | Mapping[str, Tensor]
-AddGradients: TypeAlias = Callable[[Sequence[Tensor | None]], None]  # takes the gradients of an Evaluation's fields
+AddGradients: TypeAlias = Callable[..., None]  # takes the gradients of an Evaluation's fields; None = not used
 
 
 def map_obs(function: Callable[[Tensor], Tensor], obs: Observations) -> Observations:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.optimizers import NonFiniteError
-from ppo_unified.engine.ppo import Learner
+from ppo_unified.engine.ppo import Learner, backward
 from ppo_unified.engine.rollout import ActorCritic, Rollout
 from ppo_unified.runs.folder import Run, to_json, write_atomically
 from ppo_unified.training.collection import Place, find_nonfinite, name_observations
@@ -92,10 +93,12 @@ def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout
     at = locate(rollout, error.minibatch, place) if rollout is not None else None
     known: dict[str, Any] = {"iteration": iteration, "step": step, "microbatch_columns": columns} | place._asdict()
     known |= {"rollout_row": at[0] if at else None, "rollout_column": at[1] if at else None}
-    known["sums"] = {name: float(x) for name, x in error.sums.items()}
+    sums = backward(replace(learner, observe=None), error.minibatch, learner.trains_critic_only).sums
+    known["sums"] = {name: float(x) for name, x in sums.items()}
     try:
         kept = f"the minibatch was saved to {dump(run, iteration, error.minibatch, known)}"
     except (OSError, SafetensorError) as failure:  # a full disk must not hide the original error
         kept = f"the minibatch could not be saved ({failure})"
     what = place.quantity + (f" at row {at[0]}, column {at[1]} of the rollout" if at else "")
-    return NonFiniteError(f"NaN or infinity in {what}, {where}: {error}; {kept}")
+    losses = ", ".join(f"{name} {known['sums'][name]:.4g}" for name in ("policy", "value", "entropy"))
+    return NonFiniteError(f"NaN or infinity in {what}, {where}: {error} (loss sums: {losses}); {kept}")

@@ -16,7 +16,6 @@ from envs.gym.options import Policy
 from envs.gym.policy import ACTIVATIONS, GymPolicy
 from envs.gym.spaces import ActionLayout, ObservationLayout
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.optimizers import TERMS
 from ppo_unified.engine.ppo import backward, make_batch, make_learner
 from ppo_unified.engine.rollout import Observations, map_obs
 from tests.toys import gradients, random_rollout
@@ -156,22 +155,32 @@ def test_fused_networks_equal_separate_ones(
             chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).view(7, 3, -1)
         found = outputs_and_gradients(policy, obs, chosen)
         with monkeypatch.context() as patch:
-            patch.setattr("envs.gym.policy.find_parameters", lambda *_: None)
-            patch.setattr("envs.gym.policy.logprobs_and_entropy", plain_logprobs_and_entropy)
+            patch.setattr(policy, "towers", None)
+            patch.setattr("envs.categorical.logprobs_and_entropy", plain_logprobs_and_entropy)
             expected = outputs_and_gradients(policy, obs, chosen)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("actions", [DISCRETE, BOX])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-def test_explicit_gradients_equal_autograd(dtype: torch.dtype, tolerance: float) -> None:
-    """An optimizer step without autograd has the same losses and gradients, also with several micro-batches."""
-    policy, rollout = make(DISCRETE, hidden=[8, 5]).to(dtype), random_rollout(dtype=dtype)
-    obs, ppo = observations(20, size=6).to(dtype).flatten(0, 1).view(5, 12, 6), PPO(entropy_coef=0.1, minibatches=1)
-    batch = make_batch(replace(rollout, obs=obs, actions=rollout.actions[..., None]), ppo)
-    assert policy.evaluate_explicitly(batch.obs, batch.actions) is not None
+def test_explicit_gradients_equal_autograd(actions: ActionLayout, dtype: torch.dtype, tolerance: float) -> None:
+    """An optimizer step without autograd has the same outputs and gradients, also with several micro-batches."""
+    generator, masked = torch.Generator().manual_seed(2), random_rollout(dtype=dtype)
+    obs: Observations = observations(20, size=6).to(dtype).flatten(0, 1).view(5, 12, 6)
+    if actions is DISCRETE:
+        obs = {"obs": obs, "action_mask": torch.arange(4).expand(5, 12, 4) != torch.arange(12)[:, None] % 5}
+    policy, ppo = make(actions, hidden=[8, 5]).to(dtype), PPO(entropy_coef=0.1, minibatches=1)
+    chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).detach().view(5, 12, -1)
+    batch = make_batch(replace(masked, obs=obs, actions=chosen), ppo)
+    assert policy.evaluate_explicitly(batch.obs, batch.actions) is None  # the gradients have no common tensor
     for changed in (ppo, ppo.model_copy(update={"microbatch_columns": 7, "entropy_coef": 0.0, "value_coef": 0.0})):
-        results = []
+        learner, results = make_learner(policy, changed, Optim()), []
         for measured in (True, False):
-            sums = backward(make_learner(policy, changed, Optim()), batch, False, measured).sums
-            results.append(torch.stack([*(sums[name] for name in TERMS), *gradients(policy)]))
+            backward(learner, batch, False, measured)
+            results.append(gradients(policy))
+            learner.optimizers[0].gradients()  # moves them to a common tensor
+        found = policy.evaluate_explicitly(batch.obs, batch.actions)
+        assert found is not None
+        for x, y in zip(found[0], policy.evaluate(batch.obs, batch.actions), strict=True):
+            assert (x - y).abs().max() <= tolerance * y.abs().max()
         assert (results[1] - results[0]).abs().max() <= tolerance * results[0].abs().max()
