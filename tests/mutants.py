@@ -79,7 +79,7 @@ MUTANTS = [
     Mutant("flat: moments not restored", FUSED, "                    view.copy_(x)\n", "                    view.copy_(x) if x is p.data else None\n"),
     Mutant("flat: different step counts", OPTIMIZERS, 'int(self.state[p].get("step", 0))', "0"),
     Mutant("towers: wrong size of the actor's gradient", TOWERS, "torch.mm(own, layers[k], out", "torch.mm(own * k / -2, layers[k], out"),
-    Mutant("towers: only the last micro-batch has gradients", TOWERS, "baddbmm_(grad.mT, inputs[k])", "copy_(torch.bmm(grad.mT, inputs[k]))"),
+    Mutant("towers: only the last micro-batch has gradients", TOWERS, ".add_(torch.bmm(", ".copy_(torch.bmm("),
     Mutant("towers: no activation gradient", TOWERS, "grad = derive(grad, inputs[k + 1])", "pass"),
     Mutant("categorical: entropy has no gradient", CATEGORICAL, "    if entropy_grad is not None:\n        grad.sub_", "    if False:\n        grad.sub_"),
     Mutant("gae: no recursion", PPO, "torch.addcmul(delta, carry, running)", "delta"),

@@ -60,8 +60,7 @@ def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Gene
     parts = [batch]
     if count > 1:
         batch = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)]
-        ends = split_evenly(batch.mask.sum(1), min(count, len(batch)))
-        parts = [batch[start:end] for start, end in pairwise([0, *ends])]
+        parts = [batch[i:j] for i, j in pairwise([0, *split_evenly(batch.mask.sum(1), min(count, len(batch)))])]
     yield from (part.normalized if normalize else part for part in parts)
 
 

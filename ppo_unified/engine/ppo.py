@@ -298,8 +298,8 @@ def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
 def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bool = True) -> Totals:
     """Accumulate the gradients of one minibatch over its micro-batches, and return the minibatch's loss totals.
 
-    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. Unless
-    `measured` is true, a faster form is used for rows of one step, and the totals contain only the weight.
+    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. For rows
+    of one step, a faster form computes the gradient and, unless `measured` is true, the totals contain only the weight.
     """
     policy, ppo = learner.policy, learner.ppo
     for optimizer in learner.optimizers:
@@ -309,11 +309,14 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
     weight = minibatch.weights.sum()
     totals = Totals({"weight": weight}, {})
     for micro in microbatches(minibatch, ppo.microbatch_columns):
-        fused = not measured and micro.mask.shape[1] == 1  # then all steps are valid, because no row is without one
+        fused = micro.mask.shape[1] == 1  # then all steps are valid, because no row is without one
         explicit = policy.evaluate_explicitly(micro.obs, micro.actions) if fused and not critic_only else None
         new, add_gradients = explicit or use_autograd(policy.evaluate(micro.obs, micro.actions), critic)
         if learner.observe is not None:
             learner.observe(micro, new, weight)
+        if measured or not fused:
+            loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
+            totals.add(loss.totals)
         if fused:
             limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
             share = micro.weights.to(new.values.dtype) / weight
@@ -322,9 +325,7 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
             by_value = share * value_coef * value_slope(new.values, micro, ppo.value_clip)
             add_gradients(*((None, None) if critic_only else (by_logprob, by_entropy)), by_value)
         else:
-            loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
             total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
             (total / weight).backward(inputs=critic)
-            totals.add(loss.totals)
         learner.counter.done += len(micro)
     return totals

@@ -16,7 +16,7 @@ from envs.gym.options import Policy
 from envs.gym.policy import ACTIVATIONS, GymPolicy
 from envs.gym.spaces import ActionLayout, ObservationLayout
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.ppo import backward, make_batch, make_learner
+from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss
 from ppo_unified.engine.rollout import Observations, map_obs
 from tests.toys import gradients, random_rollout
 
@@ -174,13 +174,14 @@ def test_explicit_gradients_equal_autograd(actions: ActionLayout, dtype: torch.d
     batch = make_batch(replace(masked, obs=obs, actions=chosen), ppo)
     assert policy.evaluate_explicitly(batch.obs, batch.actions) is None  # the gradients have no common tensor
     for changed in (ppo, ppo.model_copy(update={"microbatch_columns": 7, "entropy_coef": 0.0, "value_coef": 0.0})):
-        learner, results = make_learner(policy, changed, Optim()), []
-        for measured in (True, False):
-            backward(learner, batch, False, measured)
-            results.append(gradients(policy))
-            learner.optimizers[0].gradients()  # moves them to a common tensor
+        learner, weight = make_learner(policy, changed, Optim()), batch.weights.sum()
+        policy.zero_grad()
+        expected = policy.evaluate(batch.obs, batch.actions)
+        (ppo_loss(expected, batch, changed).total(changed.value_coef, changed.entropy_coef) / weight).backward()
+        expected_gradients = gradients(policy)
+        learner.optimizers[0].gradients()  # moves them to a common tensor
         found = policy.evaluate_explicitly(batch.obs, batch.actions)
+        backward(learner, batch, False)
         assert found is not None
-        for x, y in zip(found[0], policy.evaluate(batch.obs, batch.actions), strict=True):
-            assert (x - y).abs().max() <= tolerance * y.abs().max()
-        assert (results[1] - results[0]).abs().max() <= tolerance * results[0].abs().max()
+        pairs = [*zip(found[0], expected, strict=True), (gradients(policy), expected_gradients)]
+        assert all((x - y).abs().max() <= tolerance * y.abs().max() for x, y in pairs)
