@@ -114,7 +114,7 @@ class Towers(torch.autograd.Function):
 class ExplicitTowers:
     """Evaluates both networks without autograd, whose bookkeeping would take as long as a small network."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], activation: type[nn.Module]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], activation: type[nn.Module]) -> None:
         self.parameters, self.activation, self.places = parameters, activation, list[int]()
         self.layers, self.gradients = list[Tensor](), list[Tensor]()
 

@@ -166,9 +166,9 @@ def test_fused_networks_equal_separate_ones(
 def test_explicit_gradients_equal_autograd(actions: ActionLayout, dtype: torch.dtype, tolerance: float) -> None:
     """An optimizer step without autograd has the same outputs and gradients, also with several micro-batches."""
     generator, masked = torch.Generator().manual_seed(2), random_rollout(dtype=dtype)
-    obs: Observations = observations(20, size=6).to(dtype).flatten(0, 1).view(5, 12, 6)
-    if actions is DISCRETE:
-        obs = {"obs": obs, "action_mask": torch.arange(4).expand(5, 12, 4) != torch.arange(12)[:, None] % 5}
+    x = observations(20, size=6).to(dtype).flatten(0, 1).view(5, 12, 6)
+    allowed = torch.arange(4).expand(5, 12, 4) != torch.arange(12)[:, None] % 5
+    obs: Observations = {"obs": x, "action_mask": allowed} if actions is DISCRETE else x
     policy, ppo = make(actions, hidden=[8, 5]).to(dtype), PPO(entropy_coef=0.1, minibatches=1)
     chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).detach().view(5, 12, -1)
     batch = make_batch(replace(masked, obs=obs, actions=chosen), ppo)
