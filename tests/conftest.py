@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -63,6 +65,40 @@ def _parse_style_sheets_once() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stylesheet, "_parse_rules", parse_once)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _wait_for_events_instead_of_time() -> Iterator[None]:
+    """Let simulated keys and `pilot.pause()` wait until all events are processed and the screen is drawn.
+
+    Textual waits until the process has used almost no CPU time for 20 ms, which takes up to a second per key.
+    """
+    from textual import app as app_module
+    from textual import pilot
+    from textual._context import active_app
+
+    async def process_events() -> None:
+        loop: Any = asyncio.get_running_loop()
+        deadline = time.monotonic() + 1  # an app that draws continuously is never idle
+        await asyncio.sleep(0)
+        while loop._ready and time.monotonic() < deadline:
+            await asyncio.sleep(0)
+
+    async def settle(*_: object) -> bool:
+        app = active_app.get()
+        for _round in range(2):  # drawing can cause events that change the screen
+            await process_events()
+            app._check_resize()
+            if app.screen_stack:
+                app.screen._on_timer_update()
+        await process_events()
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_module, "wait_for_idle", settle)
+        patch.setattr(pilot, "wait_for_idle", settle)
+        patch.setattr(pilot.Pilot, "_wait_for_screen", settle)
         yield
 
 
