@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import gc
+import importlib
 import io
 import json
 import os
@@ -25,6 +26,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+# The server imports these packages, and those of LANGUAGE if this process has imported them
+LIBRARIES = ("gymnasium", "torch", "torch.utils.tensorboard", "pydantic", "rich.console", "rich.progress")
+LANGUAGE = ("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama")
 LIMIT = 1 << 20  # bytes of a message
 FILES = 8  # of a message
 STARTING = threading.Lock()
@@ -83,7 +87,9 @@ def _connect() -> socket.socket:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     theirs.set_inheritable(True)
     # unlike an object of Popen, this process may run until the exit of the interpreter without a warning
-    server = os.posix_spawn(sys.executable, [sys.executable, __file__, str(theirs.fileno())], os.environ)
+    libraries = [*LIBRARIES, *(name for name in LANGUAGE if name in sys.modules)]
+    command = [sys.executable, __file__, str(theirs.fileno()), *libraries]
+    server = os.posix_spawn(sys.executable, command, os.environ)
     theirs.close()
 
     def stop() -> None:
@@ -94,12 +100,10 @@ def _connect() -> socket.socket:
     return ours
 
 
-def _serve(connection: socket.socket) -> dict[str, Any]:
+def _serve(connection: socket.socket, libraries: Sequence[str]) -> dict[str, Any]:
     """Fork for each request. Return it in the new process, and exit in the server after the last request."""
-    import gymnasium  # noqa: F401
-    import torch
-    import torch.utils.tensorboard  # noqa: F401
-
+    for name in libraries:
+        importlib.import_module(name)
     gc.freeze()
     while True:
         message, files, _, _ = socket.recv_fds(connection, LIMIT, FILES)
@@ -185,7 +189,7 @@ def _exit(code: object) -> None:
 
 
 if __name__ == "__main__":
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    request = _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])
     try:
         _execute(**request)
     except SystemExit as exit:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests import fork_server
 from tests.reading_path import COMMANDS, ROOT
 
 MAX_BEFORE_FIRST_STEP = 39  # of `train cartpole`; three of them are faster forms that readers can skip
@@ -22,8 +21,7 @@ Recorded = dict[str, dict[str, list[str]]]
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
     folder = tmp_path_factory.mktemp("recorded")
-    command = [sys.executable, "-m", "tests.reading_path", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = fork_server.run(["-m", "tests.reading_path", str(folder)], ROOT)
     assert done.returncode == 0, done.stderr
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in COMMANDS}
 

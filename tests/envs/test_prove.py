@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,11 +15,12 @@ from gymnasium.utils.env_checker import check_env
 from torch import Tensor
 
 from envs.llm.kl import token_rewards
-from envs.prove import TOLERANCE, prove
+from envs.prove import TOLERANCE, Proof, prove
 from envs.token_mdp import TokenMDP, decode_obs
 from ppo_unified.cli.main import main
 from ppo_unified.engine.ppo import gae
 from ppo_unified.engine.rollout import Rollout
+from tests import fork_server
 from tests.mutants import Mutant, copy_project
 
 ADAPTER, SAMPLED, KL = "envs/llm/adapter.py", "envs/llm/generate.py", "envs/llm/kl.py"
@@ -49,22 +47,6 @@ ALWAYS = {  # the other mutants are tested only by `make exhaustive`
     "kl reward: sign",
 }
 UNBROKEN = Mutant("nothing", PPO, "    return -gain\n", "    return -gain\n")
-# Import slow packages once, then fork for each folder. Each child imports this project's packages from its folder.
-PROVE_IN_EACH = """
-import os, runpy, sys
-import gymnasium, pydantic, tokenizers, transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForCausalLM
-for folder in sys.argv[1:]:
-    child = os.fork()
-    if not child:
-        os.chdir(folder)
-        sys.path.insert(0, folder)
-        sys.argv[1:] = ["prove", "--json"]
-        sys.stdout = open("proof.json", "w")
-        runpy.run_module("ppo_unified", run_name="__main__")
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-Outcomes = dict[str, tuple[int, dict[str, Any]]]  # mutant name -> exit code and JSON of `prove`
 
 
 def mutant_param(mutant: Mutant, exhaustive: bool) -> Any:
@@ -83,41 +65,41 @@ def write_mutant(mutant: Mutant, folder: Path) -> Path:
     return folder
 
 
-def prove_in_each(folders: list[Path]) -> list[tuple[int, dict[str, Any]]]:
-    command = [sys.executable, "-c", PROVE_IN_EACH, *map(str, folders)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        command, cwd=folders[0].parent, env=environment, capture_output=True, text=True, check=True
-    )
-    proofs = [(folder / "proof.json").read_text(encoding="utf-8") for folder in folders]
-    assert all(proofs), process.stderr
-    assert not process.stderr
-    return [(int(code), json.loads(proof)) for code, proof in zip(process.stdout.split(), proofs, strict=True)]
-
-
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    """Run `prove` in an unmodified copy and in one copy per selected mutant."""
-    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
-    asked = [x["mutant"] for x in parameters if isinstance(x.get("mutant"), Mutant)]
-    mutants = list(dict.fromkeys([UNBROKEN, *asked]))
-    folder = tmp_path_factory.mktemp("mutants")
-    folders = [write_mutant(mutant, folder / str(number)) for number, mutant in enumerate(mutants)]
-    return {mutant.name: outcome for mutant, outcome in zip(mutants, prove_in_each(folders), strict=True)}
+def prove_in(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Return the exit code and the JSON of `prove` in a copy of the project."""
+    done = fork_server.run(["-m", "ppo_unified", "prove", "--json"], folder)
+    assert not done.stderr
+    return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("mutant", [mutant_param(mutant, mutant.name not in ALWAYS) for mutant in MUTANTS])
-def test_prove_detects_and_names_each_defect(mutant: Mutant, outcomes: Outcomes) -> None:
-    code, document = outcomes[mutant.name]
+def test_prove_detects_and_names_each_defect(mutant: Mutant, tmp_path: Path) -> None:
+    code, document = prove_in(write_mutant(mutant, tmp_path / "copy"))
     assert code == 1
     assert not document["ok"]
     assert MUTANTS[mutant] in [check["quantity"] for check in document["checks"] if not check["ok"]]
 
 
-def test_prove_command_passes_on_an_unmodified_copy(outcomes: Outcomes, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.exhaustive
+def test_prove_passes_on_an_unmodified_copy(tmp_path: Path) -> None:
     """If `prove` failed for an unmodified copy, its failures for mutants would be meaningless."""
-    code, document = outcomes[UNBROKEN.name]
+    code, document = prove_in(write_mutant(UNBROKEN, tmp_path / "copy"))
     assert (code, document["ok"]) == (0, True)
+
+
+@pytest.fixture(scope="module")
+def computed() -> Proof:
+    return prove()
+
+
+@pytest.fixture
+def proof(computed: Proof, monkeypatch: pytest.MonkeyPatch) -> Proof:
+    """The result of `prove` in this process, which the command then prints without computing it again."""
+    monkeypatch.setattr("envs.prove.prove", lambda: computed)
+    return computed
+
+
+def test_prove_command_passes(proof: Proof, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prove"]) == 0
     output = capsys.readouterr()
     assert "Both adapters give the engine the same numbers" in output.out
@@ -139,8 +121,9 @@ def test_prove_holds_for_other_seeds_and_a_shared_critic(seed: int, critic: Lite
     assert all(proof.cases.values())
 
 
-def test_prove_json_contains_every_number(outcomes: Outcomes) -> None:
-    document = outcomes[UNBROKEN.name][1]
+def test_prove_json_contains_every_number(proof: Proof, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prove", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
     checks = {check["quantity"]: check for check in document["checks"]}
     assert document["ok"]
     assert document["tolerance"] == TOLERANCE
