@@ -19,11 +19,9 @@ from envs.llm.data import Pair
 from envs.llm.model import POLICY, load_trunk
 from envs.llm.options import LLMConfig
 from envs.llm.quiet import silence_peft
-from envs.llm.rewards import train_reward_model
 from envs.llm.rewards.functions import load_reward
 from envs.llm.rewards.lora_reward_model import WEIGHTS, read_lora_folder
 from envs.llm.rewards.reward_model import RewardModel, SharedRewardModel
-from envs.llm.rewards.train_reward_model import Settings
 from ppo_unified import load_preset
 from ppo_unified import run as train
 from ppo_unified.cli.main import main
@@ -48,8 +46,10 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def save_lora_reward_model(base: Path, out: Path, **options: Any) -> None:
-    settings = Settings(str(base), lr=1e-2, epochs=2, lora_rank=4, lora_only=True, device="cpu", **options)
-    train_reward_model.train(PAIRS, settings, out, lambda progress: None)
+    from envs.llm.rewards import train_reward_model  # imports TRL, which only one of several test processes needs
+
+    settings: dict[str, Any] = {"lr": 1e-2, "epochs": 2, "lora_rank": 4, "lora_only": True, "device": "cpu"} | options
+    train_reward_model.train(PAIRS, train_reward_model.Settings(str(base), **settings), out, lambda progress: None)
 
 
 def config(folder: Path, model: str = "base", **llm: Any) -> LLMConfig:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import datasets
-import pyarrow
 import pytest
-from pyarrow import parquet
 
 from envs.llm import tables
 from envs.llm.data import PromptData, read_pairs, read_prompts, read_texts
@@ -40,8 +37,12 @@ def write_csv(path: Path) -> Path:
     return path
 
 
-def write_parquet(path: Path) -> Path:
-    parquet.write_table(pyarrow.Table.from_pylist(RECORDS), path)
+def write_parquet(path: Path, records: Sequence[dict[str, Any]] = RECORDS) -> Path:
+    """Write a Parquet file. pyarrow and datasets are imported when needed, by one of several test processes."""
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(records), path)
     return path
 
 
@@ -52,18 +53,23 @@ def write_folder(path: Path) -> Path:
 
 
 def write_saved(path: Path) -> Path:
-    datasets.Dataset.from_list(RECORDS).save_to_disk(path)
+    from datasets import Dataset
+
+    Dataset.from_list(RECORDS).save_to_disk(path)
     return path
 
 
 def write_saved_splits(path: Path) -> Path:
-    both = {"train": datasets.Dataset.from_list(RECORDS), "test": datasets.Dataset.from_list(RECORDS[:1])}
-    datasets.DatasetDict(both).save_to_disk(path)
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(RECORDS), "test": Dataset.from_list(RECORDS[:1])}).save_to_disk(path)
     return path
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     datasets.disable_progress_bars()
 
@@ -93,13 +99,13 @@ def test_messages_are_read_from_parquet(tmp_path: Path) -> None:
         [{"role": "system", "content": "Be brief.", "name": "s"}, {"role": "user", "content": "hi"}],
         [{"role": "user", "content": "ho"}],
     ]
-    parquet.write_table(pyarrow.Table.from_pylist([{"messages": chat} for chat in chats]), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", [{"messages": chat} for chat in chats])
     assert read_prompts(tmp_path / "a.parquet").prompts == chats
 
 
 def test_nan_is_a_missing_value(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "level": 1.5}, {"prompt": "b", "level": math.nan}]
-    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", rows)
     assert read_prompts(tmp_path / "a.parquet").columns == {"level": [1.5, None]}
 
 
@@ -196,7 +202,7 @@ def test_hub_data_sets_are_loaded_by_name(tmp_path: Path, monkeypatch: pytest.Mo
         return SimpleNamespace(to_list=lambda: RECORDS)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr(tables, "is_hub_reachable", lambda: True)
     data = read_prompts(Path("openai/gsm8k/main:test[:3]"))
     assert data.prompts == [record["question"] for record in RECORDS]

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-import trl.trainer.base_trainer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
@@ -34,9 +34,7 @@ from transformers import (
 from transformers.utils import logging
 
 from envs.llm.data import Pair
-from envs.llm.rewards import train_reward_model
 from envs.llm.rewards.functions import load_reward
-from envs.llm.rewards.train_reward_model import FEWEST_HELD_OUT, Outcome, Settings
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
 from tests import fork_server
@@ -51,6 +49,13 @@ CHINESE = [
 @pytest.fixture(autouse=True)
 def _no_bars() -> None:
     logging.disable_progress_bar()
+
+
+@pytest.fixture
+def module() -> ModuleType:
+    from envs.llm.rewards import train_reward_model
+
+    return train_reward_model
 
 
 def byte_tokenizer(pad: str | None = None, appends_eos: bool = False) -> Any:
@@ -110,9 +115,12 @@ def write(path: Path, pairs: list[Pair], key: str = "prompt") -> Path:
     return path
 
 
-def train(pairs: list[Pair], base: Path | str, out: Path, **options: Any) -> Outcome:
-    settings = replace(Settings(model=str(base), lr=3e-3, batch=16), **options)
-    return train_reward_model.train(pairs, settings, out, lambda progress: None)
+def train(pairs: list[Pair], base: Path | str, out: Path, **options: Any) -> Any:
+    """Return the outcome. TRL is imported here and in fixtures, because only one of several test processes needs it."""
+    from envs.llm.rewards import train_reward_model
+
+    settings = train_reward_model.Settings(model=str(base), lr=3e-3, batch=16)
+    return train_reward_model.train(pairs, replace(settings, **options), out, lambda progress: None)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -229,35 +237,35 @@ def test_existing_reward_model_keeps_its_head(base: Path, tmp_path: Path) -> Non
     assert all(torch.allclose(first[key], second[key], atol=1e-8) for key in first)
 
 
-def test_new_head_initialization_matches_literature(base: Path, tmp_path: Path) -> None:
+def test_new_head_initialization_matches_literature(module: ModuleType, base: Path, tmp_path: Path) -> None:
     head = nn.Linear(9999, 1)
-    train_reward_model._initialize(head)
+    module._initialize(head)
     assert float(head.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
     assert float(head.bias.detach()) == 0
     train(preferences(4), base, tmp_path / "out", lr=1e-12)
     assert float(weights(tmp_path / "out")["score.weight"].std()) == pytest.approx(33**-0.5, rel=0.4)
 
 
-def test_training_excludes_held_out_prompts() -> None:
+def test_training_excludes_held_out_prompts(module: ModuleType) -> None:
     for seed in range(20):
         draw = random.Random(seed)
         pairs = [Pair(str(draw.randrange(30)), "a", str(index)) for index in range(100)]
-        held = train_reward_model._choose_held_out(pairs, 0.2, seed)
-        assert FEWEST_HELD_OUT <= len(held) <= 20
+        held = module._choose_held_out(pairs, 0.2, seed)
+        assert module.FEWEST_HELD_OUT <= len(held) <= 20
         inside = {pairs[index].prompt for index in held}
         assert not inside & {pair.prompt for index, pair in enumerate(pairs) if index not in held}
 
 
-def test_held_out_split_handles_one_prompt_and_few_pairs() -> None:
-    assert len(train_reward_model._choose_held_out([Pair("p", "a", "b")] * 100, 0.1, 0)) == 10
-    assert not train_reward_model._choose_held_out(preferences(10), 0.1, 0)
-    assert not train_reward_model._choose_held_out(preferences(100), 0.0, 0)
-    assert len(train_reward_model._choose_held_out(preferences(6), 0.999, 0)) == 5
+def test_held_out_split_handles_one_prompt_and_few_pairs(module: ModuleType) -> None:
+    assert len(module._choose_held_out([Pair("p", "a", "b")] * 100, 0.1, 0)) == 10
+    assert not module._choose_held_out(preferences(10), 0.1, 0)
+    assert not module._choose_held_out(preferences(100), 0.0, 0)
+    assert len(module._choose_held_out(preferences(6), 0.999, 0)) == 5
 
 
 def test_training_sends_no_telemetry(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
-    monkeypatch.setattr(trl.trainer.base_trainer, "send_telemetry", lambda *_, **__: pytest.fail("sent"))
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda *_, **__: pytest.fail("sent"))
     train(preferences(4), base, tmp_path / "out")
 
 
