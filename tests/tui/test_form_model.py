@@ -90,14 +90,19 @@ def edit_randomly(target: str, recipe: str, seed: int, start: dict[str, str]) ->
 
 @pytest.mark.usefixtures("_raise_at_prepare")
 @pytest.mark.parametrize("target", [*TARGETS, "llm"])
-@pytest.mark.parametrize("seed", range(3))
-def test_command_line_reproduces_the_validated_configuration(target: str, seed: int) -> None:
+@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.exhaustive)])
+def test_command_line_and_run_reproduce_the_configuration(target: str, seed: int, tmp_path: Path) -> None:
     for typed in edit_randomly(target, "", seed, LLM if target == "llm" else {}):
         verdict = form_model.check_typed(target, "", typed)
         (arguments,) = form_model.train_arguments(target, "", typed)
         assert len(verdict.differences) >= 5
         assert shlex.split(verdict.command) == ["ppo-unified", "train", *arguments]
+        assert verdict.config is not None
         assert parse_arguments(arguments).config == verdict.config
+        run = write_run(tmp_path / "a", verdict.config, verdict.command)
+        again, recipe, texts = form_model.form_input(run)
+        assert again == (str(run.config) if target == "llm" else target)
+        assert form_model.check_typed(again, recipe, texts).config == verdict.config
 
 
 @pytest.mark.usefixtures("_raise_at_prepare")
@@ -323,17 +328,6 @@ def test_run_name_must_be_a_new_folder(tmp_path: Path) -> None:
     )
     assert form_model.check_typed("cartpole", "", {"name": "old"}, tmp_path).good
     assert parse_arguments(form_model.train_arguments("cartpole", "", {"name": "new one"})[0]).name == "new one"
-
-
-@pytest.mark.parametrize("target", [*TARGETS, "llm"])
-def test_run_yields_arguments_that_reproduce_it(target: str, tmp_path: Path) -> None:
-    for typed in edit_randomly(target, "", 5, LLM if target == "llm" else {}):
-        config = form_model.check_typed(target, "", typed).config
-        assert config is not None
-        run = write_run(tmp_path / "a", config, form_model.check_typed(target, "", typed).command)
-        again, recipe, texts = form_model.form_input(run)
-        assert again == (str(run.config) if target == "llm" else target)
-        assert form_model.check_typed(again, recipe, texts).config == config
 
 
 def write_run(path: Path, config: RunConfig, command: str) -> Run:
