@@ -441,11 +441,14 @@ def test_environment_error_restores_the_terminal(runs: Path) -> None:
 
 EXPORTED = ["README.md", "play.py", "policy.json", "policy.pt2"]
 WITHOUT_PROJECT = """
-import sys
+import runpy, sys
 import numpy as np, torch
-policy = torch.export.load("policy.pt2").module()
-np.save(sys.argv[2], policy(torch.from_numpy(np.load(sys.argv[1]))).numpy())
+folder, obs, actions = sys.argv[1:]
+policy = torch.export.load(f"{folder}/policy.pt2").module()
+np.save(actions, policy(torch.from_numpy(np.load(obs))).numpy())
 assert not {"ppo_unified", "envs", "gymnasium"} & set(sys.modules)
+runpy.run_path(f"{folder}/play.py", run_name="__main__")
+assert not {"ppo_unified", "envs"} & set(sys.modules)
 """
 
 
@@ -479,11 +482,11 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
     player = Player(adapter.policy, adapter.observations, adapter.actions, torch.device("cpu"), None)
     obs = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
     np.save(tmp_path / "obs.npy", obs)
-    files = [str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
-    subprocess.run([sys.executable, "-c", WITHOUT_PROJECT, *files], cwd=export_folder, check=True)
-    ended = fork_server.run([str(export_folder / "play.py")], tmp_path)
-    np.testing.assert_array_equal(np.load(files[1]), player(obs, {}))
-    assert set(np.load(files[1])) == {0, 1}
+    files = [str(export_folder), str(tmp_path / "obs.npy"), str(tmp_path / "actions.npy")]
+    words = [sys.executable, "-c", WITHOUT_PROJECT, *files]
+    ended = subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True)
+    np.testing.assert_array_equal(np.load(files[2]), player(obs, {}))
+    assert set(np.load(files[2])) == {0, 1}
     found = re.fullmatch(r"mean return ([\d.]+) over 10 episodes\n", ended.stdout)
     assert found
     assert float(found[1]) >= 475
