@@ -1,7 +1,7 @@
 """Train PPO on your own environment, export the policy, and use it without ppo_unified.
 
 Run the script with `python custom_env.py`. To train the same policy from the command line, run this command in this
-folder: ppo-unified train custom_env:Thermostat-v0 --total-steps 40000 --optim.lr 1e-3
+folder: ppo-unified train custom_env:Thermostat-v0 --total-steps 20000 --optim.lr 1e-3
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 from ppo_unified import load_preset, run
 
-STEPS = 40_000
+STEPS = 20_000
 
 
 class Thermostat(gym.Env[np.ndarray, int]):
