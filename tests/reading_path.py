@@ -35,9 +35,8 @@ COMMANDS = {name: ["train", f"{name}.toml"] for name in ("cartpole", "response")
 
 def record(arguments: Sequence[str]) -> dict[str, list[str]]:
     """Return the files whose functions run, in order of first call: before the first optimizer step, and in total."""
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
-
     from ppo_unified.cli.main import main
+    from ppo_unified.engine.optimizers import Adam
 
     files: dict[str, None] = {}
     before: list[str] = []
@@ -47,10 +46,14 @@ def record(arguments: Sequence[str]) -> dict[str, list[str]]:
         if event == "call" and code.co_filename.startswith(PROJECT) and code.co_flags & 1 and code.co_name[0] != "<":
             files[code.co_filename] = None
 
-    def stepping(*_: Any) -> None:
-        before.extend([] if before else files)
+    step = Adam.step
 
-    register_optimizer_step_pre_hook(stepping)
+    def first_step(*arguments: Any) -> None:
+        before.extend(files)
+        Adam.step = step  # type: ignore[method-assign]
+        step(*arguments)
+
+    Adam.step = first_step  # type: ignore[method-assign, assignment]
     threading.setprofile(note)
     sys.setprofile(note)
     code = main(arguments)

@@ -898,7 +898,7 @@ def test_rerun_opens_form_with_the_runs_options(runs: Path) -> None:
 def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Input for a rerun is stored until a run starts. It follows a renamed run; a new run of the old name gets none."""
 
-    def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object]) -> Run:
+    def start(arguments: Sequence[str], folder: Path, on_created: Callable[[Run], object], **_: object) -> Run:
         on_created(run := make_run(folder, "new", 0))
         return run
 
@@ -1254,7 +1254,7 @@ def test_run_name_is_checked_in_the_shown_folder(runs: Path, monkeypatch: pytest
     started: list[list[str]] = []
     monkeypatch.chdir(runs.parent)
 
-    def start(arguments: Sequence[str], folder: Path, on_created: object) -> Run:
+    def start(arguments: Sequence[str], folder: Path, **_: object) -> Run:
         started.append(list(arguments))
         return Run(folder / "taken")
 
