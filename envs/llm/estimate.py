@@ -119,17 +119,18 @@ class Batch:
     @property
     def scored(self) -> int:
         """The largest number of columns that a reward model reads together."""
-        return min(self.rows, max(1, BATCH_COLUMNS // self.longest)) * self.longest
+        return min(self.rows * self.longest, max(self.longest, BATCH_COLUMNS))
 
     def padded(self, rows: int) -> float:
-        """Return the number of columns of all passes, with padding, if `rows` rows are packed at a time."""
+        """Return the expected number of columns, including padding, of all passes over minibatches of `rows` rows."""
         packed = pack(spread(self.lengths, rows), self.limit)
         return sum(count * longest for count, longest in packed) * self.rows / rows
 
     def largest(self, rows: int, chunk: int) -> tuple[int, int]:
         """Return the largest possible number of columns, and of steps with logits, of a pass with at most `rows` rows.
 
-        The rows are chosen at random. `chunk` is the largest number of steps whose logits are in memory at a time.
+        Minibatches are random, so the longest rows can be in the same pass. `chunk` is the largest number of steps
+        whose logits are in memory at a time.
         """
         columns = min(rows * self.longest, max(self.longest, self.limit))
         return columns, min(min(rows, max(1, self.limit // self.lengths[-1])) * self.new, chunk)
@@ -158,7 +159,9 @@ class Batches:
         llm, ppo = config.llm, config.ppo
         training = Batch.plan(config, prompts, llm.rollout_batch, llm.group_size)
         minibatch = -(-training.rows // min(ppo.minibatches, training.rows))
-        uneven = [training.longest] + [training.lengths[-1]] * (minibatch - 1)  # packing divides it before any other
+        # Dividing saves the most columns if all rows but one have the shortest prompt and a response of one token. Such
+        # a row has as many columns as its prompt, because the last token has none.
+        uneven = [training.longest] + [min(prompts)] * (minibatch - 1)
         return cls(
             training=training,
             evaluation=Batch.plan(config, held_out, min(llm.rollout_batch, max(config.eval.episodes, SHOWN))),
@@ -249,7 +252,7 @@ def measure_seconds(probe: Probe, config: LLMConfig, batches: Batches) -> Second
     """Measure the time that a run with the options `config` needs."""
     training, longest = batches.training, probe.columns
     most = max(1, config.ppo.microbatch_columns // longest)
-    scored = training.scored // training.longest if probe.reward_models else 0
+    scored = min(max(1, BATCH_COLUMNS // longest), training.rows) if probe.reward_models else 0
     token = probe.token_s(training.rows)  # first, because the first call of the decoder is slower
     return Seconds(
         update=_column_seconds(probe.update, min(most, batches.minibatch), longest, probe.device),

@@ -139,11 +139,13 @@ def test_batches_follow_the_options(folder: Path) -> None:
     assert (batches.evaluation.prompts, batches.evaluation.longest) == (1, 41)
     assert Batches.plan(apply_changes(config, {"ppo": {"minibatches": 3}}, ""), [9] * 6, [9]).is_single
     config = apply_changes(config, {"ppo": {"microbatch_columns": 1000}}, "")
-    wide = Batches.plan(config, [109, 109, 49, 49, 49, 49], [9])
+    wide = Batches.plan(config, [109, 109, 56, 56, 56, 56], [9])
     assert wide.is_single
-    assert wide.training.padded(6) == 2 * 120 + 4 * 60  # long and short rows are in different micro-batches
+    assert wide.training.padded(6) == 2 * 120 + 4 * 67  # long and short rows are in different micro-batches
     assert wide.training.padded(3) == 6 * 120  # a micro-batch of its own would not pay for one long row of three
-    assert not Batches.plan(config, [109, 39], [9]).is_single
+    assert not Batches.plan(config, [109, 55], [9]).is_single  # with responses of one token
+    assert not Batches.plan(config, [109] * 10 + [55], [9]).is_single  # any batch may contain the shortest prompt
+    assert Batch(4, 4989, 12, [5000, 2700, 2700, 2700], 45).scored == 8192  # the three short rows have 8100 columns
     shared = Batch.plan(config, [9, 3], 6, copies=3)
     assert (shared.prompts, shared.rows) == (2, 6)
 
