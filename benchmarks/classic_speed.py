@@ -7,11 +7,11 @@
 number of steps. `start` trains the preset until 2 x 100 greedy episodes confirm a mean of 475. stable-baselines3 is
 evaluated in the same way, but always uses the hyper-parameters of the RL Zoo.
 
-Each measurement is a process of its own, and the versions alternate. Steps/s are those of the training loop. In this
-project, the loop includes the files of the run: metrics, samples and checkpoints, and one greedy episode at the end.
-stable-baselines3 writes and evaluates nothing in `zoo`. The wall time is from the start of the process to its end, and
-the CPU time and the peak memory are the operating system's. No table is printed if other processes used more than a
-tenth of a CPU core during a measurement.
+Each measurement runs in its own process, and the versions alternate. Steps/s are those of the training loop. In this
+project, the loop also writes metrics, samples and checkpoints and, except in `start`, plays one greedy episode at the
+end. In `zoo`, stable-baselines3 writes no files and plays no evaluation episodes. The wall time is from the start of
+the process to its end, and the operating system reports the CPU time and the peak memory. No table is printed if other
+processes used more than a tenth of a CPU core during a measurement.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ZOO = (
     "--gym.num-envs 8 --gym.num-steps 32 --ppo.epochs 20 --ppo.minibatches 1 --ppo.gamma 0.98 --ppo.lam 0.8 "
     "--ppo.anneal-clip --ppo.value-coef 1 --optim.lr 1e-3"
 )
-# One episode at the end remains. A threshold would add two times 100 episodes if that episode reaches it.
+# One evaluation episode remains, at the end. With a threshold, reaching it would add 200 episodes.
 FIXED = "--no-stop-when-solved --eval.every-steps 0 --eval.episodes 1 --eval.threshold None"
 FLAGS = {
     "zoo": f"{ZOO} --total-steps 25600 {FIXED}",

@@ -1,10 +1,10 @@
-"""Compare the estimate of memory and time that every language-model run makes with what the run really needs.
+"""Compare the memory and time that a language-model run estimates before it starts with the measured values.
 
     python benchmarks/estimate.py [--shapes NAME ...] [--out benchmarks/estimate.md]
 
-Each finished run adds a line to the file OUT with the extension .jsonl, from which the page OUT is written. Shapes in
-this file are not repeated. The sizes of the models are those of token_speed.py. Before the first use of the shape
-smollm2, run: ppo-unified fetch smollm2
+Each finished run adds a line to a file with the name of OUT and the extension .jsonl. The page OUT is written from
+this file. Shapes in this file are not repeated. The sizes of the models are those of token_speed.py. Before the first
+use of the shape smollm2-sentiment, run: ppo-unified fetch smollm2
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ how busy the cores were in the 5 seconds before the run. If other programs run a
 def main() -> int:
     names = [*OWN_MODELS, PRESET]
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--shapes", nargs="+", choices=names, default=names, metavar="NAME", help="; ".join(names))
     parser.add_argument("--threads", type=int, default=2, help="CPU threads per process (default: 2)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     options = parser.parse_args()

@@ -2,8 +2,8 @@
 
 python benchmarks/learning.py [PRESET ...] [--seeds 3] [--jobs 1] [--out benchmarks/learning.md]
 
-Each finished run adds a line to the file OUT with the extension .jsonl, from which the page OUT is written. Runs in
-this file are not repeated; to measure all of them again, delete it first.
+Each finished run adds a line to a file with the name of OUT and the extension .jsonl. The page OUT is written from
+this file. Runs in this file are not repeated; to repeat all runs, delete it first.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 python benchmarks/smollm2.py [--presets NAME ...] [--seeds 3] [--out benchmarks/smollm2.md]
 
-Each finished run is added to the file OUT with the extension .jsonl, from which the page OUT is written. Runs in this
-file are not repeated. An interrupted run starts from the beginning, so that its measured time is complete. Before the
-first use, run: ppo-unified fetch smollm2
+Each finished run is added to a file with the name of OUT and the extension .jsonl. The page OUT is written from this
+file. Runs in this file are not repeated. An interrupted run starts from the beginning, so that its measured time is
+complete. Before the first use, run: ppo-unified fetch smollm2
 """
 
 from __future__ import annotations
