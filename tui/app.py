@@ -19,7 +19,7 @@ from textual.message import Message
 from textual.scrollbar import ScrollBar, ScrollBarRender
 
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.background import Reserve
+from ppo_unified.runs.background import StandbySlot
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import can_unicode, clean
 from tui.actions import available_actions, bindings, conditions_of, is_write_action, key_name
@@ -75,13 +75,13 @@ class Terminal(MessageApp):
         store: Store | None = None,
         unicode: bool | None = None,
         rings: bool = True,
-        reserve: Reserve | None = None,
+        standby_slot: StandbySlot | None = None,
     ) -> None:
         super().__init__()
         self.animation_level = "none"  # animation frames would delay keys over ssh
         if self.no_color:  # Textual's own filter keeps grays
             self._filters[1:] = [NoColorFilter()]
-        self.runs, self.readonly, self.rings, self._reserve = runs, readonly, rings, reserve
+        self.runs, self.readonly, self.rings, self._standby_slot = runs, readonly, rings, standby_slot
         self.state = ViewState.load(runs)
         self.unicode = can_unicode(sys.stdout) if unicode is None else unicode
         ScrollBar.renderer = ScrollBarRender if self.unicode else _AsciiBar  # Textual has one renderer per process
@@ -96,7 +96,7 @@ class Terminal(MessageApp):
     def _launcher(self) -> Launcher:
         from tui.new_run.launcher import Launcher  # imported late to show the first screen sooner
 
-        return Launcher(self, self, self.home, self._reserve)
+        return Launcher(self, self, self.home, self._standby_slot)
 
     def on_mount(self) -> None:
         self.set_class(not self.unicode, "-ascii")
@@ -267,12 +267,12 @@ class Terminal(MessageApp):
         self.save_state()
 
 
-def run(runs: Path, readonly: bool = False, rings: bool = True, reserve: Reserve | None = None) -> int:
+def run(runs: Path, readonly: bool = False, rings: bool = True, standby_slot: StandbySlot | None = None) -> int:
     """Run the UI until the user quits, and return its exit code."""
     from tui.terminal_modes import restore_terminal
 
     sys.setswitchinterval(SWITCH_S)
     with restore_terminal():
-        app = Terminal(runs, readonly, rings=rings, reserve=reserve)
+        app = Terminal(runs, readonly, rings=rings, standby_slot=standby_slot)
         app.run()
     return app.return_code or 0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ppo_unified.cli.common import add_runs_folder, preload
 from ppo_unified.errors import UsageError
-from ppo_unified.runs.background import Reserve
+from ppo_unified.runs.background import StandbySlot
 from ppo_unified.text import is_drawable
 
 
@@ -33,13 +33,13 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"ppo-unified tui requires a terminal ({found}); without one, use ppo-unified runs and ppo-unified show"
         )
-    reserve = Reserve()
+    standby_slot = StandbySlot()
     if not options.readonly and _is_empty(options.folder):
-        reserve.fill()  # a run is all that the user can start with, and its imports take longer than those of the UI
+        standby_slot.fill()  # the user can only start a run, and a run's imports take longer than those of the UI
     try:
-        code: int = preload("tui.app").run(options.folder, options.readonly, not options.no_bell, reserve)
+        code: int = preload("tui.app").run(options.folder, options.readonly, not options.no_bell, standby_slot)
     finally:
-        reserve.clear()
+        standby_slot.clear()
     return code
 
 

@@ -220,8 +220,8 @@ def discard(run: Run) -> None:
     run.release()
 
 
-# A detached process reports its folder to `processes.detach`, which passes it an open file and puts the file's
-# descriptor into its environment. A pipe would break if the starting process ended first.
+# A detached process reports its folder in an open file that `background.Background` passes to it. The environment
+# contains the file's descriptor. A pipe would break if the starting process ended first.
 
 
 @cache

@@ -28,8 +28,8 @@ def detach(
     """Start `ppo-unified ARGUMENTS` in a new session and wait until training has started.
 
     `resumed` is the run to resume. If it is None, the process creates a new run, and `on_created` is called with that
-    run as soon as its folder exists. If the process ends too early, raises UsageError with its error message. If there
-    is a `standby` process, it executes the command.
+    run as soon as its folder exists. If the process ends too early, raises UsageError with its error message. If
+    `standby` still waits for a command, it executes this one; otherwise, a new process does.
     """
     run, deadline = resumed, time.monotonic() + patience_s
     is_taken = standby is not None and standby.send(arguments)

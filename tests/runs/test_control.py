@@ -9,12 +9,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -84,38 +86,72 @@ def test_start_reports_run_early_and_returns_it_training(tmp_path: Path) -> None
     assert run.command.read_text() == f"ppo-unified train cartpole {' '.join(QUICK)} --runs {run.path.parent}\n"
 
 
-def test_discarded_standby_is_replaced_by_a_new_process(tmp_path: Path) -> None:
-    reserve = background.Reserve()
-    reserve.fill()
-    standby = reserve.take()
+def kill_standby(standby: background.Standby | None) -> background.Standby:
     assert standby is not None
-    standby.discard()
-    assert standby.child.wait(60) == -signal.SIGKILL
+    os.kill(standby.child.pid, signal.SIGKILL)
+    wait_for(lambda: not standby.is_waiting)
+    return standby
+
+
+def test_ended_standby_is_replaced_by_a_new_process(tmp_path: Path) -> None:
+    standby_slot = background.StandbySlot()
+    standby_slot.fill()
+    first = kill_standby(standby_slot._standby)
+    standby_slot.fill()
+    assert first.errors.closed
+    second = kill_standby(standby_slot.take())
     with pytest.raises(UsageError, match="did you mean 'cartpole'"):
-        control.start(["cartpol"], tmp_path / "runs", standby=standby)
+        control.start(["cartpol"], tmp_path / "runs", standby=second)
+    assert second.errors.closed
+    standby_slot.fill()
+    third = standby_slot.take()
+    assert third is not None
+    third.discard()
+    assert third.child.wait(60) == -signal.SIGKILL
+    assert not third.send(["--version"])
 
 
-@pytest.mark.parametrize(("arguments", "output"), [(["--version"], f"ppo-unified {__version__}\n"), ([], "")])
-def test_standby_executes_the_command_that_it_receives(arguments: list[str], output: str) -> None:
-    """A failed import is reported by the command. Without a command, because the sender has ended, nothing happens."""
+def test_failed_start_of_a_standby_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - the code under test closes them
+    monkeypatch.setattr(tempfile, "TemporaryFile", Mock(side_effect=[*files, FileNotFoundError]))
+    monkeypatch.setattr(background, "subprocess", Mock(Popen=Mock(side_effect=BlockingIOError)))
+    standby_slot = background.StandbySlot()
+    standby_slot.fill()
+    assert all(file.closed for file in files)
+    standby_slot.fill()
+    assert standby_slot.take() is None
+
+
+VERSION = background.encode_arguments(["--version"])
+INCOMPLETE = background.encode_arguments(["--version", "--runs"])[:-1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "output"), [(VERSION, f"ppo-unified {__version__}\n"), (INCOMPLETE, ""), (b"", ""), (None, "")]
+)
+def test_standby_executes_the_command_that_it_receives(tmp_path: Path, sent: bytes | None, output: str) -> None:
+    """A failed import is reported by the command. Without a complete command in time, nothing happens."""
     code = "import sys; from ppo_unified.cli import standby; standby.MODULES = ('missing_module',)"
-    process = subprocess.run(
-        [sys.executable, "-c", f"{code}; sys.exit(standby.wait())"],
-        input=background.encode_arguments(arguments),
-        capture_output=True,
-        check=True,
-    )
-    assert (process.stdout.decode(), process.stderr) == (output, b"")
+    code += f"; standby.STANDBY_S = {60 if sent is not None else 0}; print('a warning', file=sys.stderr)"
+    reading, writing = os.pipe()
+    with open(reading, "rb") as stdin, open(writing, "wb") as pipe, (tmp_path / "errors").open("w+b") as errors:
+        if sent is not None:
+            pipe.write(sent)
+            pipe.close()
+        command = [sys.executable, "-c", f"{code}; sys.exit(standby.wait())"]
+        found = subprocess.run(command, stdin=stdin, stdout=subprocess.PIPE, stderr=errors, check=True, timeout=60)
+        errors.seek(0)
+        assert (found.stdout.decode(), errors.read()) == (output, b"" if output else b"a warning\n")
 
 
 def test_concurrent_starts_get_separate_folders(tmp_path: Path) -> None:
     """One of the runs is trained by a standby process."""
     found: list[Run] = []
-    reserve = background.Reserve()
-    reserve.fill()
-    standby = reserve.take()
+    standby_slot = background.StandbySlot()
+    standby_slot.fill()
+    standby = standby_slot.take()
     assert standby is not None
-    assert reserve.take() is None
+    assert standby_slot.take() is None
 
     def start(standby: background.Standby | None) -> None:
         found.append(control.start(["cartpole", *QUICK], tmp_path, standby=standby))

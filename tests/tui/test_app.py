@@ -815,7 +815,7 @@ def test_pending_start_does_not_change_a_newly_opened_form(runs: Path, monkeypat
         await wait_until(pilot, lambda: refusals[0] in notifications(app))
         assert app.state.typed == {"cartpole": {"optim.lr": "0.125"}}
 
-    drive(runs, act, reserve=background.Reserve())
+    drive(runs, act, standby_slot=background.StandbySlot())
     assert [arguments[-1] for arguments in started] == ["0.5", "0.125"]
     assert used == ready
 
@@ -891,8 +891,15 @@ def test_rerun_opens_form_with_the_runs_options(runs: Path) -> None:
         await pilot.press("R")
         assert isinstance(app.screen, Form)
         assert app.screen.typed["optim.lr"] == "0.0005"
+        slot.fill.assert_called_once()
+        await pilot.press("escape")
+        (runs / "gamma" / "config.toml").write_text("[")
+        await pilot.press("R")
+        assert "config.toml" in notifications(app)
+        slot.fill.assert_called_once()  # a form that does not open starts no run
 
-    drive(runs, act)
+    slot = Mock()
+    drive(runs, act, standby_slot=slot)
 
 
 def test_rerun_form_keeps_only_that_runs_input(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from textual.app import App
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control
-from ppo_unified.runs.background import Reserve, Standby
+from ppo_unified.runs.background import Standby, StandbySlot
 from ppo_unified.runs.folder import Run
 from ppo_unified.text import clean
 from tui.new_run.form import Form
@@ -23,14 +23,16 @@ from tui.services import Services
 class Launcher:
     """Stores the input of each form under the name of the target or, for a rerun, under a name derived from the run."""
 
-    def __init__(self, app: App[Any], services: Services, home: RunsScreen, reserve: Reserve | None = None) -> None:
-        """Create a launcher. If there is a `reserve`, it is filled before a form opens, so that runs start sooner."""
-        self._app, self._services, self._home, self._reserve = app, services, home, reserve
+    def __init__(
+        self, app: App[Any], services: Services, home: RunsScreen, standby_slot: StandbySlot | None = None
+    ) -> None:
+        """Create a launcher. If there is a `standby_slot`, it is filled before a form opens."""
+        self._app, self._services, self._home, self._standby_slot = app, services, home, standby_slot
         self._typed = services.state.typed
 
     def open_picker(self) -> None:
         """Open the list of targets."""
-        self._prepare()
+        self._start_standby()
         self._app.push_screen(Picker(self._open_form))
 
     def _open_form(self, target: str) -> None:
@@ -40,12 +42,12 @@ class Launcher:
         """Open the form with a run's options. A later run of the same name gets its own input."""
         from tui.new_run.form_model import form_input
 
-        self._prepare()
         try:
             target, recipe, typed = form_input(Run(entry.path))
         except UsageError as error:
             self._services.show_error(str(error))
             return
+        self._start_standby()
         name = _rerun_name(entry.key, entry.status.started)
         for other in self._reruns(entry.key) - {name}:
             del self._typed[other]
@@ -65,9 +67,9 @@ class Launcher:
         """Return the keys of the stored inputs for reruns of this run."""
         return {name for name in self._typed if name.rpartition(" ")[0] == _rerun_name(key)}
 
-    def _prepare(self) -> None:
-        if self._reserve is not None:
-            self._reserve.fill()
+    def _start_standby(self) -> None:
+        if self._standby_slot is not None:
+            self._standby_slot.fill()
 
     def _push_form(self, target: str, recipe: str, name: str, typed: dict[str, str]) -> None:
         """Open a form with the input stored under this name or, by default, with `typed`."""
@@ -89,7 +91,7 @@ class Launcher:
         under `name` is dropped. If a later run fails, that input is restored. Input of a form that was opened meanwhile
         is not changed.
         """
-        app, standby = self._app, self._reserve.take() if self._reserve is not None else None
+        app, standby = self._app, self._standby_slot.take() if self._standby_slot is not None else None
 
         def on_created(run: Run) -> None:
             if form in app.screen_stack:
