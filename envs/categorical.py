@@ -31,9 +31,10 @@ def evaluate(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def logits_gradient(
     probs: Tensor, actions: Tensor, entropy: Tensor, logprob_grad: Tensor, entropy_grad: Tensor | None
 ) -> Tensor:
-    """Return the gradient: d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H).
+    """Return the gradient of the logits [n, V], given those of log pi(a) and of the entropy H, each [n].
 
-    `entropy_grad` is None if the entropy is not used.
+    d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H). `entropy_grad` is None if the loss
+    does not depend on the entropy.
     """
     scale = -logprob_grad[:, None]
     if entropy_grad is not None:

@@ -12,18 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from envs import categorical
+from envs.gym import towers
 from envs.gym.options import Policy
 from envs.gym.spaces import ActionLayout, ObservationLayout
-from envs.gym.towers import Towers, make_towers
+from envs.gym.towers import ExplicitTowers, Towers
 from ppo_unified.engine.rollout import ActorCritic, AddGradients, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.Tanh: torch.tanh_,
-    nn.ReLU: torch.relu_,
-    nn.ELU: nn.functional.elu_,
-    nn.SiLU: partial(nn.functional.silu, inplace=True),
-}
 CLIP = 10.0  # normalized observations are clipped to +-CLIP
 # gradients of log-probs [n] and entropies [n] -> gradient of the outputs of the head's linear layer
 OutputGradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
@@ -125,9 +120,7 @@ class GymPolicy(ActorCritic):
             (self.critic, 1.0),
         ):
             initialize(module, gain, generator)
-        self.towers = (
-            None if self.shared else make_towers(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
-        )
+        self.towers = ExplicitTowers()
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Evaluate actions [R, L, components] at obs [R, L, size], and return tensors [R, L]."""
@@ -138,20 +131,24 @@ class GymPolicy(ActorCritic):
 
     def _outputs_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs of the head's linear layer and the value estimates [.., 1] for x [.., size]."""
-        towers = self.towers
-        if towers and not x.requires_grad:
-            found: tuple[Tensor, Tensor] = Towers.apply(x.flatten(0, -2), towers.activation, *towers.parameters)  # type: ignore[no-untyped-call]  # torch
-            return found[0].view(*x.shape[:-1], -1), found[1].view(*x.shape[:-1], 1)
+        found = self.towers.find(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
+        if found and not x.requires_grad:
+            parameters, activation = found
+            outputs, values = Towers.apply(x.flatten(0, -2), activation, *parameters)  # type: ignore[no-untyped-call]  # torch
+            return outputs.view(*x.shape[:-1], -1), values.view(*x.shape[:-1], 1)
         features = self.actor_torso(x)
         return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
 
     @torch.no_grad()
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
-        x, mask = split_mask(obs)
-        networks = self.towers.evaluate(x.flatten(0, -2)) if self.towers and self.head.is_explicit else None
-        if networks is None:
+        found = self.towers.find(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
+        if not found or not self.head.is_explicit:
             return None
-        outputs, values, add_network_gradients = networks
+        parameters, activation = found
+        if not all(p.requires_grad for p in (*parameters, *self.head.parameters(recurse=False))):
+            return None
+        x, mask = split_mask(obs)
+        outputs, values, add_network_gradients = self.towers.evaluate(activation, parameters, x.flatten(0, -2))
         choices = None if mask is None else mask.flatten(0, -2)
         logprobs, entropy, output_gradient = self.head.evaluate_explicitly(outputs, actions.flatten(0, -2), choices)
 
@@ -177,13 +174,16 @@ class GymPolicy(ActorCritic):
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
         """Return a function that normalizes observations [N, size] and chooses actions [N, components], like `act`.
 
-        It is faster than `act`, because it does not call modules, and draws the random numbers of `steps` steps at
-        once. It is valid until the observation statistics change, and must be created and called in inference mode.
+        It is faster than `act`, because it calls no modules and draws the random numbers of `steps` steps at once. It
+        is valid until the weights or the observation statistics change, and must be created and called in inference
+        mode.
         """
         scaler, head = self.scaler, self.head
         statistics = None if scaler is None else (scaler.mean, scaler.factor())
         layers = [
-            partial(_linear, layer.bias, layer.weight.t()) if isinstance(layer, nn.Linear) else IN_PLACE[type(layer)]
+            partial(_linear, layer.bias, layer.weight.t())
+            if isinstance(layer, nn.Linear)
+            else towers.ACTIVATIONS[type(layer)][0]
             for layer in (*self.actor_torso, self.head.linear)
         ]
         noises: list[Tensor] = []  # of the next steps, last one first
@@ -227,7 +227,7 @@ class Head(nn.Module):
     """Maps features [.., F] to a distribution over actions [.., components]."""
 
     linear: nn.Linear  # its outputs are the parameters of the distribution
-    is_explicit = True  # has `evaluate_explicitly`
+    is_explicit = True  # whether `evaluate_explicitly` is implemented
 
     def logprobs_and_entropy(self, outputs: Tensor, actions: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the log-prob and the entropy, each [..], given the outputs of `linear`. Both are sums over the
@@ -237,8 +237,8 @@ class Head(nn.Module):
     def evaluate_explicitly(
         self, outputs: Tensor, actions: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor, OutputGradient]:
-        """Return the results of `logprobs_and_entropy` for n steps without autograd, and a function that computes the
-        gradient of `outputs` and adds to the gradients of the head's own parameters."""
+        """Return the results of `logprobs_and_entropy` for n steps without autograd, and a function that takes the
+        results' gradients, returns that of `outputs`, and adds to those of the head's parameters outside `linear`."""
         raise NotImplementedError
 
     def act(self, features: Tensor, mask: Tensor | None, generator: torch.Generator | None) -> Tensor:
@@ -300,7 +300,10 @@ class Categorical(Head):
     ) -> tuple[Tensor, Tensor, OutputGradient]:
         logits, chosen = outputs if mask is None else torch.where(mask, outputs, -1e9), actions.squeeze(-1)
         logprobs, entropy, probs = categorical.evaluate(logits, chosen)
-        return logprobs, entropy, partial(categorical.logits_gradient, probs, chosen, entropy)
+        gradient = partial(categorical.logits_gradient, probs, chosen, entropy)
+        if mask is None:
+            return logprobs, entropy, gradient
+        return logprobs, entropy, lambda *results: gradient(*results).mul_(mask)
 
     def draw(self, generator: torch.Generator, steps: int, count: int) -> Sequence[Tensor]:
         race = torch.empty(steps, count, *self.padding.shape, device=generator.device)
@@ -343,7 +346,8 @@ class Gaussian(Head):
             own = (difference * by_mean).sum(0) - factor.sum()  # d log pi / d log std = (a - mean)^2 / std^2 - 1
             if entropy_grad is not None:
                 own += entropy_grad.sum()
-            self.log_std.grad = own if self.log_std.grad is None else self.log_std.grad.add_(own)
+            assert self.log_std.grad is not None
+            self.log_std.grad.add_(own)
             return by_mean
 
         return logprobs, entropy, output_gradient

@@ -1,49 +1,54 @@
 """The networks of an actor and a critic with equal hidden layers, computed together with a hand-written gradient.
 
-Both results equal those of the two networks. A layer of both is one batched product, so that a small network takes
-about half of the operations. The parameters and gradients of a small model are views of common tensors, so that those
-of two equal layers form one tensor [2, ...] without a copy.
+The results equal those of the separate networks. Each pair of equal layers is computed as one batched product, so small
+networks need about half as many operations. The optimizer moves the parameters and gradients of a small model to common
+tensors (see `fused.FlatParameters`), so the weights of two equal layers form one tensor [2, ...] without a copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import is_
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ppo_unified.engine.fused import ALIGNMENT
+
 
 def tanh_(x: Tensor) -> Tensor:
-    """Compute tanh(x) = 2 sigmoid(2x) - 1 in place, in half the time of `torch.tanh_`."""
+    """Compute tanh in place. For many elements on the CPU, compute it as 2 sigmoid(2x) - 1, which takes half the time.
+    The absolute error of this form is about 1e-7 in float32."""
+    if not x.is_cpu or x.numel() < 1 << 13:
+        return x.tanh_()
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
 aten = torch.ops.aten
-# per activation: the function in place, and the gradient of its input from that of its output and the output
+# activation -> (function in place, function that maps the output's gradient and the output to the input's gradient)
 ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any]] = {
     nn.Tanh: (tanh_, aten.tanh_backward.default),
     nn.ReLU: (torch.relu_, lambda grad, output: aten.threshold_backward.default(grad, output, 0)),
+    nn.ELU: (nn.functional.elu_, None),
+    nn.SiLU: (partial(nn.functional.silu, inplace=True), None),
 }
-
-
-def linear_layers(actor: nn.Sequential, critic: nn.Sequential) -> list[nn.Linear]:
-    """Return the linear layers of two networks: those of the actor, then those of the critic."""
-    return [layer for network in (actor, critic) for layer in network if isinstance(layer, nn.Linear)]
 
 
 def stack(one: Tensor, other: Tensor) -> Tensor:
     """Return two tensors as one [2, ...]: as a view if they are views of the same tensor, otherwise as a copy."""
     if not are_views(one, other):
-        return torch.stack((one, other))
+        size = one.numel()  # aligned like the views, because a product can round differently for other alignments
+        both = one.new_empty(2, -(-size // ALIGNMENT) * ALIGNMENT)[:, :size].view(2, *one.shape)
+        return torch.stack((one, other), out=both)
     distance = other.storage_offset() - one.storage_offset()
     return one.as_strided((2, *one.shape), (distance, *one.stride()))
 
 
 def are_views(one: Tensor, other: Tensor) -> bool:
-    """Return True if both are views of the same tensor, in this order."""
+    """Return True if both are views of the same tensor, and `one` starts before `other`."""
     same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     return same and one.storage_offset() < other.storage_offset()
 
@@ -56,7 +61,7 @@ def stack_layers(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 
 def evaluate(activation: type[nn.Module], layers: list[Tensor], x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return outputs [n, A], values [n, 1], and the inputs of each layer [2, n, ...]."""
+    """Return the actor's outputs [n, A], the critic's values [n, 1], and the inputs of each layer, each [2, n, ...]."""
     *hidden, weight, bias, critic_weight, critic_bias = layers
     inputs, apply = [x.expand(2, -1, -1)], ACTIVATIONS[activation][0]
     for w, b in zip(hidden[::2], hidden[1::2], strict=True):
@@ -81,7 +86,7 @@ def add_gradients(
         torch.mm(own, layers[k], out=x_grad)
     for k in reversed(range(len(inputs) - 1)):
         grad = derive(grad, inputs[k + 1])
-        gradients[2 * k].add_(torch.bmm(inputs[k].mT, grad).mT)  # in this order, because inputs can be narrow
+        gradients[2 * k].add_(torch.bmm(inputs[k].mT, grad).mT)  # faster than grad.mT @ inputs for narrow inputs
         gradients[2 * k + 1].add_(grad.sum(1))
         if k:
             grad = torch.bmm(grad, layers[2 * k])
@@ -103,7 +108,8 @@ class Towers(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, output_grad: Tensor, value_grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = list(ctx.saved_tensors)
-        count = 2 * (len(saved) - 5) // 3 + 4  # of layers' tensors: two per hidden layer, which has one input
+        # h hidden layers have 2 h + 4 tensors and h + 1 inputs, in this order
+        count = 2 * (len(saved) - 5) // 3 + 4
         layers, inputs = saved[:count], saved[count:]
         gradients = [x.new_zeros(x.shape) for x in layers]
         add_gradients(ctx.activation, layers, gradients, inputs, output_grad, value_grad)
@@ -111,34 +117,74 @@ class Towers(torch.autograd.Function):
         return None, None, *actor, *critic, *gradients[-4:]
 
 
+class Layers:
+    """Stacks the layers of parameters or gradients, see `stack_layers`. Keeps the result while it contains no copy."""
+
+    def __init__(self) -> None:
+        self.addresses, self.layers = list[int](), list[Tensor]()
+
+    def stack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        addresses = [x.data_ptr() for x in tensors]
+        if self.addresses != addresses:
+            self.layers, half = stack_layers(tensors), len(tensors) // 2 - 2
+            views = all(map(are_views, tensors[:half], tensors[half : 2 * half]))
+            self.addresses = addresses if views else []
+        return self.layers
+
+    def copy_back(self, tensors: Sequence[Tensor]) -> None:
+        """Copy the stacked layers to `tensors` unless they are views of them."""
+        if not self.addresses:
+            half = len(tensors) // 2 - 2
+            parts = zip(*self.layers[:-4], strict=True)
+            torch._foreach_copy_(list(tensors[: 2 * half]), [x for network in parts for x in network])
+
+
 class ExplicitTowers:
     """Evaluates both networks without autograd, whose bookkeeping would take as long as a small network."""
 
-    def __init__(self, parameters: Sequence[Tensor], activation: type[nn.Module]) -> None:
-        self.parameters, self.activation, self.places = parameters, activation, list[int]()
-        self.layers, self.gradients = list[Tensor](), list[Tensor]()
+    def __init__(self) -> None:
+        self.weights, self.gradients, self.known = Layers(), Layers(), list[nn.Parameter]()
 
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]] | None:
-        """Return the results of `Towers`, and a function that adds to the gradients of the parameters, given those of
-        the results. Return None unless an optimizer has moved the gradients of both networks to a common tensor."""
-        places = [0 if x is None else x.data_ptr() for p in self.parameters for x in (p, p.grad)]
-        if places != self.places:
-            weights = [p.data for p in self.parameters]
-            gradients = [p.grad for p in self.parameters if p.grad is not None]
-            half = len(weights) // 2 - 2
-            pairs = [pair for x in (weights, gradients) for pair in zip(x[:half], x[half : 2 * half], strict=False)]
-            if 0 in places or not all(are_views(*pair) for pair in pairs):
+    def __reduce__(self) -> tuple[type[ExplicitTowers], tuple[()]]:
+        return ExplicitTowers, ()  # a copy has other parameters
+
+    def find(
+        self, actor: nn.Sequential, actor_head: nn.Linear, critic: nn.Sequential, critic_head: nn.Linear
+    ) -> tuple[list[nn.Parameter], type[nn.Module]] | None:
+        """Return the parameters that `Towers` needs and the activation. Return None if the networks are not separate
+        networks of equal shape with an activation that has a gradient in `ACTIVATIONS`."""
+        actor_layers, critic_layers = list(actor), list(critic)
+        kinds = [type(layer) for layer in actor_layers]
+        activation = kinds[1] if len(kinds) > 1 else nn.Identity
+        if (
+            actor is critic
+            or ACTIVATIONS.get(activation, (None, None))[1] is None
+            or kinds != [nn.Linear, activation] * (len(kinds) // 2)
+            or kinds != [type(layer) for layer in critic_layers]
+        ):
+            return None
+        linear = (*actor_layers[::2], *critic_layers[::2], actor_head, critic_head)
+        found: list[Any] = [p for layer in linear for p in layer._parameters.values()]  # faster than by name
+        if len(found) != len(self.known) or not all(map(is_, found, self.known)):
+            half = len(found) // 2 - 2
+            shapes = [None if p is None else p.shape for p in found]
+            shared = len({id(p) for p in found}) < len(found)
+            if shared or None in shapes or shapes[:half] != shapes[half : 2 * half]:
                 return None
-            self.places, self.layers, self.gradients = places, stack_layers(weights), stack_layers(gradients)
-        outputs, values, inputs = evaluate(self.activation, self.layers, x)
-        return outputs, values, partial(add_gradients, self.activation, self.layers, self.gradients, inputs)
+            self.known = found
+        return found, activation
 
+    def evaluate(
+        self, activation: type[nn.Module], parameters: Sequence[Tensor], x: Tensor
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        """Return the results of `Towers`, and a function that adds to the gradients of the parameters, given those of
+        the results."""
+        layers = self.weights.stack(parameters)
+        outputs, values, inputs = evaluate(activation, layers, x)
 
-def make_towers(
-    actor: nn.Sequential, actor_head: nn.Linear, critic: nn.Sequential, critic_head: nn.Linear
-) -> ExplicitTowers | None:
-    """Return both networks as one object, or None if they have no hidden layer or an unknown activation."""
-    if not len(actor) or type(actor[1]) not in ACTIVATIONS:
-        return None
-    layers = [*linear_layers(actor, critic), actor_head, critic_head]
-    return ExplicitTowers([p for layer in layers for p in (layer.weight, layer.bias)], type(actor[1]))
+        def add(output_grad: Tensor, value_grad: Tensor) -> None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            add_gradients(activation, layers, self.gradients.stack(gradients), inputs, output_grad, value_grad)
+            self.gradients.copy_back(gradients)
+
+        return outputs, values, add

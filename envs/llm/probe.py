@@ -138,7 +138,7 @@ class Probe:
         count = min(sum(sizes), ADAM_WEIGHTS)
         parameter = nn.Parameter(torch.zeros(count, device=self.device))
         parameter.grad = torch.zeros_like(parameter)
-        optimizers = [Adam([parameter], lr=config.optim.lr)]
+        optimizers = [Adam([parameter], config.optim.lr, betas=(0.9, 0.999), eps=config.optim.eps)]
         step(optimizers, config.optim)
         return time_call(lambda: step(optimizers, config.optim), self.device) * sum(sizes) / count
 

@@ -67,7 +67,7 @@ def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Gene
 def split_evenly(steps: Tensor, count: int) -> list[int]:
     """Return the ends of `count` consecutive, non-empty groups of rows with nearly equal sums of `steps` [R]."""
     ends, number = steps.cumsum(0).cpu(), torch.arange(1, count)
-    cuts = torch.searchsorted(ends - steps.cpu() / 2, ends[-1] * number / count)  # a row belongs where its middle is
+    cuts = torch.searchsorted(ends - steps.cpu() / 2, ends[-1] * number / count)  # a row's middle decides its group
     spare = (cuts - number).clamp(0, len(steps) - count).cummax(0).values  # never decreases, so no group is empty
     return [*map(int, number + spare), len(steps)]
 
@@ -90,8 +90,8 @@ def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
     The sum of these products, plus a fixed cost of each group, is as small as possible.
     """
     widths, order = lengths.clamp(min=1).sort(stable=True)
-    fixed = max(128, columns // 64)  # a pass also takes the time of about so many columns; higher limits suit fast GPUs
-    costs, starts, end = [0], [0], 0  # costs[n]: lowest of the n shortest rows; starts[n]: of their last group
+    fixed = max(128, columns // 64)  # overhead of a pass, in columns; larger on fast GPUs, which have a higher limit
+    costs, starts, end = [0], [0], 0  # for the n shortest rows: the lowest cost, and the start of their last group
     for end, width in enumerate(widths.tolist(), start=1):
         first = max(starts[-1], min(end - 1, end - columns // width))  # the best start never moves back
         totals = [costs[start] + width * (end - start) for start in range(first, end)]

@@ -1,4 +1,4 @@
-"""Faster forms of `ppo.ppo_loss` and of Adam for small models, in which calling operations takes most of the time."""
+"""Gradients of `ppo.ppo_loss` and an Adam step that call fewer operations, which is faster for small models."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def policy_slope(logprobs: Tensor, batch: Batch, ppo: PPO, limits: tuple[float, 
 
 
 def use_autograd(new: Evaluation, inputs: list[nn.Parameter] | None) -> tuple[Evaluation, AddGradients]:
-    """Return `new` and a function that adds to the gradients of all parameters, or only of `inputs`."""
+    """Return `new` and a function that takes its gradients and adds to those of all parameters, or only of `inputs`."""
 
     def add_gradients(*gradients: Tensor | None) -> None:
         used = [(x, g) for x, g in zip(new, gradients, strict=True) if g is not None and x.requires_grad]
@@ -54,21 +54,19 @@ def use_autograd(new: Evaluation, inputs: list[nn.Parameter] | None) -> tuple[Ev
     return new, add_gradients
 
 
-class Flat:
-    """Parameters, their gradients and Adam's moments as one tensor each, of which `data` and `grad` are views."""
+class FlatParameters:
+    """Common tensors of parameters, gradients and Adam's moments. Each parameter's `data` and `grad` are views."""
 
     def __init__(self, parameters: Sequence[nn.Parameter], state: Mapping[Any, dict[str, Any]]) -> None:
         """Move the parameters and Adam's state, which must have equal step counts, to common tensors."""
         sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
         whole = parameters[0].data.new_zeros(4, sum(sizes)).unbind()
         self.parameters, self.whole, self.views = parameters, [[x] for x in whole], list[Tensor]()
-        counts = [state[p]["step"] for p in parameters if state[p]]
-        self.count = counts[0].clone() if counts else whole[0].new_zeros((), dtype=torch.float32)
+        self.count = whole[0].new_zeros((), dtype=torch.float32) + state[parameters[0]].get("step", 0.0)
         for p, *parts in zip(parameters, *(x.split(sizes) for x in whole), strict=True):
             data, grad, mean, square = (part[: p.numel()].view_as(p) for part in parts)
-            for view, x in ((data, p.data), (mean, state[p].get("exp_avg")), (square, state[p].get("exp_avg_sq"))):
-                if x is not None:
-                    view.copy_(x)
+            known = state[p].get("exp_avg", mean), state[p].get("exp_avg_sq", square)
+            torch._foreach_copy_([data, mean, square], [p.data, *known])
             p.data = data
             state[p].update(step=self.count, exp_avg=mean, exp_avg_sq=square)
             self.views.append(grad)
@@ -81,8 +79,7 @@ class Flat:
                 p.grad = view
         return self.whole[1][0]
 
-    def step(self, lr: float, betas: tuple[float, float], eps: float) -> None:
+    def step(self, group: Mapping[str, Any]) -> None:
         self.count += 1
-        options: dict[str, Any] = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": 0.0}
-        weights, gradient, mean, square = self.whole
-        torch._fused_adam_(weights, gradient, mean, square, [], [self.count], **options, amsgrad=False, maximize=False)
+        betas, options = group["betas"], {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
+        torch._fused_adam_(*self.whole, [], [self.count], beta1=betas[0], beta2=betas[1], amsgrad=False, **options)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ppo_unified.config.schema import Optim
 from ppo_unified.engine.batch import Batch
-from ppo_unified.engine.fused import Flat
+from ppo_unified.engine.fused import FlatParameters
 from ppo_unified.engine.rollout import ActorCritic
 
 SMALL = 1 << 19  # largest number of weights that an optimizer moves to common tensors
@@ -22,51 +22,58 @@ SMALL = 1 << 19  # largest number of weights that an optimizer moves to common t
 class Adam(torch.optim.Adam):
     """PyTorch's Adam without the hooks for torch.compile, whose first call would import the compiler (about 1 s).
 
-    It moves the parameters of a small model to common tensors (see `Flat`); `param_groups` and `state` look the same.
+    It has one parameter group. It moves the parameters of a small model that have a gradient to `FlatParameters`.
     """
 
-    add_param_group = inspect.unwrap(Optimizer.add_param_group)
     state_dict = inspect.unwrap(Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, **options: Any) -> None:
-        super().__init__([{"params": parameters, "initial_lr": lr}], lr=lr, fused=True, **options)
+    def __init__(self, parameters: Sequence[nn.Parameter], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__([{"params": parameters, "initial_lr": lr}], lr=lr, betas=betas, eps=eps, fused=True)
+        self.__setstate__({})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # also called by load_state_dict, deepcopy and pickle
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch
+        parameters = self.param_groups[0]["params"]
         same = len({(p.dtype, p.device) for p in parameters}) == 1
         self.is_small = same and sum(p.numel() for p in parameters) <= SMALL
-        self.flats, self.places = list[Flat](), list[int]()
+        self.flats, self.addresses = list[FlatParameters](), list[int]()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        inspect.unwrap(Optimizer.load_state_dict)(self, state)
-        self.places = []
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        if self.param_groups:
+            raise ValueError("Adam: expected one parameter group, found a second; use another optimizer for it")
+        inspect.unwrap(Optimizer.add_param_group)(self, param_group)
 
     def gradients(self) -> list[Tensor]:
         """Return the gradients of the parameters that have one, in common tensors if the model is small."""
         parameters = [p for p in self.param_groups[0]["params"] if p.grad is not None]
         if not self.is_small:
             return [p.grad for p in parameters]
-        if self.places != [p.data_ptr() for p in parameters]:
+        if self.addresses != [p.data_ptr() for p in parameters]:
             groups: dict[int, list[nn.Parameter]] = {}  # by step count, which is the same for a whole tensor
             for p in parameters:
                 groups.setdefault(int(self.state[p].get("step", 0)), []).append(p)
-            self.flats = [Flat(group, self.state) for group in groups.values()]
-            self.places = [p.data_ptr() for p in parameters]
+            self.flats = [FlatParameters(group, self.state) for group in groups.values()]
+            self.addresses = [p.data_ptr() for p in parameters]
         return [flat.collect_gradients() for flat in self.flats]
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        self.gradients()
         if not self.is_small:
             inspect.unwrap(torch.optim.Adam.step)(self)
-        group = self.param_groups[0]
         for flat in self.flats:
-            flat.step(group["lr"], group["betas"], group["eps"])
+            flat.step(self.param_groups[0])
 
     step.hooked = True  # type: ignore[attr-defined]  # otherwise, torch adds a wrapper that takes longer than the step
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Set common tensors to zero, to which new gradients are then added, and other gradients to None."""
-        for gradient in self.gradients() if self.is_small else ():
-            gradient.zero_()
-        for p in () if self.is_small else self.param_groups[0]["params"]:
-            p.grad = None
+        """Set all gradients to None or, if `set_to_none` is false, to zero, in common tensors if the model is small."""
+        for p in self.param_groups[0]["params"]:
+            if set_to_none or p.grad is None:
+                p.grad = None if set_to_none else torch.zeros_like(p)
+        if not set_to_none:
+            torch._foreach_zero_(self.gradients())
 
 
 class NonFiniteError(FloatingPointError):
@@ -106,7 +113,7 @@ def step(optimizers: list[Adam], optim: Optim, minibatch: Batch | None = None, l
     gradients = [own for x in optimizers if (own := x.gradients())]  # in the critic's warm-up, the policy has none
     norms = [torch.linalg.vector_norm(own[0]) if len(own) == 1 else nn.utils.get_total_norm(own) for own in gradients]
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]
-    if not math.isfinite(sum(losses, norm)):  # a test of each number would wait for the device each time
+    if not math.isfinite(sum(losses, norm)):  # test only the sum, because each test waits for the device
         if optim.on_nonfinite == "skip":
             return torch.full_like(norm, torch.nan)
         raise NonFiniteError(f"the gradient norm is {float(norm)}; no weight was changed", minibatch)

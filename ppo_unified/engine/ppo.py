@@ -298,26 +298,26 @@ def adapt_penalty(penalty_coef: float, kl: float, ppo: PPO) -> float:
 def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bool = True) -> Totals:
     """Accumulate the gradients of one minibatch over its micro-batches, and return the minibatch's loss totals.
 
-    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. For rows
-    of one step, a faster form computes the gradient and, unless `measured` is true, the totals contain only the weight.
+    If `critic_only` is true, only the value loss is used and only the critic's own parameters get gradients. If every
+    row is one valid step and `measured` is false, only gradients are computed, and the totals contain only the weight.
     """
     policy, ppo = learner.policy, learner.ppo
-    for optimizer in learner.optimizers:
-        optimizer.zero_grad()
+    single = minibatch.mask.shape[1] == 1 and bool(minibatch.mask.all())
     critic = list(policy.critic_parameters()) if critic_only else None
     value_coef = ppo.value_coef if learner.optim.joint and not critic_only else 1.0
     weight = minibatch.weights.sum()
     totals = Totals({"weight": weight}, {})
-    for micro in microbatches(minibatch, ppo.microbatch_columns):
-        fused = micro.mask.shape[1] == 1  # then all steps are valid, because no row is without one
-        explicit = policy.evaluate_explicitly(micro.obs, micro.actions) if fused and not critic_only else None
+    for number, micro in enumerate(microbatches(minibatch, ppo.microbatch_columns)):
+        explicit = policy.evaluate_explicitly(micro.obs, micro.actions) if single and not critic_only else None
+        for optimizer in learner.optimizers if number == 0 else ():
+            optimizer.zero_grad(set_to_none=explicit is None)
         new, add_gradients = explicit or use_autograd(policy.evaluate(micro.obs, micro.actions), critic)
         if learner.observe is not None:
             learner.observe(micro, new, weight)
-        if measured or not fused:
+        if measured or not single:
             loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
             totals.add(loss.totals)
-        if fused:
+        if single:
             limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
             share = micro.weights.to(new.values.dtype) / weight
             by_logprob = share * policy_slope(new.logprobs, micro, ppo, limits, penalty_coef)

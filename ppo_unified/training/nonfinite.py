@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.batch import Batch, microbatches
 from ppo_unified.engine.optimizers import NonFiniteError
 from ppo_unified.engine.ppo import Learner, backward
@@ -93,12 +94,16 @@ def explain_nonfinite(error: NonFiniteError, run: Run, learner: Learner, rollout
     at = locate(rollout, error.minibatch, place) if rollout is not None else None
     known: dict[str, Any] = {"iteration": iteration, "step": step, "microbatch_columns": columns} | place._asdict()
     known |= {"rollout_row": at[0] if at else None, "rollout_column": at[1] if at else None}
-    sums = backward(replace(learner, observe=None), error.minibatch, learner.trains_critic_only).sums
-    known["sums"] = {name: float(x) for name, x in sums.items()}
+    again = replace(learner, observe=None, counter=WorkCounter())
+    try:
+        sums = backward(again, error.minibatch, learner.trains_critic_only).sums
+        known["sums"] = {name: float(x) for name, x in sums.items()}
+        losses = ", ".join(f"{name} {known['sums'][name]:.4g}" for name in ("policy", "value", "entropy"))
+    except RuntimeError as failure:  # such as too little memory, which must not hide the original error
+        losses = f"not computed, {failure}"
     try:
         kept = f"the minibatch was saved to {dump(run, iteration, error.minibatch, known)}"
     except (OSError, SafetensorError) as failure:  # a full disk must not hide the original error
         kept = f"the minibatch could not be saved ({failure})"
     what = place.quantity + (f" at row {at[0]}, column {at[1]} of the rollout" if at else "")
-    losses = ", ".join(f"{name} {known['sums'][name]:.4g}" for name in ("policy", "value", "entropy"))
     return NonFiniteError(f"NaN or infinity in {what}, {where}: {error} (loss sums: {losses}); {kept}")

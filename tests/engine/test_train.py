@@ -200,24 +200,34 @@ def test_adam_uses_configured_options() -> None:
 
 
 def test_adam_with_common_tensors_equals_adam_of_torch() -> None:
-    """Parameters without gradients keep their step counts, and states can be restored and tensors replaced."""
+    """Parameters without gradients do not change. States can be restored, tensors replaced, and optimizers copied."""
     policy = make_policy(TrunkPolicy)
     theirs = copy.deepcopy(policy)
     (ours,), other = make_optimizers(policy, Optim(lr=0.1)), torch.optim.Adam(theirs.parameters(), lr=0.1, eps=1e-5)
-    for number in range(8):
+    with pytest.raises(ValueError, match="expected one parameter group"):
+        ours.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    for number in range(12):
+        ours.zero_grad()
+        other.zero_grad()
         for p, q in zip(policy.parameters(), theirs.parameters(), strict=True):
-            q.grad = torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view_as(p) * (number + 1)
-            p.grad = q.grad.clone()
-        if number < 3:  # like the critic's warm-up
+            for x in (p, q):
+                (x * torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view_as(p) * (number + 1)).sum().backward()
+        if number < 3 or number == 8:  # like the critic's warm-up
             for p in (*policy.actor.parameters(), *theirs.actor.parameters()):
                 p.grad = None
-        step([ours], Optim(max_grad_norm=0))
+        if number % 2:
+            step([ours], Optim(max_grad_norm=0))
+        else:
+            ours.step()
         other.step()
         if number == 4:
+            policy.zero_grad()
             ours.load_state_dict(copy.deepcopy(ours.state_dict()))
         if number == 5:
             last = list(policy.parameters())[-1]
             last.data = last.data.clone()
+        if number == 6:
+            policy, ours = copy.deepcopy((policy, ours))
         assert torch.allclose(weights(policy), weights(theirs), rtol=1e-9, atol=1e-12)
     saved, wanted = ours.state_dict()["state"], other.state_dict()["state"]
     assert saved.keys() == wanted.keys()

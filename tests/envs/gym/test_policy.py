@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -16,9 +17,10 @@ from envs.gym.options import Policy
 from envs.gym.policy import ACTIVATIONS, GymPolicy
 from envs.gym.spaces import ActionLayout, ObservationLayout
 from ppo_unified.config.schema import PPO, Optim
-from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss
+from ppo_unified.engine.batch import Batch
+from ppo_unified.engine.ppo import backward, make_batch, make_learner, ppo_loss, update
 from ppo_unified.engine.rollout import Observations, map_obs
-from tests.toys import gradients, random_rollout
+from tests.toys import gradients, random_rollout, weights
 
 DISCRETE = ActionLayout(False, (4,), (0,))
 MULTI = ActionLayout(False, (2, 5, 3), (0, 0, 0), shape=(3,))
@@ -155,7 +157,7 @@ def test_fused_networks_equal_separate_ones(
             chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).view(7, 3, -1)
         found = outputs_and_gradients(policy, obs, chosen)
         with monkeypatch.context() as patch:
-            patch.setattr(policy, "towers", None)
+            patch.setattr(policy.towers, "find", lambda *networks: None)
             patch.setattr("envs.categorical.logprobs_and_entropy", plain_logprobs_and_entropy)
             expected = outputs_and_gradients(policy, obs, chosen)
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
@@ -167,21 +169,72 @@ def test_explicit_gradients_equal_autograd(actions: ActionLayout, dtype: torch.d
     """An optimizer step without autograd has the same outputs and gradients, also with several micro-batches."""
     generator, masked = torch.Generator().manual_seed(2), random_rollout(dtype=dtype)
     x = observations(20, size=6).to(dtype).flatten(0, 1).view(5, 12, 6)
-    allowed = torch.arange(4).expand(5, 12, 4) != torch.arange(12)[:, None] % 5
+    allowed = (torch.arange(4).expand(5, 12, 4) != torch.arange(12)[:, None] % 5) & (torch.arange(12)[:, None] < 11)
     obs: Observations = {"obs": x, "action_mask": allowed} if actions is DISCRETE else x
     policy, ppo = make(actions, hidden=[8, 5]).to(dtype), PPO(entropy_coef=0.1, minibatches=1)
     chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).detach().view(5, 12, -1)
     batch = make_batch(replace(masked, obs=obs, actions=chosen), ppo)
-    assert policy.evaluate_explicitly(batch.obs, batch.actions) is None  # the gradients have no common tensor
     for changed in (ppo, ppo.model_copy(update={"microbatch_columns": 7, "entropy_coef": 0.0, "value_coef": 0.0})):
         learner, weight = make_learner(policy, changed, Optim()), batch.weights.sum()
         policy.zero_grad()
         expected = policy.evaluate(batch.obs, batch.actions)
         (ppo_loss(expected, batch, changed).total(changed.value_coef, changed.entropy_coef) / weight).backward()
         expected_gradients = gradients(policy)
-        learner.optimizers[0].gradients()  # moves them to a common tensor
         found = policy.evaluate_explicitly(batch.obs, batch.actions)
         backward(learner, batch, False)
         assert found is not None
         pairs = [*zip(found[0], expected, strict=True), (gradients(policy), expected_gradients)]
         assert all((x - y).abs().max() <= tolerance * y.abs().max() for x, y in pairs)
+
+
+def gym_batch(actions: ActionLayout, policy: GymPolicy, ppo: PPO) -> Batch:
+    """Return a random batch for observations of size 6."""
+    rollout, obs = random_rollout(n=32, t=8, dtype=torch.float32), torch.randn(32, 8, 6)
+    chosen = policy.act(obs.flatten(0, 1), torch.Generator().manual_seed(2)).detach().view(32, 8, -1)
+    return make_batch(replace(rollout, obs=obs, actions=chosen), ppo)
+
+
+@pytest.mark.parametrize("actions", [DISCRETE, MULTI, BOX])
+@pytest.mark.parametrize("joint", [True, False])
+def test_restored_learner_takes_identical_steps(actions: ActionLayout, joint: bool) -> None:
+    """The optimizer moves weights to common tensors, and separates those that the critic's warm-up has trained."""
+    for warmup in (0, 1):
+        ppo, optim = PPO(minibatches=2, critic_warmup=warmup, entropy_coef=0.1), Optim(joint=joint, lr=0.01)
+        learner = make_learner(make(actions, hidden=[9, 9]), ppo, optim)
+        batch = gym_batch(actions, learner.policy, ppo)
+        for iteration in range(3):
+            restored = make_learner(make(actions, hidden=[9, 9]), ppo, optim)
+            restored.policy.load_state_dict(learner.policy.state_dict())
+            for new, old in zip(restored.optimizers, learner.optimizers, strict=True):
+                new.load_state_dict(copy.deepcopy(old.state_dict()))
+            for one in (learner, restored):
+                one.progress.iteration = iteration
+                one.generator.manual_seed(iteration)
+                update(one, batch, lambda generator: None)
+            assert torch.equal(weights(learner.policy), weights(restored.policy))
+
+
+def test_explicit_gradients_use_the_current_weights() -> None:
+    """Layers can be replaced, weights assigned and frozen, and the learner copied after optimizer steps."""
+    ppo = PPO(minibatches=1, epochs=1)
+    policy = make(BOX, hidden=[8, 8])
+    learner, batch = make_learner(policy, ppo, Optim(lr=0.01)), gym_batch(BOX, policy, ppo)
+    update(learner, batch, lambda generator: None)
+    policy, learner.optimizers = copy.deepcopy((policy, learner.optimizers))
+    learner.policy = policy
+    update(learner, batch, lambda generator: None)
+    changed = copy.deepcopy(policy)
+    changed.critic_torso[0] = torch.nn.Linear(6, 8)
+    changed.load_state_dict({name: x + 0.1 for name, x in changed.state_dict().items()}, assign=True)
+    policy.critic_torso[0] = torch.nn.Linear(6, 8)
+    policy.load_state_dict(changed.state_dict(), assign=True)
+    explicit = policy.evaluate_explicitly(batch.obs, batch.actions)
+    assert explicit is not None
+    for found, expected in zip(explicit[0], changed.evaluate(batch.obs, batch.actions), strict=True):
+        assert torch.equal(found, expected)
+    learner = make_learner(policy, ppo, Optim(lr=0.01))
+    update(learner, batch, lambda generator: None)
+    policy.actor_torso.requires_grad_(False)
+    before = copy.deepcopy(policy.actor_torso[0].weight)
+    update(learner, batch, lambda generator: None)
+    assert torch.equal(policy.actor_torso[0].weight, before)
