@@ -16,7 +16,7 @@ from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.batch import Batch
 from ppo_unified.engine.ppo import Progress, backward, make_batch, make_learner, policy_loss, ppo_loss, value_loss
 from ppo_unified.engine.rollout import Evaluation
-from tests.toys import MarkovPolicy, gradients, random_rollout
+from tests.toys import MarkovPolicy, engine_gradient, gradients, make_policy, random_rollout
 
 OBJECTIVES: list[tuple[dict[str, Any], float, float]] = [  # options, clip_scale, penalty_coef
     ({"objective": "policy-gradient"}, 1.0, 1.0),
@@ -251,3 +251,12 @@ def test_fused_loss_equals_definition(dtype: torch.dtype, tolerance: float) -> N
             assert (found - results[0]).abs().max() < tolerance * results[0].abs().max(), options
         outside = (policy.evaluate(batch.obs, batch.actions).logprobs - batch.logprobs).abs() > 0.5
         assert 0 < outside.sum() < outside.numel()
+
+
+def test_masked_rows_of_one_step_are_ignored() -> None:
+    batch, policy = make_batch(random_rollout(), PPO()), make_policy(MarkovPolicy)
+    masked = torch.arange(len(batch))[:, None] % 3 == 0
+    filled = {name: getattr(batch, name).masked_fill(masked, math.nan) for name in ("returns", "advantages")}
+    poisoned = replace(batch, mask=~masked, weights=batch.weights * ~masked, **filled)
+    expected = engine_gradient(policy, batch[~masked[:, 0]], PPO())
+    assert (engine_gradient(policy, poisoned, PPO()) - expected).abs().max() < 1e-12

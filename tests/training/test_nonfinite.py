@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from ppo_unified.config.schema import Optim
+from ppo_unified.config.schema import PPO, Optim
 from ppo_unified.engine.optimizers import NonFiniteError
+from ppo_unified.engine.ppo import make_batch, make_learner
 from ppo_unified.engine.rollout import Rollout
+from ppo_unified.runs.folder import Run
 from ppo_unified.runs.preparation import prepare
 from ppo_unified.runs.signals import StopRequest
 from ppo_unified.testing import BanditAdapter
 from ppo_unified.training import checkpoint
+from ppo_unified.training.nonfinite import explain_nonfinite
 from ppo_unified.training.session import train_in
 from tests.sequences import SequenceAdapter, SequencePolicy, make_config, sequences
 from tests.toys import run_engine, weights
@@ -54,6 +58,17 @@ def test_nonfinite_minibatch_is_reported_and_saved(tmp_path: Path, monkeypatch: 
     assert kept["mask"][known["row"], known["column"]]
     assert kept["logprobs"][known["row"], known["column"]] == seen[2].logprobs[row, column]
     assert f"row {row}, column {column} of the rollout" in status.reason
+
+
+def test_failure_to_compute_losses_keeps_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = BanditAdapter()
+    learner, batch = make_learner(adapter.policy, PPO(), Optim()), make_batch(adapter.collect(), PPO())
+    error = NonFiniteError("the gradient norm is nan", replace(batch, returns=batch.returns * torch.nan))
+    assert "(loss sums: policy " in str(explain_nonfinite(error, Run(tmp_path), learner, None))
+    assert learner.counter.done == 0
+    monkeypatch.setattr("ppo_unified.training.nonfinite.backward", Mock(side_effect=torch.OutOfMemoryError("full")))
+    message = str(explain_nonfinite(error, Run(tmp_path), learner, None))
+    assert "the gradient norm is nan (loss sums: not computed, full)" in message
 
 
 def test_skipped_step_changes_nothing_and_is_counted() -> None:
