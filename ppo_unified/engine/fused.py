@@ -57,18 +57,18 @@ def use_autograd(new: Evaluation, inputs: list[nn.Parameter] | None) -> tuple[Ev
 class FlatParameters:
     """Common tensors of parameters, gradients and Adam's moments. Each parameter's `data` and `grad` are views."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], state: Mapping[Any, dict[str, Any]]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], state: dict[Any, dict[str, Any]]) -> None:
         """Move the parameters and Adam's state, which must have equal step counts, to common tensors."""
         sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
         whole = parameters[0].data.new_zeros(4, sum(sizes)).unbind()
-        self.parameters, self.whole, self.views = parameters, [[x] for x in whole], list[Tensor]()
-        self.count = whole[0].new_zeros((), dtype=torch.float32) + state[parameters[0]].get("step", 0.0)
+        self.count: Tensor = whole[0].new_zeros((), dtype=torch.float32) + state[parameters[0]].get("step", 0.0)
+        self.parameters, self.views = parameters, list[Tensor]()
+        self.whole: list[list[Tensor]] = [*([x] for x in whole), [], [self.count]]
         for p, *parts in zip(parameters, *(x.split(sizes) for x in whole), strict=True):
-            data, grad, mean, square = (part[: p.numel()].view_as(p) for part in parts)
-            known = state[p].get("exp_avg", mean), state[p].get("exp_avg_sq", square)
-            torch._foreach_copy_([data, mean, square], [p.data, *known])
+            data, grad, avg, avg_sq = (part[: p.numel()].view_as(p) for part in parts)
+            old, state[p] = state[p], {"step": self.count, "exp_avg": avg, "exp_avg_sq": avg_sq}
+            torch._foreach_copy_([data, avg, avg_sq], [p.data, old.get("exp_avg", avg), old.get("exp_avg_sq", avg_sq)])
             p.data = data
-            state[p].update(step=self.count, exp_avg=mean, exp_avg_sq=square)
             self.views.append(grad)
 
     def collect_gradients(self) -> Tensor:
@@ -82,4 +82,4 @@ class FlatParameters:
     def step(self, group: Mapping[str, Any]) -> None:
         self.count += 1
         betas, options = group["betas"], {name: group[name] for name in ("lr", "eps", "weight_decay", "maximize")}
-        torch._fused_adam_(*self.whole, [], [self.count], beta1=betas[0], beta2=betas[1], amsgrad=False, **options)
+        torch._fused_adam_(*self.whole, beta1=betas[0], beta2=betas[1], amsgrad=False, **options)

@@ -174,8 +174,9 @@ def test_explicit_gradients_equal_autograd(actions: ActionLayout, dtype: torch.d
     policy, ppo = make(actions, hidden=[8, 5]).to(dtype), PPO(entropy_coef=0.1, minibatches=1)
     chosen = policy.act(map_obs(lambda x: x.flatten(0, 1), obs), generator).detach().view(5, 12, -1)
     batch = make_batch(replace(masked, obs=obs, actions=chosen), ppo)
-    for changed in (ppo, ppo.model_copy(update={"microbatch_columns": 7, "entropy_coef": 0.0, "value_coef": 0.0})):
-        learner, weight = make_learner(policy, changed, Optim()), batch.weights.sum()
+    no_value = ppo.model_copy(update={"microbatch_columns": 7, "entropy_coef": 0.0, "value_coef": 0.0})
+    for changed, joint in ((ppo, True), (no_value, True), (ppo.model_copy(update={"value_coef": 1.0}), False)):
+        learner, weight = make_learner(policy, changed, Optim(joint=joint)), batch.weights.sum()
         policy.zero_grad()
         expected = policy.evaluate(batch.obs, batch.actions)
         (ppo_loss(expected, batch, changed).total(changed.value_coef, changed.entropy_coef) / weight).backward()
@@ -187,10 +188,11 @@ def test_explicit_gradients_equal_autograd(actions: ActionLayout, dtype: torch.d
         assert all((x - y).abs().max() <= tolerance * y.abs().max() for x, y in pairs)
 
 
-def gym_batch(actions: ActionLayout, policy: GymPolicy, ppo: PPO) -> Batch:
+def gym_batch(actions: ActionLayout, ppo: PPO) -> Batch:
     """Return a random batch for observations of size 6."""
-    rollout, obs = random_rollout(n=32, t=8, dtype=torch.float32), torch.randn(32, 8, 6)
-    chosen = policy.act(obs.flatten(0, 1), torch.Generator().manual_seed(2)).detach().view(32, 8, -1)
+    generator = torch.Generator().manual_seed(2)
+    rollout, obs = random_rollout(n=32, t=8, dtype=torch.float32), torch.randn(32, 8, 6, generator=generator)
+    chosen = make(actions).act(obs.flatten(0, 1), generator).detach().view(32, 8, -1)
     return make_batch(replace(rollout, obs=obs, actions=chosen), ppo)
 
 
@@ -201,7 +203,7 @@ def test_restored_learner_takes_identical_steps(actions: ActionLayout, joint: bo
     for warmup in (0, 1):
         ppo, optim = PPO(minibatches=2, critic_warmup=warmup, entropy_coef=0.1), Optim(joint=joint, lr=0.01)
         learner = make_learner(make(actions, hidden=[9, 9]), ppo, optim)
-        batch = gym_batch(actions, learner.policy, ppo)
+        batch = gym_batch(actions, ppo)
         for iteration in range(3):
             restored = make_learner(make(actions, hidden=[9, 9]), ppo, optim)
             restored.policy.load_state_dict(learner.policy.state_dict())
@@ -218,10 +220,11 @@ def test_explicit_gradients_use_the_current_weights() -> None:
     """Layers can be replaced, weights assigned and frozen, and the learner copied after optimizer steps."""
     ppo = PPO(minibatches=1, epochs=1)
     policy = make(BOX, hidden=[8, 8])
-    learner, batch = make_learner(policy, ppo, Optim(lr=0.01)), gym_batch(BOX, policy, ppo)
+    learner, batch = make_learner(policy, ppo, Optim(lr=0.01)), gym_batch(BOX, ppo)
     update(learner, batch, lambda generator: None)
     policy, learner.optimizers = copy.deepcopy((policy, learner.optimizers))
     learner.policy = policy
+    assert not policy.towers.weights.layers  # a cache, which the copy must not contain
     update(learner, batch, lambda generator: None)
     changed = copy.deepcopy(policy)
     changed.critic_torso[0] = torch.nn.Linear(6, 8)
@@ -235,6 +238,10 @@ def test_explicit_gradients_use_the_current_weights() -> None:
     learner = make_learner(policy, ppo, Optim(lr=0.01))
     update(learner, batch, lambda generator: None)
     policy.actor_torso.requires_grad_(False)
-    before = copy.deepcopy(policy.actor_torso[0].weight)
+    before = torch.cat([p.flatten() for p in policy.actor_torso.parameters()])
     update(learner, batch, lambda generator: None)
-    assert torch.equal(policy.actor_torso[0].weight, before)
+    assert torch.equal(torch.cat([p.flatten() for p in policy.actor_torso.parameters()]), before)
+    policy.actor_torso.requires_grad_(True)
+    policy.critic_torso[0], policy.critic_torso[2] = torch.nn.Linear(6, 4), torch.nn.Linear(4, 8)  # other shapes
+    assert policy.evaluate_explicitly(batch.obs, batch.actions) is None
+    policy.evaluate(batch.obs, batch.actions)
