@@ -145,7 +145,7 @@ class GymPolicy(ActorCritic):
         if not found or not self.head.is_explicit:
             return None
         parameters, activation = found
-        if not all(p.requires_grad for p in (*parameters, *self.head.parameters(recurse=False))):
+        if any(p is not None and not p.requires_grad for p in (*parameters, *self.head._parameters.values())):
             return None
         x, mask = split_mask(obs)
         outputs, values, add_network_gradients = self.towers.evaluate(activation, parameters, x.flatten(0, -2))
