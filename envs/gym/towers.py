@@ -48,8 +48,8 @@ def stack(one: Tensor, other: Tensor) -> Tensor:
 
 
 def are_views(one: Tensor, other: Tensor) -> bool:
-    """Return True if both are views of the same tensor, and `one` starts before `other`."""
-    same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+    """Return True if both are views of the same tensor with equal strides, and `one` starts before `other`."""
+    same = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() and one.stride() == other.stride()
     return same and one.storage_offset() < other.storage_offset()
 
 
