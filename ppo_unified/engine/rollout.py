@@ -40,8 +40,8 @@ class ActorCritic(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define evaluate(obs, actions)")
 
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
-        """Return the result of `evaluate`, computed without autograd, and a function that adds to the existing `grad` of
-        every parameter, given the gradients of the result. Return None if this policy needs autograd."""
+        """Return the result of `evaluate`, computed without autograd, and a function that adds to the existing `grad`
+        of every parameter, given the gradients of the result. Return None if this policy needs autograd."""
         return None
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
