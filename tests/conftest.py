@@ -69,10 +69,10 @@ def _parse_style_sheets_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _wait_for_events_instead_of_time() -> Iterator[None]:
+def _draw_before_waiting() -> Iterator[None]:
     """Let simulated keys and `pilot.pause()` wait until all events are processed and the screen is drawn.
 
-    Textual waits until the process has used almost no CPU time for 20 ms, which takes up to a second per key.
+    Textual waits without drawing first, and therefore up to a second per key.
     """
     from textual import app as app_module
     from textual import pilot
@@ -86,12 +86,16 @@ def _wait_for_events_instead_of_time() -> Iterator[None]:
             await asyncio.sleep(0)
 
     async def settle(*_: object) -> bool:
-        app = active_app.get()
-        for _round in range(2):  # drawing can cause events that change the screen
-            await process_events()
-            app._check_resize()
-            if app.screen_stack:
-                app.screen._on_timer_update()
+        app, deadline, used = active_app.get(), time.monotonic() + 1, 1.0
+        while used > 0.004 and time.monotonic() < deadline:  # threads also cause events
+            for _round in range(2):  # drawing can cause events that change the screen
+                await process_events()
+                app._check_resize()
+                if app.screen_stack:
+                    app.screen._on_timer_update()
+            started = time.process_time()
+            await asyncio.sleep(0.02)
+            used = time.process_time() - started
         await process_events()
         return True
 

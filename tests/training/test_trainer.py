@@ -30,8 +30,9 @@ def test_inconsistent_adapter_logprobs_fail_the_run(tmp_path: Path, monkeypatch:
     evaluate = GymPolicy.evaluate
 
     def evaluate_wrongly(self: GymPolicy, obs: Any, actions: Any) -> Any:
+        """Return wrong log-probs at the end of a rollout, but not in the update."""
         new = evaluate(self, obs, actions)
-        return new._replace(logprobs=new.logprobs + (0.1 if torch.is_grad_enabled() else 0.0))
+        return new._replace(logprobs=new.logprobs - (0.0 if torch.is_grad_enabled() else 0.1))
 
     monkeypatch.setattr(GymPolicy, "evaluate", evaluate_wrongly)
     with pytest.raises(
