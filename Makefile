@@ -49,7 +49,7 @@ bench: install  ## the speed of CartPole runs, now and in the Git revision BEFOR
 bench-peers: install  ## the speed of CartPole runs beside stable-baselines3, which gets its own environment (10 minutes)
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt stable-baselines3
-	$(BIN)/python benchmarks/classic_speed.py --peer-python build/peers/bin/python --repeat 10
+	$(BIN)/python benchmarks/classic_speed.py --peer-python build/peers/bin/python --repeat 10 --out benchmarks/classic_peers.md
 
 bench-tui: install  ## response time, CPU time and memory of the terminal UI (4 minutes)
 	$(BIN)/python benchmarks/terminal_ui.py --out benchmarks/tui.md

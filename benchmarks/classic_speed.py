@@ -21,6 +21,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def measure(which: Version, work: str, seed: int, threads: int) -> Measurement:
         variables = os.environ | {"OMP_NUM_THREADS": str(threads)}
         variables |= {"PYTHONPATH": str(which.folder)} if which.folder else {}
         busy, started = busy_seconds(), time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
+        # Python imports modules of the current folder first
+        process = subprocess.Popen(command, cwd=which.folder, stdout=output, stderr=subprocess.STDOUT, env=variables)
         _, status, used = os.wait4(process.pid, 0)
         wall, busy = time.perf_counter() - started, busy_seconds() - busy
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -177,7 +179,11 @@ def main() -> int:
         )
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy"))
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    lines = [f"{date.today()}; {machine}, {packages}; {options.threads} thread(s).", "", *table(measured)]
+    command = shlex.join(["python", "benchmarks/classic_speed.py", *sys.argv[1:]])
+    if options.peer_python:
+        command = command.replace(str(options.peer_python), "PYTHON")
+    where = f"{date.today()}; {machine}, {packages}; {options.threads} thread(s)."
+    lines = [f"Command: `{command}`; {where}", "", *table(measured)]
     print("\n".join(lines))
     if options.out:
         about = (__doc__ or "").split("\n\n", 2)[2]
