@@ -22,7 +22,7 @@ STANDBY_S = 300.0
 
 
 def wait() -> int:
-    """Import the modules, wait for a command and execute it. Return 0 if there is no complete command in time."""
+    """Import the modules, wait for a command and execute it. Return 0 if no complete command arrives in time."""
     for name in MODULES:
         with suppress(Exception):  # the command repeats the import and reports the error
             preload(name)
