@@ -46,6 +46,7 @@ PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.
 FUSED, TOWERS, CATEGORICAL = "ppo_unified/engine/fused.py", "envs/gym/towers.py", "envs/categorical.py"
 SCHEMA = "ppo_unified/config/schema.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
+SCALING = "envs/gym/scaling.py"
 FORMULAS, WHAT_IF = "ppo_unified/inspection/formulas.py", "ppo_unified/inspection/what_if.py"
 GENERATE = "envs/llm/generate.py"
 NEAREST = {
@@ -53,6 +54,7 @@ NEAREST = {
     VECTOR: "test_vector.py",
     SPACES: "test_vector.py",
     POLICY: "test_policy.py",
+    SCALING: "test_vector.py",
     FORMULAS: "test_formulas.py",
     WHAT_IF: "test_what_if.py",
 }  # test file to run first
@@ -140,10 +142,10 @@ MUTANTS = [
     Mutant("autoreset: column not masked", VECTOR, "valid.append(~self.ended)", "valid.append(self.ended | True)"),
     Mutant("observations: statistics change in collect", VECTOR, "                self._store_obs(raw, info)\n                self.counter", "                self._store_obs(raw, info)\n                if self.policy.scaler is not None:\n                    self.policy.scaler.update(torch.from_numpy(self.raw))\n                self.counter"),
     Mutant("observations: resets in the statistics", VECTOR, "observed[:, :-1][mask]", "observed[:, :-1].reshape(-1, self.observations.size)"),
-    Mutant("observations: variance without the change of the mean", POLICY, " + delta.square() * share * (1 - share)", ""),
-    Mutant("rewards: variance without the change of the mean", VECTOR, " + delta**2 * self.count * seen.size / total", ""),
-    Mutant("rewards: return not reset at episode ends", VECTOR, "            self.running[ended[:, t]] = 0\n", ""),
-    Mutant("rewards: resets in the scale", VECTOR, "seen = discounted[mask]", "seen = discounted"),
+    Mutant("observations: variance without the change of the mean", SCALING, " + delta.square() * share * (1 - share)", ""),
+    Mutant("rewards: variance without the change of the mean", SCALING, " + delta**2 * self.count * seen.size / total", ""),
+    Mutant("rewards: return not reset at episode ends", SCALING, "            self.running[ended[:, t]] = 0\n", ""),
+    Mutant("rewards: resets in the scale", SCALING, "seen = discounted[mask]", "seen = discounted"),
     Mutant("NaN observation passes", VECTOR, "if not np.isfinite(x).all():", 'if what == "reward" and not np.isfinite(x).all():'),
     Mutant("NaN reward passes", VECTOR, "if not np.isfinite(x).all():", 'if what == "observation" and not np.isfinite(x).all():'),
     Mutant("old log-probs: shifted by one action", VECTOR, "logprobs=logprobs[:, :steps]", "logprobs=logprobs[:, 1:]"),

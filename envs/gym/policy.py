@@ -14,59 +14,16 @@ from torch import Tensor, nn
 from envs import categorical
 from envs.gym import towers
 from envs.gym.options import Policy
+from envs.gym.scaling import ObservationScaler, normalize
 from envs.gym.spaces import ActionLayout, ObservationLayout
 from envs.gym.towers import ExplicitTowers, Towers
 from ppo_unified.engine.rollout import ActorCritic, AddGradients, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-CLIP = 10.0  # normalized observations are clipped to +-CLIP
 # gradients of log-probs [n] and entropies [n] -> gradient of the outputs of the head's linear layer
 OutputGradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
 # (observations before normalization [N, size], action mask) -> actions [N, components]
 Actor: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
-
-
-class ObservationScaler(nn.Module):
-    """Normalizes observations by their running mean and variance.
-
-    The statistics are buffers, so they are saved with the policy's weights. They have the dtype of the observations,
-    and the normalized observations are float32. Each update uses the parallel algorithm of
-    Chan et al. (en.wikipedia.org/wiki/Algorithms_for_calculating_variance#Parallel_algorithm).
-    """
-
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
-
-    def __init__(self, size: int, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size, dtype=dtype))
-        self.register_buffer("variance", torch.ones(size, dtype=dtype))
-        # The initial mean of 0 must not count as an observation if the observations can be far from 0.
-        count = 0.0 if dtype is torch.float64 else 1e-4
-        self.register_buffer("count", torch.tensor(count, dtype=torch.float64))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        return normalize(obs, self.mean, self.factor())
-
-    def factor(self) -> Tensor:
-        return torch.rsqrt(self.variance + 1e-8)
-
-    def update(self, obs: Tensor) -> None:
-        """Update the statistics with observations [B, size]."""
-        if not len(obs):
-            return
-        variance, mean = torch.var_mean(obs, dim=0, correction=0)
-        total = self.count + len(obs)
-        share = (len(obs) / total).to(mean.dtype)
-        delta = mean - self.mean
-        self.variance.copy_(self.variance * (1 - share) + variance * share + delta.square() * share * (1 - share))
-        self.mean.copy_(self.mean + delta * share)
-        self.count.copy_(total)
-
-
-def normalize(obs: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    return ((obs - mean) * factor).clamp(-CLIP, CLIP).float()
 
 
 def mlp(inputs: int, config: Policy) -> nn.Sequential:

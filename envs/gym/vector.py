@@ -22,15 +22,15 @@ from envs.gym.eval import Player, describe_cut, play_episodes
 from envs.gym.infos import FinalInfos
 from envs.gym.make import make_vector, read_actions
 from envs.gym.options import GymConfig
-from envs.gym.policy import CLIP, GymPolicy
+from envs.gym.policy import GymPolicy
 from envs.gym.restore import RestoreError
+from envs.gym.scaling import CLIP, RewardScaler
 from envs.gym.spaces import MASK_KEY, encode, measure_actions, read_masks, to_env_actions
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
 from ppo_unified.text import print_err
 
-REWARD_CLIP = 10.0  # scaled rewards are clipped to +-REWARD_CLIP
 CHUNK = 1 << 13  # number of observations per forward pass when the old log-probs and values are computed
 ALTERNATIVES = 5  # maximum number of stored likeliest actions per step
 
@@ -372,46 +372,3 @@ class EpisodeLog:
     def reset_unfinished(self, num_envs: int) -> None:
         """Discard the unfinished episodes, and start new ones in `num_envs` environments."""
         self.running, self.length = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
-
-
-class RewardScaler:
-    """Divides rewards by the running standard deviation of the discounted return.
-
-    The method is described in Engstrom et al. 2020 (arXiv:2005.12729).
-    """
-
-    def __init__(self, num_envs: int, gamma: float) -> None:
-        self.gamma = gamma
-        self.running = np.zeros(num_envs)
-        self.count, self.mean, self.m2 = 1e-4, 0.0, 1e-4  # statistics of discounted returns; variance = m2 / count
-
-    def scale(self, rewards: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Update the statistics with the rewards [N, T] of valid steps, then return all rewards scaled and clipped.
-
-        `ended` [N, T] is True at the last step of each episode. `mask` [N, T] is True at valid steps.
-        """
-        discounted = np.empty_like(rewards, dtype=np.float64)
-        for t in range(rewards.shape[1]):
-            self.running = self.gamma * self.running + rewards[:, t]
-            discounted[:, t] = self.running
-            self.running[ended[:, t]] = 0
-        seen = discounted[mask]
-        delta, total = seen.mean() - self.mean, self.count + seen.size
-        self.m2 += seen.var() * seen.size + delta**2 * self.count * seen.size / total
-        self.mean += delta * seen.size / total
-        self.count = total
-        scaled = rewards / np.sqrt(self.m2 / self.count + 1e-8)
-        clipped: np.ndarray = np.clip(scaled, -REWARD_CLIP, REWARD_CLIP).astype(np.float32)
-        return clipped
-
-    def state_dict(self) -> dict[str, Any]:
-        sums = {"count": float(self.count), "mean": float(self.mean), "m2": float(self.m2)}
-        return sums | {"running": self.running.tolist()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.mean, self.m2 = state["count"], state["mean"], state["m2"]
-        self.running = np.array(state["running"])
-
-    def reset_unfinished(self, num_envs: int) -> None:
-        """Discard the unfinished episodes, and start new ones in `num_envs` environments."""
-        self.running = np.zeros(num_envs)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from envs.gym.make import check
 from envs.gym.options import GymConfig
-from envs.gym.policy import ObservationScaler
-from envs.gym.vector import GymAdapter, RewardScaler
+from envs.gym.scaling import ObservationScaler, RewardScaler
+from envs.gym.vector import GymAdapter
 from ppo_unified.config.schema import Optim
 from ppo_unified.engine.rollout import Rollout
 from ppo_unified.errors import ForeignCodeError, UsageError
