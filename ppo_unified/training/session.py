@@ -56,11 +56,20 @@ class Result:
     """the run folder"""
 
 
-def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str | Path = "") -> Result:
+def run(
+    config: RunConfig,
+    runs: str | Path = "runs",
+    name: str = "",
+    init: str | Path = "",
+    on_iteration: Callable[[int, dict[str, float]], object] | None = None,
+) -> Result:
     """Train `config` in a new run folder under `runs` and return the result. Ctrl-C saves a checkpoint and stops.
 
     `init` is a run, or the folder of a checkpoint: training starts with its policy instead of random weights. If `name`
     is empty, the folder is named after the target, the options whose values differ from the target's, and the seed.
+
+    `on_iteration` is called after each iteration with the number of steps so far (environment steps or tokens) and the
+    iteration's metrics. If it returns True, the run saves a checkpoint and stops. Its errors end the run.
 
     Raises UsageError for an invalid configuration. Errors during training are recorded in run.json and raised.
     """
@@ -72,9 +81,14 @@ def run(config: RunConfig, runs: str | Path = "runs", name: str = "", init: str 
     record = source.record() if source else None
     prepared = preparation.prepare(config, Path(runs), name, init=record, default=default)
     stop = StopRequest()
+
+    def listen(status: Status, metrics: dict[str, float]) -> None:
+        if on_iteration is not None and on_iteration(status.step, metrics) is True:
+            stop.caller_reason = "stopped by on_iteration"
+
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():
-        status = train_in(prepared, config, stop, note=note)
+        status = train_in(prepared, config, stop, listen, note=note)
     return Result(status.score, status.best_score, status.solved_step, status.state, status.reason, prepared.path)
 
 

@@ -30,3 +30,27 @@ def test_configuration_not_fitting_checkpoint_is_reported(tmp_path: Path) -> Non
     kept = Run(run(short_config(), tmp_path).path)
     with pytest.raises(UsageError, match="the network options do not match the checkpoint of step"):
         load_adapter(kept, short_config(policy={"hidden": [32]}), "latest")
+
+
+def test_callback_sees_every_iteration_and_can_stop(tmp_path: Path) -> None:
+    seen = list[tuple[int, float]]()
+
+    def on_iteration(steps: int, metrics: dict[str, float]) -> bool:
+        seen.append((steps, metrics["policy/kl"]))
+        return len(seen) == 2
+
+    config = short_config(total_steps=100_000)
+    result = run(config, tmp_path, on_iteration=on_iteration)
+    status = Run(result.path).read_status()
+    assert (result.state, result.reason) == (status.state, status.reason) == ("stopped", "stopped by on_iteration")
+    assert 0 < seen[0][0] < seen[1][0] == status.step
+    assert Run(result.path).checkpoint_folders()  # so the run can be resumed
+
+
+def test_error_of_the_callback_ends_the_run(tmp_path: Path) -> None:
+    def on_iteration(steps: int, metrics: dict[str, float]) -> None:
+        raise KeyError("accuracy")
+
+    with pytest.raises(KeyError, match="accuracy"):
+        run(short_config(), tmp_path, name="wrong", on_iteration=on_iteration)
+    assert Run(tmp_path / "wrong").read_status().reason == "KeyError: 'accuracy'"
