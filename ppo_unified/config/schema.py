@@ -6,6 +6,7 @@ for "off", because TOML has no null. It is an error to set an option that has no
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -65,7 +66,7 @@ class PPO(Section):
         description="policy loss: clipped ratio, ratio with a KL penalty, plain ratio, or plain policy gradient",
     )
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio: [1 - clip, 1 + clip]")
-    anneal_clip: bool = Field(False, description="decrease the clip range linearly to 0 during the run")
+    anneal_clip: bool = Field(False, description="decrease the clip range to 0 during the run, see optim.schedule")
     clip_high: float = Field(
         0.0, ge=0, description="the ratio is clipped from above at 1 + clip_high; 0 = use 1 + clip"
     )
@@ -79,6 +80,9 @@ class PPO(Section):
     )
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the total loss")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
+    anneal_entropy: bool = Field(
+        False, description="decrease the weight of the entropy bonus to 0 during the run, see optim.schedule"
+    )
     penalty_coef: float = Field(1.0, gt=0, description="weight of KL(old || new) in the penalty objective")
     penalty_target: float = Field(
         0.0, ge=0, description="adapt ppo.penalty_coef to keep the KL near this value; 0 = do not adapt it"
@@ -93,7 +97,11 @@ class Optim(Section):
     """Options of the optimizers."""
 
     lr: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate")
-    anneal: bool = Field(True, description="decrease the learning rates linearly to 0 during the run")
+    anneal: bool = Field(True, description="decrease the learning rates to 0 during the run, see optim.schedule")
+    schedule: Literal["linear", "cosine"] = Field(
+        "linear",
+        description="shape of the decrease by optim.anneal, ppo.anneal_clip and ppo.anneal_entropy",
+    )
     warmup: int = Field(
         0,
         ge=0,
@@ -119,13 +127,21 @@ class Optim(Section):
             raise ValueError(f"optim.betas: expected two numbers >= 0 and < 1, got {self.betas}")
         return self
 
+    def annealed(self, remaining: float) -> float:
+        """Return the factor of an annealed value, 1 at the start of the run and 0 at its end.
+
+        `remaining` is the fraction of the run that remains. The cosine is that of Loshchilov & Hutter 2017
+        (arXiv:1608.03983, eq. 5).
+        """
+        return remaining if self.schedule == "linear" else 0.5 - 0.5 * math.cos(math.pi * remaining)
+
     def lr_scale(self, iteration: int, remaining: float) -> float:
         """Return the factor in (0, 1] by which the learning rates are multiplied in an iteration.
 
         `iteration` is the number of completed iterations, and `remaining` is the fraction of the run that remains.
         """
         warm = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
-        return warm * (remaining if self.anneal else 1.0)
+        return warm * (self.annealed(remaining) if self.anneal else 1.0)
 
 
 class Checkpoint(Section):
@@ -235,6 +251,9 @@ class RunConfig(Section):
         once = ppo.epochs * ppo.minibatches == 1  # KL is measured before each step, so it is 0 before the only step
         for name in ("target_kl", "penalty_target"):
             yield f"ppo.{name}", once, "ppo.epochs = 1 and ppo.minibatches = 1"
+        yield "ppo.anneal_entropy", not ppo.entropy_coef, "ppo.entropy_coef = 0"
+        constant = not (self.optim.anneal or ppo.anneal_clip or ppo.anneal_entropy)
+        yield "optim.schedule", constant, "optim.anneal, ppo.anneal_clip and ppo.anneal_entropy are false"
         yield "ppo.value_coef", not self.optim.joint, "optim.joint = false"
         yield "optim.critic_lr", self.optim.joint, "optim.joint = true"
         yield "stop_when_solved", self.eval.threshold is None, "eval.threshold is not set"

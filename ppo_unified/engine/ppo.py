@@ -58,10 +58,9 @@ class Learner:
     counter: WorkCounter = field(default_factory=WorkCounter)  # rows of the current update, in all epochs
     observe: Observer | None = None  # called with every micro-batch, before the optimizer step of its minibatch
 
-    @property
-    def clip_scale(self) -> float:
-        """The factor in (0, 1] by which the clip range is multiplied."""
-        return self.progress.remaining if self.ppo.anneal_clip else 1.0
+    def scale(self, annealed: bool) -> float:
+        """Return the factor in (0, 1] of a value that is annealed, or 1."""
+        return self.optim.annealed(self.progress.remaining) if annealed else 1.0
 
     @property
     def trains_critic_only(self) -> bool:
@@ -305,6 +304,7 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
     single = minibatch.mask.shape[1] == 1 and bool(minibatch.mask.all())
     critic = list(policy.critic_parameters()) if critic_only else None
     value_coef = ppo.value_coef if learner.optim.joint and not critic_only else 1.0
+    entropy_coef, clip_scale = ppo.entropy_coef * learner.scale(ppo.anneal_entropy), learner.scale(ppo.anneal_clip)
     weight = minibatch.weights.sum()
     totals = Totals({"weight": weight}, {})
     for number, micro in enumerate(microbatches(minibatch, ppo.microbatch_columns)):
@@ -315,17 +315,17 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
         if learner.observe is not None:
             learner.observe(micro, new, weight)
         if measured or not single:
-            loss = ppo_loss(new, micro, ppo, learner.clip_scale, learner.progress.penalty_coef)
+            loss = ppo_loss(new, micro, ppo, clip_scale, learner.progress.penalty_coef)
             totals.add(loss.totals)
         if single:
-            limits, penalty_coef = clip_range(ppo, learner.clip_scale), learner.progress.penalty_coef
+            limits, penalty_coef = clip_range(ppo, clip_scale), learner.progress.penalty_coef
             share = micro.weights.to(new.values.dtype) / weight
             by_logprob = share * policy_slope(new.logprobs, micro, ppo, limits, penalty_coef)
-            by_entropy = share * -ppo.entropy_coef if ppo.entropy_coef else None
+            by_entropy = share * -entropy_coef if entropy_coef else None
             by_value = share * value_coef * value_slope(new.values, micro, ppo.value_clip)
             add_gradients(*((None, None) if critic_only else (by_logprob, by_entropy)), by_value)
         else:
-            total = loss.value if critic_only else loss.total(value_coef, ppo.entropy_coef)
+            total = loss.value if critic_only else loss.total(value_coef, entropy_coef)
             (total / weight).backward(inputs=critic)
         learner.counter.done += len(micro)
     return totals

@@ -112,7 +112,7 @@ class Recorder:
             return
         self._observer = learner.observe = UpdateObserver(learner, rollout)
         self._used_state = {
-            "clip_scale": learner.clip_scale,
+            "clip_scale": learner.scale(learner.ppo.anneal_clip),
             "penalty_coef": learner.progress.penalty_coef,
             "critic_only": learner.trains_critic_only,
             "kl_coef": rollout.metrics.get("ref/kl_coef"),

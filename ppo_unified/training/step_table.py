@@ -86,7 +86,7 @@ def _used_clip_range(learner: Learner, learned: int) -> tuple[float, float]:
     """Return the annealed clip range that was used in the last iteration, which had `learned` valid steps."""
     progress = learner.progress
     before = replace(progress, steps=progress.steps - learned, iteration=progress.iteration - 1)
-    return clip_range(learner.ppo, replace(learner, progress=before).clip_scale)
+    return clip_range(learner.ppo, replace(learner, progress=before).scale(learner.ppo.anneal_clip))
 
 
 def scatter(x: Tensor, batch: Batch, mask: Tensor) -> Tensor:

@@ -247,6 +247,9 @@ def test_learning_rates_anneal_linearly_to_zero() -> None:
     assert progress.remaining == 0
     flat = run_engine(BanditAdapter(), 5, optim=Optim(lr=1e-2, anneal=False))
     assert {m["optim/lr"] for m in flat} == {1e-2}
+    cosine = run_engine(BanditAdapter(), 4, optim=Optim(lr=1e-2, schedule="cosine"))
+    root = 0.5**0.5
+    assert [m["optim/lr"] for m in cosine] == pytest.approx([1e-2, 5e-3 * (1 + root), 5e-3, 5e-3 * (1 - root)])
 
 
 def test_learning_rates_warm_up_linearly_before_they_anneal() -> None:
@@ -262,13 +265,16 @@ def test_learning_rates_warm_up_linearly_before_they_anneal() -> None:
 
 
 @pytest.mark.parametrize("done", [0, 25, 75])
-def test_clip_range_anneals_linearly(done: int) -> None:
+@pytest.mark.parametrize(
+    ("switch", "values"), [("anneal_clip", {"clip": 0.4, "clip_high": 0.8}), ("anneal_entropy", {"entropy_coef": 0.5})]
+)
+def test_clip_range_and_entropy_bonus_anneal_linearly(switch: str, values: dict[str, float], done: int) -> None:
     policy, batch = make_policy(BanditPolicy), make_batch(random_rollout(), PPO())
     progress, left = Progress(total_steps=100, steps=done), 1 - done / 100
-    annealed = engine_gradient(policy, batch, PPO(clip=0.4, clip_high=0.8, anneal_clip=True), progress)
-    fixed = engine_gradient(policy, batch, PPO(clip=0.4 * left, clip_high=0.8 * left))
+    annealed = engine_gradient(policy, batch, PPO.model_validate(values | {switch: True}), progress)
+    fixed = engine_gradient(policy, batch, PPO.model_validate({key: x * left for key, x in values.items()}))
     assert torch.equal(annealed, fixed)
-    constant = engine_gradient(policy, batch, PPO(clip=0.4, clip_high=0.8), progress)
+    constant = engine_gradient(policy, batch, PPO.model_validate(values), progress)
     assert torch.equal(annealed, constant) == (done == 0)
 
 
