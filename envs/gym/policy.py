@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -137,12 +137,12 @@ class GymPolicy(ActorCritic):
         """
         scaler, head = self.scaler, self.head
         statistics = None if scaler is None else (scaler.mean, scaler.factor())
+        torso: list[Any] = list(self.actor_torso)
         layers = [
-            partial(_linear, layer.bias, layer.weight.t())
-            if isinstance(layer, nn.Linear)
-            else towers.ACTIVATIONS[type(layer)][0]
-            for layer in (*self.actor_torso, self.head.linear)
+            partial(towers.apply_layer, type(activation), torch.addmm, linear.bias, linear.weight.t())
+            for linear, activation in zip(torso[::2], torso[1::2], strict=True)
         ]
+        bias, weight = head.linear.bias, head.linear.weight.t()
         noises: list[Tensor] = []  # of the next steps, last one first
 
         def act(obs: Tensor, mask: Tensor | None) -> Tensor:
@@ -151,7 +151,7 @@ class GymPolicy(ActorCritic):
             x = obs if statistics is None else normalize(obs, *statistics)
             for layer in layers:
                 x = layer(x)
-            return head.choose(x, mask, noises.pop() if noises else None)
+            return head.choose(torch.addmm(bias, x, weight), mask, noises.pop() if noises else None)
 
         return act
 
@@ -174,10 +174,6 @@ class GymPolicy(ActorCritic):
 def split_mask(obs: Observations) -> tuple[Tensor, Tensor | None]:
     """Return the observation tensor and the action mask. The mask is None if the observations have no mask."""
     return (obs["obs"], obs["action_mask"]) if isinstance(obs, Mapping) else (obs, None)
-
-
-def _linear(bias: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-    return torch.addmm(bias, x, weight)
 
 
 class Head(nn.Module):
@@ -267,11 +263,9 @@ class Categorical(Head):
         return race.exponential_(generator=generator).log_().unbind()
 
     def choose(self, outputs: Tensor, mask: Tensor | None, noise: Tensor | None) -> Tensor:
-        logprobs = torch.log_softmax(self._arrange(outputs, mask), dim=-1)
-        if noise is None:
-            return logprobs.argmax(-1)
-        # Among exponential random variables with rates p_i, variable i is the smallest with probability p_i.
-        return (logprobs - noise).argmax(-1)
+        logits = self._arrange(outputs, mask)
+        # Among exponential random variables with rates exp(logit_i), variable i is the smallest with probability p_i.
+        return (logits if noise is None else logits - noise).argmax(-1)
 
 
 class Gaussian(Head):

@@ -31,7 +31,7 @@ from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
 from ppo_unified.text import print_err
 
-CHUNK = 1 << 13  # number of observations per forward pass when the old log-probs and values are computed
+CHUNK = 1 << 11  # number of observations per forward pass when the old log-probs and values are computed
 ALTERNATIVES = 5  # maximum number of stored likeliest actions per step
 
 

@@ -57,10 +57,12 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
 def minibatches(batch: Batch, count: int, normalize: bool, generator: torch.Generator) -> Iterator[Batch]:
     """Shuffle the rows and split them into `count` minibatches with nearly equal numbers of valid steps. If there are
     fewer than `count` rows, each row becomes its own minibatch. A single minibatch needs no shuffling."""
-    parts = [batch]
+    parts, count = [batch], min(count, len(batch))
     if count > 1:
         batch = batch[torch.randperm(len(batch), generator=generator).to(batch.mask.device)]
-        parts = [batch[i:j] for i, j in pairwise([0, *split_evenly(batch.mask.sum(1), min(count, len(batch)))])]
+        ends = [(2 * len(batch) * n + count - 1) // (2 * count) for n in range(1, count + 1)]  # for rows of one step
+        ends = split_evenly(batch.mask.sum(1), count) if batch.mask.shape[1] > 1 else ends
+        parts = [batch[i:j] for i, j in pairwise([0, *ends])]
     yield from (part.normalized if normalize else part for part in parts)
 
 
@@ -77,6 +79,7 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
     dropped. Policies are causal, so this changes no output at a valid column."""
     width = batch.mask.shape[1]
     if width == 1:
+        columns = min(columns, 1 << 11) if batch.mask.is_cpu else columns  # for its cache
         yield from [batch] if len(batch) <= columns else (batch[i : i + columns] for i in range(0, len(batch), columns))
         return
     lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column

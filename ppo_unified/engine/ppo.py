@@ -252,18 +252,17 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
     loss terms and diagnostics are means over the last epoch."""
     ppo, critic_only = learner.ppo, learner.trains_critic_only
     learner.counter.begin("update", total=ppo.epochs * len(batch))
-    expected, norms = ppo.epochs * min(ppo.minibatches, len(batch)), list[Tensor]()
-    extras: list[Mapping[str, float]] = []
-    epoch_totals, first_ratio_error, stopped, epoch = Totals({}, {}), 0.0, False, 0
+    expected, norms, extras = ppo.epochs * min(ppo.minibatches, len(batch)), list[Tensor](), list[Mapping[str, float]]()
+    last_epoch, first_ratio_error, stopped, epoch = Totals({}, {}), 0.0, False, 0
     while epoch < ppo.epochs and not stopped:
-        epoch, epoch_totals = epoch + 1, Totals({}, {})
+        epoch, last_epoch = epoch + 1, Totals({}, {})
         per_minibatch = ppo.normalize_advantages == "minibatch"
         for minibatch in minibatches(batch, ppo.minibatches, per_minibatch, learner.generator):
             learner.counter.work = f"update {len(norms) + 1:,} of {expected:,}"
             measured = not norms or epoch == ppo.epochs or ppo.target_kl > 0
             totals = backward(learner, minibatch, critic_only, measured)
             if measured:
-                epoch_totals.add(totals)
+                last_epoch.add(totals)
             if not norms:
                 first_ratio_error = float(totals.maxima["ratio_error"])
             if ppo.target_kl and totals.sums["kl"] > ppo.target_kl * totals.sums["weight"]:
@@ -274,9 +273,7 @@ def update(learner: Learner, batch: Batch, extra_loss: ExtraLoss) -> dict[str, f
                 extras.append(extra[1])
             losses = [totals.sums[name] for name in Loss._fields if name in totals.sums]
             norms.append(step(learner.optimizers, learner.optim, minibatch, losses))
-    metrics = (
-        diagnostics.mean_metrics(extras) | diagnostics.loss_metrics(epoch_totals) | diagnostics.step_metrics(norms)
-    )
+    metrics = diagnostics.mean_metrics(extras) | diagnostics.loss_metrics(last_epoch) | diagnostics.step_metrics(norms)
     if ppo.objective == "penalty":
         if ppo.penalty_target and not critic_only:
             learner.progress.penalty_coef = adapt_penalty(learner.progress.penalty_coef, metrics["policy/kl"], ppo)

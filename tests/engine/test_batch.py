@@ -35,6 +35,9 @@ def test_minibatches_cover_every_row_once(row_len: int, count: int) -> None:
     assert sorted(row for group in groups for row in group) == list(range(len(batch)))
     assert len(groups) == count
     assert all(groups)
+    ends = torch.tensor(list(map(len, groups))).cumsum(0).tolist()
+    if row_len == 1:
+        assert ends == split_evenly(torch.ones(len(batch), dtype=torch.int64), count)
 
 
 def test_minibatches_are_never_empty() -> None:
