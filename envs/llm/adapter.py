@@ -26,6 +26,7 @@ from envs.llm.generate import Responses, generate
 from envs.llm.inputs import load_inputs
 from envs.llm.kl import KLController, group_baselines, kl_estimates, last_steps, token_rewards, whiten
 from envs.llm.lora_model import describe_merge
+from envs.llm.memory import release_freed_memory
 from envs.llm.model import CRITIC, POLICY, Network, load_causal_lm, load_trunk
 from envs.llm.named_models import resolve
 from envs.llm.options import LLMConfig
@@ -114,6 +115,7 @@ class LLMAdapter:
 
         Responses are sampled if `generator` is given; otherwise, decoding is greedy.
         """
+        release_freed_memory()  # that the last update has left
         llm = self.config.llm
         network, lora = reference or (self.policy.network, POLICY)
         sampling = llm.temperature, generator
@@ -166,6 +168,7 @@ class LLMAdapter:
         compared = self.compare(responses)
         sampler = check_sampler(responses, compared.logprobs, self.config, self.policy.network.uses_top_k)
         rollout = self._rollout(responses, compared, scores)
+        release_freed_memory()  # for the update
         return replace(rollout, metrics=dict(rollout.metrics) | times | sampler)
 
     def _sample(self, times: dict[str, float]) -> tuple[Responses, Scores]:

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from envs.llm.adapter import LLMAdapter
 from envs.llm.evaluation import SHOWN
 from envs.llm.generate import ROOM
-from envs.llm.memory import measure_memory
+from envs.llm.memory import measure_growth, measure_memory, release_freed_memory
 from envs.llm.options import LLMConfig
 from envs.llm.policy import chunk_size
 from envs.llm.probe import Probe, spread, time_call
@@ -30,7 +30,7 @@ from ppo_unified.config.values import Auto
 from ppo_unified.engine.batch import pack_rows
 
 SHARE = 0.7  # of the available memory that ppo.microbatch_columns = "auto" may use
-FRAGMENTATION = 0.2  # memory for gaps between tensors, relative to the tensors
+FRAGMENTATION = 0.2  # memory for gaps between tensors, relative to the tensors; an update may leave larger gaps
 LARGEST = {"cpu": 8192, "cuda": 65536}  # the largest number of columns that "auto" can choose
 TIMED_S, TIMED_COLUMNS = 0.02, 256  # a pass is timed with at least this many columns, and more until it takes so long
 
@@ -53,6 +53,7 @@ class Costs:
 
     program: float  # this process without weights
     update: Memory  # a forward and a backward pass
+    growth: float  # by which an update without logits enlarges the process, including gaps, per column
     compare: Memory
     score: float  # of the reward models, per column
     prompt: Memory  # the first step of decoding
@@ -63,11 +64,16 @@ class Costs:
     layers: int  # number of layers that gradient checkpointing can recompute, or 0
 
     def change(self, measured: LLMConfig, wanted: LLMConfig) -> Costs:
-        """Return the costs with the options `wanted`, given that `self` was measured with the options `measured`."""
-        column = self.update.per_column * _passes(wanted) / _passes(measured)
+        """Return the costs with the options `wanted`, given that `self` was measured with the options `measured`.
+
+        With gradient checkpointing, the process grows as much as without it: glibc cannot join the memory of the
+        activations that a layer frees, because objects of the autograd graph that still exist lie between them.
+        """
+        ratio = _passes(wanted) / _passes(measured)
+        column = self.update.per_column * ratio
         if wanted.llm.gradient_checkpointing and not measured.llm.gradient_checkpointing and self.layers:
             column = column / self.layers + self.states * _passes(wanted)
-        return replace(self, update=replace(self.update, per_column=column))
+        return replace(self, update=replace(self.update, per_column=column), growth=self.growth * ratio)
 
 
 def _passes(config: LLMConfig) -> int:
@@ -183,13 +189,21 @@ def memory_parts(
     phases = [phase for batch in (batches.training, batches.evaluation) for phase in _sampling(batch, costs, chunk)]
     for rows, columns in batches.texts:  # every column has logits, and only the policy reads the texts
         phases.append(costs.update.at(rows * columns / _passes(config), min(rows * columns, chunk)))
-    update = costs.update.at(*batches.training.largest(batches.minibatch, chunk))
+    columns, steps = batches.training.largest(batches.minibatch, chunk)
+    update = costs.update.at(columns, steps)
+    update["allocator"] = max(0.0, costs.growth * columns - update["activations"])
     phases += [] if batches.is_single else [update]
     phases = [{"gradients": trained} | phase for phase in phases]  # they exist until the next update
     # the backward pass of the first micro-batch creates the gradients, and frees the activations at the same time
     phases += [update] if batches.is_single else []
-    largest = max(phases, key=lambda phase: sum(phase.values()))
-    return held | largest | {"allocator": FRAGMENTATION * (held["Adam"] + sum(largest.values()))}
+    phases = [phase | {"allocator": _gaps(held["Adam"], phase)} for phase in phases]
+    return held | max(phases, key=lambda phase: sum(phase.values()))
+
+
+def _gaps(adam: float, phase: dict[str, float]) -> float:
+    """Return the memory for gaps between tensors: the usual share, or what was measured if this is more."""
+    measured = phase.get("allocator", 0.0)
+    return max(measured, FRAGMENTATION * (adam + sum(phase.values()) - measured))
 
 
 def _sampling(batch: Batch, costs: Costs, chunk: int) -> list[dict[str, float]]:
@@ -210,9 +224,11 @@ def measure_costs(probe: Probe, sizes: Sizes) -> Costs:
     first, second = (measure_memory(partial(probe.prompt, rows), device) for rows in (1, 2))
     column = max(0.0, measure_memory(partial(probe.prompt, 1, extra), device).kept - first.kept) / extra
     layers = sum(isinstance(module, GradientCheckpointingLayer) for module in network.modules())
+    rows = -(-TIMED_COLUMNS // probe.columns)  # with fewer columns, the measured growth would be less exact
     return Costs(
         program=find_program_bytes(config, device, sizes),
         update=_measure_pass(probe.update, _per_step(probe.update_logits, device), probe),
+        growth=measure_growth(partial(probe.update, rows, 1), device) / (rows * probe.columns),
         compare=_measure_pass(probe.compare, _per_step(probe.compare_logits, device), probe),
         score=measure_memory(partial(probe.score, 2), device).peak / (2 * probe.columns),
         prompt=Memory(max(0, 2 * first.peak - second.peak), (second.peak - first.peak) / prompt, 0.0),
@@ -225,9 +241,10 @@ def measure_costs(probe: Probe, sizes: Sizes) -> Costs:
 
 
 def find_program_bytes(config: LLMConfig, device: torch.device, sizes: Sizes) -> float:
-    """Return the memory of this process without weights. It includes freed memory that the allocator has kept."""
+    """Return the memory of this process without weights and without freed memory."""
     if device.type == "cuda":
         return 0.0
+    release_freed_memory()
     return max(0.0, process_bytes(device) - weight_bytes(config, sizes))
 
 
@@ -312,7 +329,7 @@ def estimate(adapter: LLMAdapter) -> Estimate:
         batches = Batches.plan(config, *lengths)
         if fits(config):
             seconds = time_parts(config, batches, measure_seconds(probe, config, batches))
-            # after passes with as many rows as in training, the allocator has kept more memory
+            # the passes have loaded further code
             costs = replace(costs, program=find_program_bytes(config, device, sizes))
     return Estimate(
         memory=find_parts(config),

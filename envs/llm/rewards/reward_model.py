@@ -140,7 +140,10 @@ def score_rows(
     if head is None:
         logits: Tensor = model(input_ids=ids, attention_mask=mask.long()).logits
         return logits[:, 0].float()
-    hidden = trunk(ids) if trunk else model.base_model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    if trunk:
+        hidden = trunk(ids)
+    else:
+        hidden = model.base_model(input_ids=ids, attention_mask=mask.long(), use_cache=False).last_hidden_state
     scores: Tensor = head(hidden[torch.arange(len(rows), device=device), lengths - 1].float())[:, 0]
     return scores
 

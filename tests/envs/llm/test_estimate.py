@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ from envs.llm import estimate as estimation
 from envs.llm import savings, sizes
 from envs.llm.adapter import LLMAdapter
 from envs.llm.estimate import Batch, Batches, estimate
-from envs.llm.memory import TensorTracker
+from envs.llm.memory import TensorTracker, measure_growth, release_freed_memory
 from envs.llm.sizes import find_sizes, trained_bytes, weight_bytes
 from ppo_unified import run
 from ppo_unified.cli.main import main
+from ppo_unified.config.devices import process_bytes
 from ppo_unified.config.estimate import Estimate, compare
 from ppo_unified.config.presets import apply_changes, from_file
 from ppo_unified.config.spec import AdapterSpec
@@ -55,6 +57,28 @@ def test_tracker_counts_existing_tensors_once() -> None:
         del y, z
         assert tracker.current == 0
     assert tracker.peak == 6000
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library is not glibc")
+def test_freed_memory_counts_until_it_is_released() -> None:
+    torch.ones(7 << 20)  # glibc keeps smaller blocks in its heap from now on
+    blocks: list[torch.Tensor] = []
+
+    def leave_gaps() -> None:
+        blocks.extend(torch.ones(1 << 18) for _ in range(64))  # 1 MiB each
+        del blocks[::2]
+
+    cpu = torch.device("cpu")
+    assert measure_growth(leave_gaps, cpu) > 56 << 20
+    before = process_bytes(cpu)
+    release_freed_memory()
+    assert before - process_bytes(cpu) > 24 << 20
+
+
+def test_gaps_of_an_update_count(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimation, "measure_growth", lambda run, device: 10**12)
+    memory = estimate(make_adapter(folder, "independent critic")).memory
+    assert memory["allocator"] > 10**11
 
 
 KINDS = ["independent critic", "shared critic", "critic from a path", "LoRA, policy and critic on one base"]
