@@ -132,6 +132,10 @@ def convert_results(env: gym.Env[Any, Any], config: Gym, checked: bool) -> gym.E
         env = MaskToInfo(env)
     elif method is not None:
         env = MaskFromMethod(env, method)
+    if layout.flatten and layout.images:
+        from envs.gym.observations import Pack
+
+        return Pack(env, layout)
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 
@@ -224,7 +228,7 @@ def read_observations(env: Any, config: Gym) -> ObservationLayout:
     """Return the layout of the observations of an environment, or of one environment in a vector environment."""
     name = "single_observation_space" if isinstance(env, VectorEnv) else "observation_space"
     with guard(config.env_id, name):
-        return describe_observations(getattr(env, name), config.env_id, config.normalize_obs)
+        return describe_observations(getattr(env, name), config.env_id, config.normalize_obs, config.encoders)
 
 
 def read_actions(env: Any, config: Gym) -> ActionLayout:
@@ -239,7 +243,7 @@ def make_recorded_env(config: Gym, rank: int | None) -> gym.Env[Any, Any]:
 
     Its steps are recorded, so that its state can be restored and its episodes can be replayed.
     """
-    env = FloatInfo(make_env(config, rank), (*SUCCESS_KEYS, *config.info_keys))
+    env = FloatInfo(make_env(config.for_training, rank), (*SUCCESS_KEYS, *config.info_keys))
     return Recorder(make_repeatable(env), config.num_steps)
 
 

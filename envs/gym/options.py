@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from envs.gym.errors import close_after_error, describe_error, hidden_arguments
 from ppo_unified.config.schema import RunConfig, Section
@@ -49,6 +49,12 @@ class Gym(Section):
         description="wrappers to apply to each environment, innermost first, such as "
         "TimeLimit(max_episode_steps=200): names in gymnasium.wrappers, or module:Class",
     )
+    training_wrappers: list[str] = Field(
+        [],
+        max_length=50,
+        description="wrappers that only the training environments get, around those in gym.wrappers; evaluations and "
+        "play do without them",
+    )
     env_kwargs: dict[str, Any] = Field(
         {},
         description="keyword arguments for the environment, as a JSON object; {rank} or {rank+NUMBER} in a value is "
@@ -60,6 +66,19 @@ class Gym(Section):
         "eval/info/KEY; write a.b for key b of the dict a",
     )
 
+    _encoders: Mapping[str, str] = PrivateAttr(default_factory=lambda: {"": "nature"})
+
+    @property
+    def encoders(self) -> Mapping[str, str]:
+        """A copy of policy.encoders, and policy.image_encoder under the key "". They decide which parts of an observation
+        remain images."""
+        return self._encoders
+
+    @property
+    def for_training(self) -> Self:
+        """The options with which the training environments are created."""
+        return self.model_copy(update={"wrappers": [*self.wrappers, *self.training_wrappers]})
+
     @property
     def spare_rank(self) -> int:
         """The number of an environment that is neither used for training nor for evaluations during training."""
@@ -67,10 +86,10 @@ class Gym(Section):
 
     @model_validator(mode="after")
     def _wrappers_can_be_parsed(self) -> Self:
-        if self.wrappers:
+        if self.wrappers or self.training_wrappers:
             from envs.gym.wrappers import parse_wrapper
 
-            for text in self.wrappers:
+            for text in (*self.wrappers, *self.training_wrappers):
                 parse_wrapper(text)
         return self
 
@@ -83,7 +102,17 @@ class Policy(Section):
     activation: Literal["tanh", "relu", "elu", "silu"] = Field(
         "tanh", description="activation function after each hidden layer"
     )
-    shared: bool = Field(False, description="share all hidden layers between policy and critic")
+    shared: bool = Field(False, description="share all encoders and hidden layers between policy and critic")
+    image_encoder: Literal["nature", "resnet", "flat"] = Field(
+        "nature",
+        description="network that encodes images: nature = the convolutional network of Mnih et al. 2015, resnet = a "
+        "small residual network, which also fits small images, flat = none, pixels are numbers like all others",
+    )
+    encoders: dict[str, str] = Field(
+        {},
+        description="encoders of single parts of a Dict or Tuple observation, as a JSON object: nature, resnet, flat, "
+        "'mlp(64, 64)', embedding(16), or your own module:Class; write a.b for key b of the dict a",
+    )
     log_std_init: float = Field(
         0.0,
         ge=-10,
@@ -97,6 +126,15 @@ class Policy(Section):
             raise ValueError(f"policy.hidden: expected widths >= 1, got {self.hidden}")
         return self
 
+    @model_validator(mode="after")
+    def _encoders_can_be_parsed(self) -> Self:
+        if self.encoders:
+            from envs.gym.observations import parse_encoder
+
+            for part, text in self.encoders.items():
+                parse_encoder(part, text)
+        return self
+
 
 class GymConfig(RunConfig):
     """The configuration of a run in a Gymnasium environment."""
@@ -107,15 +145,25 @@ class GymConfig(RunConfig):
 
     @classmethod
     def model_of_stored(cls, table: Mapping[str, Any]) -> type[RunConfig]:
-        gym = table.get("gym")
-        return OlderGymConfig if isinstance(gym, Mapping) and "rescale_actions" not in gym else cls
+        gym, policy = table.get("gym"), table.get("policy")
+        if isinstance(gym, Mapping) and "rescale_actions" not in gym:
+            return OlderGymConfig
+        return FlatGymConfig if isinstance(policy, Mapping) and "image_encoder" not in policy else cls
 
     def ignored_options(self) -> Iterable[tuple[str, bool, str]]:
         yield from super().ignored_options()
         yield "ppo.loss_mean", True, "kind = 'gym' does not group steps into sequences"
-        yield "gym.wrappers", self.gym.vectorization == "vector_entry_point", "gym.vectorization = 'vector_entry_point'"
-        yield "policy.activation", not self.policy.hidden, "policy.hidden = []"
-        yield "policy.shared", not self.policy.hidden, "policy.hidden = []"
+        for name in ("gym.wrappers", "gym.training_wrappers"):
+            yield name, self.gym.vectorization == "vector_entry_point", "gym.vectorization = 'vector_entry_point'"
+        narrow = not self.policy.hidden and not any(text.startswith("mlp") for text in self.policy.encoders.values())
+        yield "policy.activation", narrow, "policy.hidden = []"
+
+    @model_validator(mode="after")
+    def _environment_knows_encoders(self) -> Self:
+        gym = self.gym.model_copy()  # not the same object, which another configuration may contain
+        gym._encoders = {"": self.policy.image_encoder, **self.policy.encoders}
+        self.__dict__["gym"] = gym
+        return self
 
     @model_validator(mode="after")
     def _sizes_go_together(self) -> Self:
@@ -136,7 +184,8 @@ class GymConfig(RunConfig):
         return self
 
     def network_options(self) -> dict[str, Any]:
-        names = ("policy.torso", "policy.hidden", "policy.activation", "policy.shared", "gym.normalize_obs")
+        names = ("policy.torso", "policy.hidden", "policy.activation", "policy.shared", "policy.encoders")
+        names += ("gym.normalize_obs",)
         options = self.flatten()
         return {name: options[name] for name in names}
 
@@ -192,8 +241,22 @@ class OlderGym(Gym):
     rescale_actions: bool = Field(False, description=str(Gym.model_fields["rescale_actions"].description))
 
 
-class OlderGymConfig(GymConfig):
-    """The configuration of a run from an older version, which never rescaled actions."""
+class FlatPolicy(Policy):
+    """The options for the networks with the defaults that reproduce a run of an older version."""
+
+    image_encoder: Literal["nature", "resnet", "flat"] = Field(
+        "flat", description=str(Policy.model_fields["image_encoder"].description)
+    )
+
+
+class FlatGymConfig(GymConfig):
+    """The configuration of a run from an older version, which encoded no images."""
+
+    policy: FlatPolicy = FlatPolicy()
+
+
+class OlderGymConfig(FlatGymConfig):
+    """The configuration of a run from an even older version, which never rescaled actions."""
 
     gym: OlderGym = OlderGym()
 
@@ -220,8 +283,9 @@ def _has_source(env_id: str) -> bool:
 
 def named_code(config: GymConfig) -> str:
     """Return the modules and files that the options name, such as 'my_env.py:Env', or "" if there are none."""
-    names = [config.gym.env_id, *(text.partition("(")[0] for text in config.gym.wrappers)]
-    return ", ".join(filter(_has_source, names))
+    wrappers = (text.partition("(")[0] for text in config.gym.for_training.wrappers)
+    names = [config.gym.env_id, *wrappers, *config.policy.encoders.values()]
+    return ", ".join(name for name in names if _has_source(name) and not name.startswith("envs.gym."))
 
 
 def resolve(env_id: str) -> Any:
@@ -291,4 +355,4 @@ def _remedy(message: str) -> str:
     `message` is Gymnasium's error message, which may name the Gymnasium extra that includes the package.
     """
     extra = re.search(r"gymnasium\[([\w-]+)\]", message)
-    return f"pip install 'ppo-unified[{extra[1]}]'" if extra and extra[1] in ("box2d", "mujoco") else message
+    return f"pip install 'ppo-unified[{extra[1]}]'" if extra and extra[1] in ("box2d", "mujoco", "atari") else message

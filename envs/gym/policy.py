@@ -45,8 +45,9 @@ def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> No
 class GymPolicy(ActorCritic):
     """An MLP policy with categorical or Gaussian actions, and its critic.
 
-    All methods except `scale` expect normalized observations. Observations are a tensor [.., size], or a mapping with
-    the keys "obs" and "action_mask" (bool, [.., sum of sizes]).
+    All methods except `scale` and `update_statistics` expect normalized observations. Observations are a tensor [..,
+    size], or a mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. Encoders,
+    if there are any, map observations to the inputs of the hidden layers.
     """
 
     def __init__(
@@ -58,9 +59,20 @@ class GymPolicy(ActorCritic):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        obs_size = observations.size
+        self.observations, obs_size = observations, observations.numbers
+        dtype = getattr(torch, observations.numbers_dtype)
+        self.scaler = ObservationScaler(obs_size, dtype) if normalize_obs and obs_size else None
+        self.actor_encoder = self.critic_encoder = None
+        if observations.images or config.encoders:
+            from envs.gym.encoders import ObservationEncoder
+
+            encoders = [
+                ObservationEncoder(observations, config, ACTIVATIONS[config.activation], generator)
+                for _ in range(1 if config.shared else 2)
+            ]
+            self.actor_encoder, self.critic_encoder = encoders[0], encoders[-1]
+            obs_size = encoders[0].size
         features = config.hidden[-1] if config.hidden else obs_size
-        self.scaler = ObservationScaler(obs_size, getattr(torch, observations.dtype)) if normalize_obs else None
         self.actor_torso = mlp(obs_size, config)
         self.critic_torso = self.actor_torso if config.shared else mlp(obs_size, config)
         self.shared = config.shared
@@ -86,8 +98,14 @@ class GymPolicy(ActorCritic):
         logprobs, entropy = self.head.logprobs_and_entropy(outputs, actions, mask)
         return Evaluation(logprobs, entropy, values.squeeze(-1))
 
-    def _outputs_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the outputs of the head's linear layer and the value estimates [.., 1] for x [.., size]."""
+    def _outputs_and_values(self, obs: Observations) -> tuple[Tensor, Tensor]:
+        """Return the outputs of the head's linear layer and the value estimates [.., 1] for obs without a mask."""
+        if self.critic_encoder is not None:
+            features = self.actor_features(obs)
+            own = features if self.shared else self.critic_torso(self.critic_encoder(obs))
+            return self.head.linear(features), self.critic(own)
+        assert isinstance(obs, Tensor)
+        x = obs
         found = self.towers.find(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
         if found and not x.requires_grad:
             parameters, activation = found
@@ -96,8 +114,15 @@ class GymPolicy(ActorCritic):
         features = self.actor_torso(x)
         return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
 
+    def actor_features(self, obs: Observations) -> Tensor:
+        """Return the inputs [.., F] of the head for obs without a mask."""
+        features: Tensor = self.actor_torso(obs if self.actor_encoder is None else self.actor_encoder(obs))
+        return features
+
     @torch.no_grad()
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
+        if self.actor_encoder is not None:
+            return None
         found = self.towers.find(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
         if not found or not self.head.is_explicit:
             return None
@@ -116,9 +141,22 @@ class GymPolicy(ActorCritic):
 
         return Evaluation(*(x.view(actions.shape[:-1]) for x in (logprobs, entropy, values))), add_gradients
 
-    def scale(self, obs: Tensor) -> Tensor:
-        """Normalize observations [.., size] if `gym.normalize_obs` is true; otherwise return them unchanged."""
+    def scale(self, obs: Tensor) -> Observations:
+        """Unpack observations [.., size] with images, and normalize numbers if `gym.normalize_obs` is true."""
+        if self.observations.images:
+            parts = self._unpack(obs)
+            return parts if self.scaler is None else {**parts, "obs": self.scaler(parts["obs"])}
         return obs if self.scaler is None else self.scaler(obs)
+
+    def update_statistics(self, obs: Tensor) -> None:
+        """Update the statistics of `gym.normalize_obs` with observations [B, size]."""
+        if self.scaler is not None:
+            self.scaler.update(self._unpack(obs)["obs"] if self.observations.images else obs)
+
+    def _unpack(self, obs: Tensor) -> dict[str, Tensor]:
+        from envs.gym.observations import unpack
+
+        return unpack(obs, self.observations)
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
         """Return actions [N, components] for normalized obs [N, size].
@@ -126,7 +164,7 @@ class GymPolicy(ActorCritic):
         If `generator` is None, return the most likely actions; otherwise sample actions.
         """
         x, mask = split_mask(obs)
-        return self.head.act(self.actor_torso(x), mask, generator)
+        return self.head.act(self.actor_features(x), mask, generator)
 
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
         """Return a function that normalizes observations [N, size] and chooses actions [N, components], like `act`.
@@ -144,11 +182,15 @@ class GymPolicy(ActorCritic):
         ]
         bias, weight = head.linear.bias, head.linear.weight.t()
         noises: list[Tensor] = []  # of the next steps, last one first
+        encoder = self.actor_encoder
 
         def act(obs: Tensor, mask: Tensor | None) -> Tensor:
             if generator is not None and not noises:
                 noises.extend(reversed(head.draw(generator, steps, len(obs))))
-            x = obs if statistics is None else normalize(obs, *statistics)
+            if encoder is not None:
+                x = encoder(self.scale(obs))
+            else:
+                x = obs if statistics is None else normalize(obs, *statistics)
             for layer in layers:
                 x = layer(x)
             return head.choose(torch.addmm(bias, x, weight), mask, noises.pop() if noises else None)
@@ -163,17 +205,20 @@ class GymPolicy(ActorCritic):
         if not isinstance(self.head, Categorical) or len(self.head.sizes) > 1:
             return None
         x, mask = split_mask(obs)
-        logprobs, actions = self.head.choices(self.actor_torso(x), mask)[..., 0, :].topk(min(count, self.head.sizes[0]))
+        logprobs, actions = self.head.choices(self.actor_features(x), mask)[..., 0, :].topk(min(count, self.head.sizes[0]))
         return actions, logprobs
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
-        own = [] if self.shared else list(self.critic_torso.parameters())
-        return own + list(self.critic.parameters())
+        own = [] if self.shared else [self.critic_torso, *filter(None, [self.critic_encoder])]
+        return [p for module in (*own, self.critic) for p in module.parameters()]
 
 
-def split_mask(obs: Observations) -> tuple[Tensor, Tensor | None]:
-    """Return the observation tensor and the action mask. The mask is None if the observations have no mask."""
-    return (obs["obs"], obs["action_mask"]) if isinstance(obs, Mapping) else (obs, None)
+def split_mask(obs: Observations) -> tuple[Any, Tensor | None]:
+    """Return the observations without the action mask, and the mask. The mask is None if the observations have none."""
+    if not isinstance(obs, Mapping):
+        return obs, None
+    rest = {key: x for key, x in obs.items() if key != "action_mask"}
+    return rest["obs"] if list(rest) == ["obs"] else rest, obs.get("action_mask")
 
 
 class Head(nn.Module):

@@ -11,7 +11,8 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -26,6 +27,28 @@ LARGEST_EXACT = 2**24  # float32 represents all integers up to this magnitude
 SUPPORTED = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
+class Part(NamedTuple):
+    """A part of an observation that is not itself a Dict or Tuple."""
+
+    keys: tuple[Any, ...]  # where it is in nested Dicts and Tuples; () = it is the whole observation
+    space: spaces.Space[Any]
+    is_image: bool = False
+
+    @property
+    def place(self) -> str:
+        return "".join(f"[{key!r}]" for key in self.keys)
+
+    @property
+    def name(self) -> str:
+        """The name in `policy.encoders`, such as 'pose.1'."""
+        return ".".join(map(str, self.keys)) or ("image" if self.is_image else "obs")
+
+    @property
+    def entry(self) -> str:
+        """The key of an image in the observations that the networks receive."""
+        return f"image.{self.name}" if self.keys else "image"
+
+
 @dataclass(frozen=True)
 class ObservationLayout:
     """Describes how to convert an observation to a vector of `size` floats."""
@@ -37,6 +60,26 @@ class ObservationLayout:
     flatten: bool = False  # True if Gymnasium's FlattenObservation is needed
     has_mask: bool = False  # True for a Dict space that contains an action mask
     structure: str = ""  # equal if a policy for one space can act in the other, such as '4 numbers'
+    parts: tuple[Part, ...] = ()
+    images: tuple[Part, ...] = ()  # if there are any, the vector consists of bytes: see envs.gym.observations
+    packed: tuple[int, str] = (0, "float32")  # the number and dtype of the values beside the images
+
+    @property
+    def numbers(self) -> int:
+        """The number of values in the parts that are not images."""
+        return self.packed[0] if self.images else self.size
+
+    @property
+    def numbers_dtype(self) -> str:
+        return self.packed[1] if self.images else self.dtype
+
+
+class PackedSpace(spaces.Box):
+    """The space of observations that `envs.gym.observations.Pack` has packed."""
+
+    def __init__(self, layout: ObservationLayout) -> None:
+        super().__init__(0, 255, (layout.size,), np.uint8)
+        self.layout = layout
 
 
 @dataclass(frozen=True)
@@ -64,49 +107,65 @@ class ActionLayout:
         return bool(_is_bounded(np.array(self.low), np.array(self.high)).any())
 
 
-def describe_observations(space: spaces.Space[Any], env_id: str, normalize: bool) -> ObservationLayout:
+def describe_observations(
+    space: spaces.Space[Any], env_id: str, normalize: bool, encoders: Mapping[str, str] = MappingProxyType({})
+) -> ObservationLayout:
     """Return the layout of an observation space. Raises UsageError if the space is unsupported or too large.
 
     If `normalize` is true, observations that float32 would round are float64 until they are normalized. Otherwise, a
-    large mean would hide their variation.
+    large mean would hide their variation. `encoders` is `Gym.encoders`.
     """
+    if isinstance(space, PackedSpace):
+        return space.layout
     has_mask = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
-    parts = list(_find_parts(without_mask(space) if has_mask else space))
-    for place, part in parts:
-        if not isinstance(part, SUPPORTED):
+    parts = tuple(_find_parts(without_mask(space) if has_mask else space, encoders))
+    for part in parts:
+        if not isinstance(part.space, SUPPORTED):
             raise UsageError(
                 f"{env_id}: expected a Box, Discrete, MultiDiscrete or MultiBinary observation space, or a Dict or "
-                f"Tuple of these, got {part}{place and f' at {place}'}; add a wrapper (gym.wrappers) that converts it"
+                f"Tuple of these, got {part.space}{part.place and f' at {part.place}'}; add a wrapper (gym.wrappers) "
+                "that converts it"
             )
-    dtype = "float64" if normalize and any(_exceeds_float32(part) for _, part in parts) else "float32"
-    structure = ", ".join(f"{_describe_part(part)}{place and f' at {place}'}" for place, part in parts)
+    dtype = "float64" if normalize and any(_exceeds_float32(part.space) for part in parts) else "float32"
+    structure = ", ".join(f"{_describe_part(part)}{part.place and f' at {part.place}'}" for part in parts)
+    numbers = sum(int(spaces.flatdim(part.space)) for part in parts if not part.is_image)
     if isinstance(space, spaces.Discrete):
         layout = ObservationLayout(int(space.n), one_hot=True, start=int(space.start))
-    elif isinstance(space, spaces.Box):
-        layout = ObservationLayout(int(np.prod(space.shape)), dtype)
     else:
-        size = sum(int(spaces.flatdim(part)) for _, part in parts)
-        layout = ObservationLayout(size, dtype, flatten=True, has_mask=has_mask)
-    if not 0 < layout.size <= MAX_SIZE:
+        layout = ObservationLayout(numbers, dtype, flatten=not isinstance(space, spaces.Box), has_mask=has_mask)
+    images = tuple(part for part in parts if part.is_image)
+    if not (images or numbers) or numbers > MAX_SIZE:
         raise UsageError(
-            f"{env_id}: expected an observation of 1 to {MAX_SIZE} numbers, got {layout.size} from {space}; add a "
+            f"{env_id}: expected an observation of 1 to {MAX_SIZE} numbers, got {numbers} from {space}; add a "
             "wrapper (gym.wrappers) that reduces the size, such as ResizeObservation"
         )
-    return replace(layout, structure=structure)
+    layout = replace(layout, structure=structure, parts=parts, images=images)
+    if not images:
+        return layout
+    size = numbers * np.dtype(dtype).itemsize + sum(int(np.prod(part.space.shape)) for part in images)
+    size += -size % 8 if layout.flatten else 0  # whole float64 numbers, so that each row is aligned
+    return replace(layout, size=size, dtype="uint8", packed=(numbers, dtype))
 
 
-def _find_parts(space: spaces.Space[Any], place: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
-    """Yield the parts of nested Dict and Tuple spaces with their places, such as "['pose'][0]"."""
+def _find_parts(space: spaces.Space[Any], encoders: Mapping[str, str], keys: tuple[Any, ...] = ()) -> Iterator[Part]:
+    """Yield the parts of nested Dict and Tuple spaces, in the order in which Gymnasium flattens them."""
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
         for key, part in inner:
-            yield from _find_parts(part, f"{place}[{key!r}]")
+            yield from _find_parts(part, encoders, (*keys, key))
+    elif space.dtype == np.uint8 and len(space.shape or ()) > 1:
+        from envs.gym.observations import is_image
+
+        yield Part(keys, space, is_image(Part(keys, space, True), encoders))
     else:
-        yield place, space
+        yield Part(keys, space)
 
 
-def _describe_part(space: spaces.Space[Any]) -> str:
-    """Describe what the network receives: one number per component, or a one-hot vector per choice."""
+def _describe_part(part: Part) -> str:
+    """Describe what the network receives: an image, one number per component, or a one-hot vector per choice."""
+    space = part.space
+    if part.is_image:
+        return f"{' x '.join(map(str, space.shape or ()))} pixels"
     if isinstance(space, spaces.Discrete):
         return _describe_choices([int(space.n)])
     if isinstance(space, spaces.MultiDiscrete):

@@ -88,7 +88,8 @@ class GymAdapter:
         obs = self.policy.scale(torch.from_numpy(raws).to(self.device))
         if self.masks is None:
             return obs
-        return {"obs": obs, "action_mask": torch.from_numpy(np.stack(masks, 1)).to(self.device)}  # type: ignore[arg-type] # none is None
+        mask = torch.from_numpy(np.stack(masks, 1)).to(self.device)  # type: ignore[arg-type] # none is None
+        return {**(obs if isinstance(obs, Mapping) else {"obs": obs}), "action_mask": mask}
 
     def collect(self) -> Rollout:
         """Take `gym.num_steps` steps in every environment and return the rollout.
@@ -130,7 +131,7 @@ class GymAdapter:
         )
         if self.policy.scaler is not None:
             self.scaling = self.policy.scaler.mean.clone(), self.policy.scaler.factor()
-            self.policy.scaler.update(torch.from_numpy(observed[:, :-1][mask]).to(self.device))
+            self.policy.update_statistics(torch.from_numpy(observed[:, :-1][mask]).to(self.device))
         return rollout
 
     def _rollout(
@@ -177,7 +178,8 @@ class GymAdapter:
         """
         shape = actions.shape[:2]
         flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
-        chunks = [slice(start, start + CHUNK) for start in range(0, len(flat_actions), CHUNK)]
+        size = find_chunk_size(self)
+        chunks = [slice(start, start + size) for start in range(0, len(flat_actions), size)]
         parts = [self.policy.evaluate(map_obs(itemgetter(chunk), flat_obs), flat_actions[chunk]) for chunk in chunks]
         return torch.cat([e.logprobs for e in parts]).view(shape), torch.cat([e.values for e in parts]).view(shape)
 
@@ -288,6 +290,11 @@ class GymAdapter:
             print_err(str(error))
 
 
+def find_chunk_size(adapter: GymAdapter) -> int:
+    """Return the number of observations per forward pass when no gradient is needed."""
+    return min(CHUNK, adapter.config.ppo.microbatch_columns) if adapter.observations.images else CHUNK
+
+
 def build(config: GymConfig, device: torch.device) -> GymAdapter:
     """Create the adapter. The registered adapter specification refers to this function."""
     return GymAdapter(config, device)
@@ -302,8 +309,9 @@ def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tupl
     actions are continuous or have several components.
     """
     flat = map_obs(lambda x: x.flatten(0, 1), rollout.obs)
-    starts = [] if reference else range(0, rollout.mask.numel(), CHUNK)
-    chunks = (map_obs(itemgetter(slice(start, start + CHUNK)), flat) for start in starts)
+    size = find_chunk_size(adapter)
+    starts = [] if reference else range(0, rollout.mask.numel(), size)
+    chunks = (map_obs(itemgetter(slice(start, start + size)), flat) for start in starts)
     parts = [found for chunk in chunks if (found := adapter.policy.likeliest(chunk, ALTERNATIVES)) is not None]
     if not parts:
         return None

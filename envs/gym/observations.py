@@ -1,0 +1,112 @@
+"""Observations that contain images: which parts are images, and how they are packed and unpacked.
+
+Gymnasium's vector environments and the records of episodes handle one array per environment. Therefore a nested
+observation with images is packed into one array of bytes: first the numbers of all parts that are not images, as
+Gymnasium flattens them, then the images. An observation that is a single image is not changed, because its array
+already has this form. This module imports torch only to unpack tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import Any, NamedTuple, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from envs.gym.spaces import ObservationLayout, PackedSpace, Part
+
+SMALLEST_IMAGE = 36  # pixels per side; a smaller image is encoded as an image only if policy.encoders says so
+ENCODERS = "nature, resnet, flat, 'mlp(64, 64)', 'embedding(16)', module:Class or FILE.py:Class"
+_CALL = re.compile(r"(mlp|embedding)\(\s*(\d{1,5}(?:\s*,\s*\d{1,5})*)\s*\)")
+Array = TypeVar("Array")  # a NumPy array or a tensor
+
+
+class EncoderChoice(NamedTuple):
+    """A value of `policy.encoders`."""
+
+    kind: str  # nature, resnet, flat, mlp or embedding, or the name of the user's own class
+    sizes: tuple[int, ...] = ()
+
+
+def parse_encoder(part: str, text: str) -> EncoderChoice:
+    """Parse a value of `policy.encoders`. Raises ValueError with a complete error message."""
+    found = _CALL.fullmatch(text)
+    sizes = tuple(int(size) for size in found[2].split(",")) if found else ()
+    if found and min(sizes) > 0 and (found[1] == "mlp" or len(sizes) == 1):
+        return EncoderChoice(found[1], sizes)
+    source, _, name = text.rpartition(":")
+    if text in ("nature", "resnet", "flat") or (source and name.isidentifier()):
+        return EncoderChoice(text)
+    raise ValueError(f"policy.encoders: {part}: expected {ENCODERS}, got {text!r}")
+
+
+def is_image(part: Part, encoders: Mapping[str, str]) -> bool:
+    """Return True if a part with a Box of uint8 remains an image. `encoders` is `Gym.encoders`."""
+    shape = part.space.shape or ()
+    if not isinstance(part.space, spaces.Box) or len(shape) not in (2, 3, 4):
+        return False
+    if part.name in encoders:
+        return encoders[part.name] in ("nature", "resnet") or ":" in encoders[part.name]
+    return encoders[""] != "flat" and min(image_shape(shape)[1:]) >= SMALLEST_IMAGE
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return (channels, height, width) of an image with two, three or four dimensions.
+
+    The channel axis of three dimensions is the first or the last one, whichever is shorter. Four dimensions are a stack
+    of images, which becomes one image with more channels.
+    """
+    stack, inner = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
+    if len(inner) == 2:
+        return stack, inner[0], inner[1]
+    channels, height, width = inner if inner[0] < inner[2] else (inner[2], inner[0], inner[1])
+    return stack * channels, height, width
+
+
+class Pack(gym.ObservationWrapper[Any, Any, Any]):
+    """Packs observations with images into one array of bytes, see `unpack`."""
+
+    def __init__(self, env: gym.Env[Any, Any], layout: ObservationLayout) -> None:
+        super().__init__(env)
+        self.layout = layout
+        self.observation_space = PackedSpace(layout)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        numbers, images = [], []
+        for part in self.layout.parts:
+            found = observation
+            for key in part.keys:
+                found = found[key]
+            if part.is_image:
+                images.append(np.asarray(found, np.uint8).ravel())
+            else:
+                numbers.append(np.ravel(spaces.flatten(part.space, found)).astype(self.layout.numbers_dtype))
+        packed = np.zeros(self.layout.size, np.uint8)
+        whole = np.concatenate([*(x.view(np.uint8) for x in numbers), *images])
+        packed[: len(whole)] = whole
+        return packed
+
+
+def unpack(packed: Array, layout: ObservationLayout) -> dict[str, Array]:
+    """Return views of the parts of packed observations [.., size], an array or a tensor.
+
+    The key "obs" contains the numbers [.., numbers], and the keys `Part.entry` the images [.., *shape]. "obs" is missing
+    if there are no numbers.
+    """
+    x: Any = packed
+    library: Any = np
+    if not isinstance(packed, np.ndarray):
+        import torch
+
+        library = torch
+    end = layout.numbers * np.dtype(layout.numbers_dtype).itemsize
+    parts = {"obs": x[..., :end].view(getattr(library, layout.numbers_dtype))} if end else {}
+    for part in layout.images:
+        shape = part.space.shape or ()
+        start, end = end, end + prod(shape)
+        parts[part.entry] = x[..., start:end].reshape(*x.shape[:-1], *shape)
+    return parts
