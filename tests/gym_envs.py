@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from envs.gym.make import MaskToInfo
+from envs.gym.masks import MaskToInfo
 
 
 class Counter(gym.Env[Any, Any]):

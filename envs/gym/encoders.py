@@ -69,7 +69,10 @@ class Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -209,6 +212,11 @@ class ObservationEncoder(nn.Module):
             lead = _leading_shape(obs, slot)
             features.append(network(slot.read(obs)).view(*lead, -1))
         return torch.cat(features, -1)
+
+
+def check_encoders(observations: ObservationLayout, config: Policy) -> None:
+    """Raise UsageError if an encoder does not fit the observations."""
+    ObservationEncoder(observations, config, nn.Tanh, torch.Generator().manual_seed(0))
 
 
 def _leading_shape(obs: Observations, slot: Slot) -> torch.Size:

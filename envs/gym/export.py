@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from envs.gym.eval import Player
-from envs.gym.make import MASK_METHOD
+from envs.gym.masks import MASK_METHOD
+from envs.gym.observations import unpack
 from envs.gym.options import Gym, fill_rank, resolve
 from envs.gym.policy import GymPolicy
 from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
@@ -29,6 +30,8 @@ TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 class GreedyPolicy(nn.Module):
     """Maps observations [batch, size] to the most likely actions [batch, *shape] in the environment's units.
 
+    Observations with images are a dict with the keys of `envs.gym.observations.unpack`.
+
     This module normalizes observations, and rescales and clips actions, but does not include the critic.
     """
 
@@ -41,6 +44,7 @@ class GreedyPolicy(nn.Module):
     def __init__(self, policy: GymPolicy, actions: ActionLayout) -> None:
         super().__init__()
         self.scaler: nn.Module = policy.scaler or nn.Identity()
+        self.encoder: nn.Module = policy.actor_encoder or nn.Identity()
         self.torso, self.head = policy.actor_torso, policy.head
         self.actions, self.dtype = actions, getattr(torch, actions.dtype)
         if actions.continuous:
@@ -51,9 +55,13 @@ class GreedyPolicy(nn.Module):
         else:
             self.register_buffer("start", torch.tensor(actions.start))
 
-    def forward(self, obs: Tensor, action_mask: Tensor | None = None) -> Tensor:
+    def forward(self, obs: Tensor | dict[str, Tensor], action_mask: Tensor | None = None) -> Tensor:
         """Return actions for obs [batch, size] and action_mask [batch, sum of sizes] bool (True = allowed)."""
-        chosen = self.head.act(self.torso(self.scaler(obs)), action_mask, None)
+        if isinstance(obs, dict):
+            scaled: Any = {key: self.scaler(x) if key == "obs" else x for key, x in obs.items()}
+        else:
+            scaled = self.scaler(obs)
+        chosen = self.head.act(self.torso(self.encoder(scaled)), action_mask, None)
         if self.actions.continuous:
             if self.actions.scale:
                 chosen = chosen * self.scale + self.offset
@@ -91,8 +99,7 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
         PAGE.format(
             **about | {"score": score},
             env_id=options.env_id,
-            size=adapter.observations.size,
-            obs_dtype=adapter.observations.dtype,
+            obs=_name_inputs(adapter.observations),
             mask=f", `action_mask` bool [batch, {sum(adapter.actions.sizes)}]" if masked else "",
             dtype=adapter.actions.dtype,
             shape="".join(f", {n}" for n in adapter.actions.shape),
@@ -106,17 +113,19 @@ def write_program(
     policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
 ) -> None:
     """Export the greedy policy for any batch size and save it to `path`."""
-    batch = torch.export.Dim("batch")
-    arguments: dict[str, Tensor] = {"obs": torch.zeros(3, observations.size, dtype=getattr(torch, observations.dtype))}
+    batch = {0: torch.export.Dim("batch")}
+    obs = _to_input(torch.zeros(3, observations.size, dtype=getattr(torch, observations.dtype)), observations)
+    arguments: dict[str, Any] = {"obs": obs}
+    shapes: dict[str, Any] = {"obs": dict.fromkeys(obs, batch) if isinstance(obs, dict) else batch}
     if masked:
-        arguments["action_mask"] = torch.ones(3, sum(actions.sizes), dtype=torch.bool)
+        arguments["action_mask"], shapes["action_mask"] = torch.ones(3, sum(actions.sizes), dtype=torch.bool), batch
     with torch.no_grad():
         program = torch.export.export(
             GreedyPolicy(copy.deepcopy(policy), actions)
             .eval()
             .requires_grad_(False),  # so that users can call .numpy() without .detach()
             tuple(arguments.values()),
-            dynamic_shapes={name: {0: batch} for name in arguments},
+            dynamic_shapes=shapes,
         )
     torch.export.save(program, path)
 
@@ -132,9 +141,8 @@ def check_program(
     player = Player(policy, observations, actions, torch.device("cpu"), None)
     rng = np.random.default_rng(0)
     for count in BATCHES:
-        numbers, choices = rng.standard_normal((count, observations.size)), rng.integers(observations.size, size=count)
-        raw: np.ndarray = choices + observations.start if observations.one_hot else 3 * numbers
-        arguments, info = [torch.from_numpy(encode(raw, observations))], {}
+        raw = _sample(observations, count, rng)
+        arguments, info = [_to_input(torch.from_numpy(encode(raw, observations)), observations)], {}
         if masked:
             masks = rng.random((count, sum(actions.sizes))) < 0.5
             masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # allow at least one action per component
@@ -145,7 +153,38 @@ def check_program(
             raise RuntimeError(f"{path.name}: the exported program returns different actions from the policy")
 
 
+def _to_input(encoded: Tensor, layout: ObservationLayout) -> Any:
+    """Return the program's input for encoded observations: a tensor, or a dict if there are images."""
+    return {key: x.clone() for key, x in unpack(encoded, layout).items()} if layout.images else encoded
+
+
+def _sample(layout: ObservationLayout, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return random observations in the environment's format, packed if there are images."""
+    numbers: np.ndarray = 3 * rng.standard_normal((count, layout.numbers))
+    if layout.one_hot:
+        return rng.integers(layout.size, size=count) + layout.start
+    if not layout.images:
+        return numbers
+    packed = rng.integers(256, size=(count, layout.size), dtype=np.uint8)
+    values = np.ascontiguousarray(numbers.astype(layout.numbers_dtype)).view(np.uint8)
+    packed[:, : values.shape[1]] = values
+    return packed
+
+
 def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]:
+    if layout.images:
+        inputs: dict[str, Any] = {
+            part.entry: {"dtype": "uint8", "shape": ["batch", *(part.space.shape or ())], "normalization": "none"}
+            for part in layout.images
+        }
+        if layout.numbers:
+            inputs["obs"] = {
+                "dtype": layout.numbers_dtype,
+                "shape": ["batch", layout.numbers],
+                "encoding": "gymnasium.spaces.flatten of the parts that are not images",
+                "normalization": "inside the program" if normalized else "none",
+            }
+        return inputs
     encoding = "as returned by the environment, flattened"
     if layout.one_hot:
         encoding = f"one-hot: number i sets element i - {layout.start}" if layout.start else "one-hot"
@@ -157,6 +196,15 @@ def _describe_obs(layout: ObservationLayout, normalized: bool) -> dict[str, Any]
         "encoding": encoding,
         "normalization": "inside the program" if normalized else "none",
     }
+
+
+def _name_inputs(layout: ObservationLayout) -> str:
+    if not layout.images:
+        return f" {layout.dtype} [batch, {layout.size}]"
+    inputs = _describe_obs(layout, False).items()
+    return ", a dict of " + " and ".join(
+        f"`{key}` {x['dtype']} [{', '.join(map(str, x['shape']))}]" for key, x in inputs
+    )
 
 
 def _describe_action(layout: ActionLayout) -> dict[str, Any]:
@@ -216,6 +264,8 @@ def _import_environment(env_id: str, kwargs: str) -> list[str]:
 
 
 def _encode_lines(layout: ObservationLayout) -> str:
+    if layout.images:
+        return _encode_images_lines(layout)
     if layout.one_hot:
         offset = f" - {layout.start}" if layout.start else ""
         return f"def encode(obs):\n    return torch.eye({layout.size})[[int(obs){offset}]]\n"
@@ -232,6 +282,26 @@ def _encode_lines(layout: ObservationLayout) -> str:
         f"    flat = gym.spaces.flatten(space, {given})\n"
         f"    return torch.from_numpy(np.asarray(flat, dtype=np.{layout.dtype}).reshape(1, -1))\n"
     )
+
+
+def _encode_images_lines(layout: ObservationLayout) -> str:
+    lines = ["space = env.observation_space", "", "", "def encode(obs):"]
+    numbers = [part for part in layout.parts if not part.is_image]
+    if numbers:
+        lines += [
+            "    numbers = [",
+            *(f"        spaces.flatten(space{x.place}, obs{x.place})," for x in numbers),
+            "    ]",
+        ]
+    lines += ["    return {"]
+    if numbers:
+        dtype = f"np.{layout.numbers_dtype}"
+        lines += [f'        "obs": torch.from_numpy(np.hstack([np.ravel(x) for x in numbers]).astype({dtype})[None]),']
+    lines += [
+        f"        {part.entry!r}: torch.from_numpy(np.asarray(obs{part.place}, np.uint8)[None]),"
+        for part in layout.images
+    ]
+    return "\n".join(lines).replace("spaces.flatten", "gym.spaces.flatten") + "\n    }\n"
 
 
 def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
@@ -297,8 +367,8 @@ PAGE = """\
 
 Trained with PPO in the run `{run}`; checkpoint of step {step}; greedy score {score}.
 
-`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs` {obs_dtype}
-[batch, {size}]{mask}. It returns actions {dtype} [batch{shape}] in the environment's units. The exported policy
+`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs`{obs}{mask}.
+It returns actions {dtype} [batch{shape}] in the environment's units. The exported policy
 itself normalizes observations, and rescales and clips actions. `policy.json` contains this information for other
 programs. Loading the policy requires only torch. Loading uses pickle, which can execute code, so load only files from
 people you trust:

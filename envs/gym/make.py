@@ -23,6 +23,7 @@ from envs.gym.errors import (
     hidden_arguments,
 )
 from envs.gym.infos import SUCCESS_KEYS, FloatInfo
+from envs.gym.masks import MASK_METHOD, MaskFromMethod, MaskToInfo
 from envs.gym.options import Gym, GymConfig, make_single, resolve, uses_rank
 from envs.gym.restore import Recorder, ReplayRestorer, Restorer, make_repeatable, make_restorer
 from envs.gym.spaces import (
@@ -38,60 +39,11 @@ from envs.gym.spaces import (
     join_infos,
     read_masks,
     sample_action,
-    without_mask,
 )
 from ppo_unified.errors import ForeignCodeError, UsageError
 from ppo_unified.text import print_err
 
-MASK_METHOD = "action_masks"  # method of an environment or a wrapper that returns the action mask
 SLOW_STEP_S = 250e-6  # if a step takes longer, use processes; their communication costs about half of this time
-
-
-class MaskToInfo(gym.Wrapper[Any, Any, Any, Any]):
-    """Moves the action mask from a Dict observation to the info, where Gymnasium's own environments return it."""
-
-    def __init__(self, env: gym.Env[Any, Any]) -> None:
-        super().__init__(env)
-        self.observation_space = without_mask(env.observation_space)
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        return self._move(*self.env.reset(**kwargs))
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        obs, info = self._move(obs, info)
-        return obs, reward, terminated, truncated, info
-
-    @staticmethod
-    def _move(obs: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return {key: x for key, x in obs.items() if key != MASK_KEY}, {**info, MASK_KEY: obs[MASK_KEY]}
-
-
-class MaskFromMethod(gym.Wrapper[Any, Any, Any, Any]):
-    """Adds to the info the mask that the environment's method `action_masks` returns, unless the info has a mask.
-
-    The method is the convention of sb3-contrib. It is not called after the end of an episode, as in sb3-contrib.
-    """
-
-    def __init__(self, env: gym.Env[Any, Any], method: Callable[[], Any]) -> None:
-        super().__init__(env)
-        self.method = method
-
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        obs, info = self.env.reset(**kwargs)
-        return obs, info if MASK_KEY in info else {**info, MASK_KEY: self._read_mask()}
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if MASK_KEY not in info and not terminated and not truncated:
-            info = {**info, MASK_KEY: self._read_mask()}
-        return obs, reward, terminated, truncated, info
-
-    def _read_mask(self) -> Any:
-        mask = self.method()
-        if mask is None:  # a vector environment would convert it to False
-            raise DescribedError(f"{MASK_METHOD}(): expected an action mask, got None")
-        return mask
 
 
 def find_mask_method(env: gym.Env[Any, Any]) -> Callable[[], Any] | None:
@@ -178,7 +130,8 @@ def choose_vector_version(config: Gym) -> Literal["never", "if possible", "alway
     spec, mode, env_id = resolve(config.env_id), config.vectorization, config.env_id
     if mode == "vector_entry_point" and spec.vector_entry_point is None:
         raise UsageError(f"gym.vectorization = 'vector_entry_point': {env_id} has no vector version; use sync or async")
-    if spec.entry_point is None and (mode in ("sync", "async") or config.wrappers):
+    wrapped = bool(config.wrappers or config.training_wrappers)
+    if spec.entry_point is None and (mode in ("sync", "async") or wrapped):
         raise UsageError(
             f"{env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point and "
             "remove gym.wrappers"
@@ -190,7 +143,7 @@ def choose_vector_version(config: Gym) -> Literal["never", "if possible", "alway
         )
     if mode == "vector_entry_point" or spec.entry_point is None:
         return "always"
-    shared = not config.wrappers and not uses_rank(config.env_kwargs)  # a vector version creates all environments
+    shared = not wrapped and not uses_rank(config.env_kwargs)  # a vector version creates all environments
     return "if possible" if mode == "auto" and spec.vector_entry_point is not None and shared else "never"
 
 
@@ -348,9 +301,20 @@ def check(config: GymConfig) -> None:
     """
     try:
         only_vector = choose_vector_version(config.gym) == "always"
-        actions = check_vector_version(config.gym) if only_vector else _check_single(config.gym)
+        observations, actions = check_vector_version(config.gym) if only_vector else _check_single(config.gym)
     except ForeignCodeError as error:
         raise UsageError(str(error)) from error
+    if observations.images or config.policy.encoders:
+        from envs.gym.encoders import check_encoders
+
+        check_encoders(observations, config.policy)
+    elif config.policy.image_encoder == "resnet":
+        raise UsageError(
+            f"policy.image_encoder = 'resnet' has no effect, because {config.gym.env_id} has no images of at least 36 "
+            "x 36 pixels; remove policy.image_encoder, or set policy.encoders for a smaller image"
+        )
+    elif config.policy.shared and not config.policy.hidden:
+        raise UsageError("policy.shared = true has no effect because policy.hidden = []; remove policy.shared")
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(
             f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
@@ -364,9 +328,14 @@ def check(config: GymConfig) -> None:
         )
 
 
-def _check_single(config: Gym) -> ActionLayout:
-    single = make_single(config, disable_env_checker=True)  # RuleChecker replaces Gymnasium's checker
+def _check_single(config: Gym) -> tuple[ObservationLayout, ActionLayout]:
+    single = make_single(config.for_training, disable_env_checker=True)  # RuleChecker replaces Gymnasium's checker
     try:
+        if config.training_wrappers:
+            from envs.gym.wrappers import check_training_wrappers
+
+            check_training_wrappers(single, make_single(config))
+        observations = read_observations(single, config)
         env = convert_results(single, config, checked=True)
         actions = read_actions(env, config)
         with guard(config.env_id, "reset()"), _explaining(single):
@@ -378,12 +347,12 @@ def _check_single(config: Gym) -> ActionLayout:
             check_masks(
                 read_masks(join_infos([info]), 1, actions, np.array([bool(died) or bool(cut)]), config.env_id), masks
             )
-        return actions
+        return observations, actions
     finally:
         close_env(single)
 
 
-def check_vector_version(config: Gym) -> ActionLayout:
+def check_vector_version(config: Gym) -> tuple[ObservationLayout, ActionLayout]:
     """Create the environment's own vector version with at most two environments, reset it and take one step.
 
     Raises UsageError or ForeignCodeError if it fails, violates the Gymnasium API, or does not return action masks
@@ -405,7 +374,7 @@ def check_vector_version(config: Gym) -> ActionLayout:
         with guard(config.env_id, f"{version}: step()"):
             _, _, died, cut, info = check_step(envs.step(chosen), envs.observation_space, (count,))
             check_masks(read_masks(info, count, actions, np.logical_or(died, cut), config.env_id), masks)
-        return actions
+        return read_observations(envs, config), actions
     finally:
         close_env(envs)
 

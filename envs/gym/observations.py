@@ -94,8 +94,8 @@ class Pack(gym.ObservationWrapper[Any, Any, Any]):
 def unpack(packed: Array, layout: ObservationLayout) -> dict[str, Array]:
     """Return views of the parts of packed observations [.., size], an array or a tensor.
 
-    The key "obs" contains the numbers [.., numbers], and the keys `Part.entry` the images [.., *shape]. "obs" is missing
-    if there are no numbers.
+    The key "obs" contains the numbers [.., numbers], and the keys `Part.entry` the images [.., *shape]. If there are no
+    numbers, "obs" is missing.
     """
     x: Any = packed
     library: Any = np

@@ -70,8 +70,7 @@ class Gym(Section):
 
     @property
     def encoders(self) -> Mapping[str, str]:
-        """A copy of policy.encoders, and policy.image_encoder under the key "". They decide which parts of an observation
-        remain images."""
+        """A copy of policy.encoders, and policy.image_encoder under the key "": they decide which parts are images."""
         return self._encoders
 
     @property

@@ -46,8 +46,8 @@ class GymPolicy(ActorCritic):
     """An MLP policy with categorical or Gaussian actions, and its critic.
 
     All methods except `scale` and `update_statistics` expect normalized observations. Observations are a tensor [..,
-    size], or a mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. Encoders,
-    if there are any, map observations to the inputs of the hidden layers.
+    size], or a mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. If there
+    are encoders, they map observations to the inputs of the hidden layers.
     """
 
     def __init__(
@@ -205,7 +205,9 @@ class GymPolicy(ActorCritic):
         if not isinstance(self.head, Categorical) or len(self.head.sizes) > 1:
             return None
         x, mask = split_mask(obs)
-        logprobs, actions = self.head.choices(self.actor_features(x), mask)[..., 0, :].topk(min(count, self.head.sizes[0]))
+        logprobs, actions = self.head.choices(self.actor_features(x), mask)[..., 0, :].topk(
+            min(count, self.head.sizes[0])
+        )
         return actions, logprobs
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:

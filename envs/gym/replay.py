@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -43,19 +44,20 @@ class Scaling:
         known = record or {"mean": 0.0, "factor": 1.0, "clip": np.inf}
         try:
             self.mean, self.factor = (
-                np.broadcast_to(np.asarray(known[name], layout.dtype), layout.size) for name in ("mean", "factor")
+                np.broadcast_to(np.asarray(known[name], layout.numbers_dtype), layout.numbers)
+                for name in ("mean", "factor")
             )
             self.clip = float(known["clip"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _damaged(error) from None
 
     def apply(self, obs: np.ndarray) -> np.ndarray:
-        """Normalize an observation [size]."""
+        """Normalize the numbers of an observation."""
         scaled: np.ndarray = ((obs - self.mean) * self.factor).clip(-self.clip, self.clip).astype(np.float32)
         return scaled
 
     def undo(self, obs: np.ndarray) -> np.ndarray | None:
-        """Return the observation [size] before normalization, or None if it was clipped."""
+        """Return the numbers of an observation before normalization, or None if they were clipped."""
         raw: np.ndarray = obs / self.factor + self.mean
         return None if (np.abs(obs) >= self.clip).any() else raw
 
@@ -120,15 +122,16 @@ def _replay(
     env_id, layout = config.gym.env_id, read_observations(env, config.gym)
     actions = read_actions(env, config.gym)
     scale = Scaling(scaling, layout)
-    stored = episode.observations.get("obs", episode.observations.get("obs.obs", np.empty(0)))
+    stored = _read_stored(episode, layout)
     components = len(actions.low if actions.continuous else actions.sizes)
-    if stored.shape[1:] != (layout.size,) or episode.actions.shape[1:] != (components,):
+    if stored is None or episode.actions.shape[1:] != (components,):
         raise ReplayError(f"the observations or actions of {env_id} have changed since these samples were stored")
     set_state = _find_state_setter(env) if start is None else None
     with guard(env_id, "reset()"):
         raw = _reset(env, start)
     total, ended, text = 0.0, False, ""
-    for step, obs in enumerate(stored):
+    for step in range(len(next(iter(stored.values())))):
+        obs = {key: x[step] for key, x in stored.items()}
         name = f"step {episode.column + step}"  # as `inspect` numbers the steps
         if step:
             if ended:
@@ -138,17 +141,36 @@ def _replay(
                 raw, reward, terminated, truncated, _ = env.step(to_step_argument(action, actions))
                 total, ended, text = total + read_reward(reward), bool(terminated or truncated), to_text(action)
         if step or set_state is None:
-            found = scale.apply(encode(np.asarray(raw, env.observation_space.dtype)[None], layout, env_id)[0])
-            same = np.array_equal(found, obs) if set_state is None else np.allclose(found, obs, TOLERANCE, TOLERANCE)
-            if not same:
+            encoded = encode(np.asarray(raw, env.observation_space.dtype)[None], layout, env_id)[0]
+            equal = np.array_equal if set_state is None else partial(np.allclose, rtol=TOLERANCE, atol=TOLERANCE)
+            if not all(equal(x, obs[key]) for key, x in _as_seen(encoded, layout, scale).items()):
                 raise ReplayError(f"the replayed observation differs from the stored one at {name}", step)
         if set_state is not None:
-            raw = scale.undo(obs)
+            raw = scale.undo(obs["obs"])
             if raw is None:
                 raise ReplayError(f"gym.normalize_obs clipped the observation at {name}, so the state is unknown", step)
             set_state(env.unwrapped, raw)
         if step >= first:
             yield Frame(draw(env, env_id, raw, describe), seconds, 1, step, total, text, ended)
+
+
+def _read_stored(episode: StoredEpisode, layout: ObservationLayout) -> dict[str, np.ndarray] | None:
+    """Return the stored observations by the keys of `_as_seen`, or None if they do not have this layout."""
+    shapes = {part.entry: part.space.shape for part in layout.images}
+    shapes |= {"obs": (layout.numbers,)} if layout.numbers else {}
+    known = episode.observations
+    stored = {key: known.get(f"obs.{key}", known.get(key, np.empty(0))) for key in shapes}
+    return stored if all(stored[key].shape[1:] == shape for key, shape in shapes.items()) else None
+
+
+def _as_seen(encoded: np.ndarray, layout: ObservationLayout, scale: Scaling) -> dict[str, np.ndarray]:
+    """Return what the policy sees of an encoded observation [size]: the numbers under "obs", and its images."""
+    if not layout.images:
+        return {"obs": scale.apply(encoded)}
+    from envs.gym.observations import unpack
+
+    parts = unpack(encoded, layout)
+    return {key: scale.apply(x) if key == "obs" else x for key, x in parts.items()}
 
 
 def _find_state_setter(env: gym.Env[Any, Any]) -> Callable[[Any, np.ndarray], None]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from envs.gym.errors import describe_error
+from envs.gym.errors import close_env, describe_error
 from envs.gym.targets import import_source, split_reference
 from ppo_unified.errors import UsageError, did_you_mean
 
@@ -190,3 +190,17 @@ def format_arguments(loaded: LoadedWrapper) -> str:
         f", {key}={f'np.array({x.tolist()!r})' if isinstance(x, np.ndarray) else repr(x)}"
         for key, x in loaded.arguments.items()
     )
+
+
+def check_training_wrappers(env: Any, plain: Any) -> None:
+    """Raise UsageError if an environment with `gym.training_wrappers` has other spaces than `plain`, which is closed."""
+    try:
+        for what in ("observation_space", "action_space"):
+            found, expected = getattr(env, what), getattr(plain, what)
+            if found != expected:
+                raise UsageError(
+                    f"gym.training_wrappers: expected the {what.replace('_', ' ')} {expected} of evaluations, got "
+                    f"{found}; move wrappers that change it to gym.wrappers"
+                )
+    finally:
+        close_env(plain)
