@@ -193,7 +193,7 @@ def format_arguments(loaded: LoadedWrapper) -> str:
 
 
 def check_training_wrappers(env: Any, plain: Any) -> None:
-    """Raise UsageError if an environment with `gym.training_wrappers` has other spaces than `plain`, which is closed."""
+    """Raise UsageError if an environment with `gym.training_wrappers` has other spaces than `plain`. Close `plain`."""
     try:
         for what in ("observation_space", "action_space"):
             found, expected = getattr(env, what), getattr(plain, what)
