@@ -40,6 +40,7 @@ THRESHOLDS = {  # the mean over seeds of the greedy score must be at least this
     "lunarlander-continuous": 200.0,
     "frozenlake": 0.7,
     "taxi": 7.0,
+    "catch": 0.9,
 }
 EPISODES = 100
 UNSEEN_SEED = 1_000_000  # far from the seeds of the evaluations during training

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ppo_unified", "envs", "tests", "pyproject.toml")
 FAST = [
     *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
-    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces")),
+    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces", "images")),
     "tests/test_contract.py",
     "tests/envs/llm/test_sampler_check.py",
     *(f"tests/inspection/test_{name}.py" for name in ("formulas", "own_numbers", "what_if")),
@@ -46,7 +46,9 @@ PPO, BATCH, OPTIMIZERS = "ppo_unified/engine/ppo.py", "ppo_unified/engine/batch.
 FUSED, TOWERS, CATEGORICAL = "ppo_unified/engine/fused.py", "envs/gym/towers.py", "envs/categorical.py"
 SCHEMA = "ppo_unified/config/schema.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
-SCALING = "envs/gym/scaling.py"
+SCALING, ENCODERS, PACKING = "envs/gym/scaling.py", "envs/gym/encoders.py", "envs/gym/observations.py"
+ATARI, PONG, BREAKOUT = "envs/gym/atari.py", "envs/presets/pong.toml", "envs/presets/breakout.toml"
+MAKE = "envs/gym/make.py"
 FORMULAS, WHAT_IF = "ppo_unified/inspection/formulas.py", "ppo_unified/inspection/what_if.py"
 GENERATE = "envs/llm/generate.py"
 NEAREST = {
@@ -55,6 +57,7 @@ NEAREST = {
     SPACES: "test_vector.py",
     POLICY: "test_policy.py",
     SCALING: "test_vector.py",
+    **dict.fromkeys([ENCODERS, PACKING, ATARI, PONG, BREAKOUT, MAKE], "test_images.py"),
     FORMULAS: "test_formulas.py",
     WHAT_IF: "test_what_if.py",
 }  # test file to run first
@@ -212,6 +215,22 @@ MUTANTS = [
     Mutant("what-if: unexplained variance", WHAT_IF, "1 - unexplained / variance", "unexplained / variance"),
     Mutant("what-if: KL penalty without coefficient", WHAT_IF, "settings.kl_coef * float(", "float("),
     Mutant("components: log-probs averaged", POLICY, "logprobs.view(actions.shape).sum(-1)", "logprobs.view(actions.shape).mean(-1)"),
+    Mutant("images: no no-op actions", PONG, "noop_max=30", "noop_max=0"),
+    Mutant("images: no frame skip", PONG, "frame_skip=4", "frame_skip=1"),
+    Mutant("images: life loss does not end the episode", ATARI, "terminated or lost, truncated", "terminated, truncated"),
+    Mutant("images: no fire after a life", ATARI, "< self.lives and not terminated", "< 0 and not terminated"),
+    Mutant("images: no fire at the start", ATARI, "= self.env.step(FIRE)\n        if", "= self.env.step(0)\n        if"),
+    Mutant("images: in color", BREAKOUT, "grayscale_obs=True", "grayscale_obs=False"),
+    Mutant("images: rewards not clipped", BREAKOUT, "max_reward=1.0", "max_reward=10.0"),
+    Mutant("images: no stack", BREAKOUT, "stack_size=4", "stack_size=1"),
+    Mutant("images: encoder not shared", POLICY, "range(1 if config.shared else 2)", "range(2)"),
+    Mutant("images: encoder always shared", POLICY, "range(1 if config.shared else 2)", "range(1)"),
+    Mutant("images: not scaled", ENCODERS, ".float() / 255", ".float()"),
+    Mutant("images: channels not moved", ENCODERS, "x = x.movedim(-1, -3)", "x = x.flatten(-3).unflatten(-1, (x.shape[-1], *x.shape[-3:-1]))"),
+    Mutant("images: numbers of another part", ENCODERS, "0 if part.is_image else start, size", "0, size"),
+    Mutant("images: packed before the numbers", PACKING, "[*(x.view(np.uint8) for x in numbers), *images]", "[*images, *(x.view(np.uint8) for x in numbers)]"),
+    Mutant("images: critic's encoder counts as the policy's", POLICY, "[self.critic_torso, *filter(None, [self.critic_encoder])]", "[self.critic_torso]"),
+    Mutant("training wrappers: not applied", MAKE, "make_env(config.for_training, rank)", "make_env(config, rank)"),
     Mutant("sampler: positions do not advance", GENERATE, "self.positions = self.positions + 1", "self.positions = self.positions"),
     Mutant("sampler: padding is attended", GENERATE, "{\"attention_mask\": self.attention.long()} if self.padded else {}", "{}"),
     Mutant("sampler: another temperature", GENERATE, "decoder.logits / temperature", "decoder.logits"),

@@ -40,6 +40,7 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
         "Pendulum-v1", normalize_obs=True, normalize_reward=True, env_kwargs={"max_episode_steps": 10}
     ),
     "discrete observations, action mask": gym("Taxi-v4", env_kwargs={"max_episode_steps": 9}),
+    "images and numbers": gym("tests.pixel_envs:Scene-v0", 2, 6, {"image_encoder": "resnet"}, vectorization="sync"),
     "flat Dict, MultiDiscrete, mask": gym("tests.gym_envs:Locks-v0"),
 }
 

@@ -15,7 +15,7 @@ def count_lives(info: dict[str, Any]) -> int:
 
 
 class LifeLoss(gym.Wrapper[Any, Any, Any, Any]):
-    """Ends the episode when a life is lost, so that the loss costs all future reward. The next episode is a new game."""
+    """Ends the episode when a life is lost, so that the loss costs all future reward. A new game follows."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)
@@ -35,7 +35,9 @@ class FireStart(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         meanings = getattr(env.unwrapped, "get_action_meanings", list)()
         if meanings[FIRE : FIRE + 1] != ["FIRE"]:
-            raise ValueError(f"expected a game whose action {FIRE} is FIRE, got the actions {meanings}; remove FireStart")
+            raise ValueError(
+                f"expected a game whose action {FIRE} is FIRE, got the actions {meanings}; remove FireStart"
+            )
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         _, info = self.env.reset(**kwargs)

@@ -122,22 +122,24 @@ class ObservationEncoder(nn.Module):
         super().__init__()
         self.activation, self.generator = activation, generator
         _check_names(observations, config)
-        self.slots, networks, start = list[Slot](), list[nn.Module](), 0
+        self.slots, self.networks, start = list[Slot](), nn.ModuleList(), 0
         self.plain = list[slice]()  # the numbers without an encoder
-        for part in observations.parts:
-            size = 0 if part.is_image else int(spaces.flatdim(part.space))
-            text = config.encoders.get(part.name, config.image_encoder if part.is_image else "flat")
-            choice = parse_encoder(part.name, text)
-            if choice.kind == "flat":
-                self.plain.append(slice(start, start + size))
-            else:
-                self.slots.append(Slot(part, 0 if part.is_image else start, size))
-                networks.append(self._make_network(self.slots[-1], choice))
-            start += size
+        self.size = 0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for a user's own encoders
+            for part in observations.parts:
+                size = 0 if part.is_image else int(spaces.flatdim(part.space))
+                text = config.encoders.get(part.name, config.image_encoder if part.is_image else "flat")
+                choice = parse_encoder(part.name, text)
+                if choice.kind == "flat":
+                    self.plain.append(slice(start, start + size))
+                    self.size += size
+                else:
+                    self.slots.append(Slot(part, 0 if part.is_image else start, size))
+                    self.networks.append(self._make_network(self.slots[-1], choice))
+                    self.size += self._measure(self.slots[-1], self.networks[-1])
+                start += size
         del self.generator
-        self.networks = nn.ModuleList(networks)
-        sizes = [self._measure(slot, network) for slot, network in zip(self.slots, networks, strict=True)]
-        self.size = sum(x.stop - x.start for x in self.plain) + sum(sizes)
 
     def _make_network(self, slot: Slot, choice: EncoderChoice) -> nn.Module:
         part, kind = slot.part, choice.kind
@@ -177,13 +179,10 @@ class ObservationEncoder(nn.Module):
         create = getattr(import_source(source, name, where).module, name, None)
         if not callable(create):
             raise UsageError(f"{where}: {source} contains no class {name!r}; write a subclass of torch.nn.Module there")
-        seed = int(torch.randint(2**31, (), generator=self.generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                network = create(part.space)
-            except Exception as error:
-                raise UsageError(f"{where}: {name}({part.space}) failed ({describe_error(error)})") from error
+        try:
+            network = create(part.space)
+        except Exception as error:
+            raise UsageError(f"{where}: {name}({part.space}) failed ({describe_error(error)})") from error
         if not isinstance(network, nn.Module):
             raise UsageError(f"{where}: expected a torch.nn.Module, got {type(network).__name__}")
         return network

@@ -23,7 +23,7 @@ from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_
 
 MOST_LISTED = 8  # environments that an error message lists
 PACKAGES = {  # start of an environment id -> the module that registers it, and the package to install
-    "ALE/": ("ale_py", "ale-py"),
+    "ALE/": ("ale_py", "'ppo-unified[atari]'"),
     "MiniGrid-": ("minigrid", "minigrid"),
     "BabyAI-": ("minigrid", "minigrid"),
     "mo-": ("mo_gymnasium", "mo-gymnasium"),
@@ -76,7 +76,7 @@ def import_source(source: str, name: str, where: str) -> Source:
         return load_file(Path(source).resolve()) if is_file else Source(importlib.import_module(source), {})
     except (Exception, SystemExit) as error:
         kind = "file" if is_file else "module"
-        why = _suggest_file(source, name, error) or f" ({describe_error(error)})"
+        why = _suggest_file(source, name, error) or _suggest_package(source, error) or f" ({describe_error(error)})"
         raise UsageError(f"{where}: cannot import {kind} {source!r}{why}") from error
 
 
@@ -91,6 +91,13 @@ def _suggest_file(source: str, name: str, error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name == source and path.is_file():
         return f"{hidden} or use {path}:{name}" if hidden else f"; use {path}:{name}"
     return hidden
+
+
+def _suggest_package(source: str, error: BaseException) -> str:
+    """If `source` is a known module that is not installed, return how to install it."""
+    packages = dict(PACKAGES.values())
+    missing = isinstance(error, ModuleNotFoundError) and error.name == source and source in packages
+    return f"; to install it: pip install {packages[source]}" if missing else ""
 
 
 @cache

@@ -92,6 +92,7 @@ EXACT: dict[str, tuple[str, dict[str, Any]]] = {
     "nested observation, mask": ("tests.space_envs:Nested-v0", {}),
     "float64 observation": ("tests.space_envs:Offset-v0", {"normalize_obs": True, "vectorization": "sync"}),
     "vector version with load_state_dict": ("tests.gym_envs:KeepsCounters-v0", {"num_steps": 7}),
+    "images and numbers": ("tests.pixel_envs:Scene-v0", {"normalize_obs": True, "vectorization": "sync"}),
     "time limit": ("tests.gym_envs:TimedCounter-v0", {}),
 }
 

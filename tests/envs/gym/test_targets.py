@@ -212,8 +212,8 @@ PROBLEMS = {
     "tui.mine:Own": "shadows tui/mine.py; rename the folder 'tui' or use tui/mine.py:Own",
     "hidden.py": "cannot import file 'hidden.py', because the package {root}/envs shadows envs/mine.py; rename",
     "Own-v0": "unknown Gymnasium environment (if your own code registers it, use module:EnvId or FILE.py:EnvId)",
-    "ALE/Pong-v5": "unknown Gymnasium environment; to install it: pip install ale-py; then use ale_py:ALE/Pong-v5",
-    "MiniGrid-Empty-5x5-v0": "pip install minigrid; then use minigrid:MiniGrid-Empty-5x5-v0",
+    "MiniGrid-Empty-5x5-v0": "unknown Gymnasium environment; to install it: pip install minigrid; then use minigrid:Mini",
+    "panda_gym:PandaPush-v3": "cannot import module 'panda_gym'; to install it: pip install panda-gym",
     "highway-v0": "pip install highway-env; then use highway_env:highway-v0",
     "gym_pusht/PushT-v0": "pip install gym-pusht; then use gym_pusht:gym_pusht/PushT-v0",
     "Acrobat-v1": "unknown Gymnasium environment; did you mean 'Acrobot-v1'?",
@@ -235,7 +235,7 @@ def test_wrong_target_gets_one_line_with_a_fix(env_id: str) -> None:
     assert expected in problem(env_id)
 
 
-@pytest.mark.parametrize(("env_id", "module"), [("ALE/Pong-v5", "ale_py"), ("new_games/Own-v0", "new_games")])
+@pytest.mark.parametrize(("env_id", "module"), [("gym_pusht/PushT-v0", "gym_pusht"), ("new_games/Own-v0", "new_games")])
 def test_installed_package_is_suggested_if_it_registers_the_id(
     env_id: str, module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

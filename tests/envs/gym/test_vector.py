@@ -290,7 +290,7 @@ def test_environment_exception_names_the_environment(vectorization: str) -> None
         adapter.collect()
 
 
-@pytest.mark.parametrize("obs", ["text", "image", "empty", "sequence"])
+@pytest.mark.parametrize("obs", ["text", "frame", "empty", "sequence"])
 def test_unsupported_observation_space_is_a_one_line_error(obs: str) -> None:
     with pytest.raises(UsageError, match=r"Spaces-v0: expected an? .*observation .*, got .*; add a wrapper") as caught:
         check(make_config("tests.gym_envs:Spaces-v0", gym={"env_kwargs": {"obs": obs}}))
