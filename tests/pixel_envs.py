@@ -73,12 +73,12 @@ class Means(nn.Module):
 
     def __init__(self, space: spaces.Box) -> None:
         super().__init__()
-        self.half = space.shape[1] // 2
+        self.middle = space.shape[1] // 2
         self.scale = nn.Parameter(torch.rand(1))
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.float().mean(3).mean(1) * self.scale
-        return torch.stack((x[:, : self.half].mean(1), x[:, self.half :].mean(1)), 1)
+        return torch.stack((x[:, : self.middle].mean(1), x[:, self.middle :].mean(1)), 1)
 
 
 class Shapeless(nn.Module):

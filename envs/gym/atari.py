@@ -33,7 +33,7 @@ class FireStart(gym.Wrapper[Any, Any, Any, Any]):
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        meanings = getattr(env.unwrapped, "get_action_meanings", list)()
+        meanings: list[str] = getattr(env.unwrapped, "get_action_meanings", list)()
         if meanings[FIRE : FIRE + 1] != ["FIRE"]:
             raise ValueError(
                 f"expected a game whose action {FIRE} is FIRE, got the actions {meanings}; remove FireStart"
@@ -51,6 +51,6 @@ class FireStart(gym.Wrapper[Any, Any, Any, Any]):
         obs, reward, terminated, truncated, info = self.env.step(action)
         if count_lives(info) < self.lives and not terminated and not truncated:
             obs, added, terminated, truncated, info = self.env.step(FIRE)
-            reward += added
+            reward = float(reward) + float(added)
         self.lives = count_lives(info)
         return obs, reward, terminated, truncated, info

@@ -84,7 +84,8 @@ class Pack(gym.ObservationWrapper[Any, Any, Any]):
             if part.is_image:
                 images.append(np.asarray(found, np.uint8).ravel())
             else:
-                numbers.append(np.ravel(spaces.flatten(part.space, found)).astype(self.layout.numbers_dtype))
+                flat: Any = spaces.flatten(part.space, found)
+                numbers.append(np.ravel(flat).astype(self.layout.numbers_dtype))
         packed = np.zeros(self.layout.size, np.uint8)
         whole = np.concatenate([*(x.view(np.uint8) for x in numbers), *images])
         packed[: len(whole)] = whole

@@ -183,8 +183,8 @@ class GymConfig(RunConfig):
         return self
 
     def network_options(self) -> dict[str, Any]:
-        names = ("policy.torso", "policy.hidden", "policy.activation", "policy.shared", "policy.encoders")
-        names += ("gym.normalize_obs",)
+        policy = ("torso", "hidden", "activation", "shared", "encoders")
+        names = [*(f"policy.{name}" for name in policy), "gym.normalize_obs"]
         options = self.flatten()
         return {name: options[name] for name in names}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,7 @@ class Catch(gym.Env[np.ndarray, np.int64]):
     three of ten columns, and the ball falls in each of them with the same probability.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 8}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012  # as gymnasium.Env declares it
 
     def __init__(self, render_mode: str | None = None) -> None:
         self.observation_space = spaces.Box(0, 255, (CELLS * CELL, CELLS * CELL), np.uint8)
@@ -43,7 +43,7 @@ class Catch(gym.Env[np.ndarray, np.int64]):
         reward = (1.0 if abs(self.paddle - self.column) <= 1 else -1.0) if ended else 0.0
         return self._draw(), reward, ended, False, {}
 
-    def render(self) -> np.ndarray:  # type: ignore[override]  # gymnasium.Env also allows other frames
+    def render(self) -> np.ndarray:
         return np.repeat(self._draw()[..., None], 3, axis=2)
 
     def _draw(self) -> np.ndarray:

@@ -45,9 +45,9 @@ def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> No
 class GymPolicy(ActorCritic):
     """An MLP policy with categorical or Gaussian actions, and its critic.
 
-    All methods except `scale` and `update_statistics` expect normalized observations. Observations are a tensor [..,
-    size], or a mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. If there
-    are encoders, they map observations to the inputs of the hidden layers.
+    All methods except `scale`, `read` and `update_statistics` expect normalized observations. Observations are a tensor
+    [.., size], or a mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. If
+    there are encoders, they map observations to the inputs of the hidden layers.
     """
 
     def __init__(
@@ -141,12 +141,15 @@ class GymPolicy(ActorCritic):
 
         return Evaluation(*(x.view(actions.shape[:-1]) for x in (logprobs, entropy, values))), add_gradients
 
-    def scale(self, obs: Tensor) -> Observations:
-        """Unpack observations [.., size] with images, and normalize numbers if `gym.normalize_obs` is true."""
-        if self.observations.images:
-            parts = self._unpack(obs)
-            return parts if self.scaler is None else {**parts, "obs": self.scaler(parts["obs"])}
+    def scale(self, obs: Tensor) -> Tensor:
+        """Normalize numbers [.., numbers] if `gym.normalize_obs` is true; otherwise return them unchanged."""
         return obs if self.scaler is None else self.scaler(obs)
+
+    def read(self, obs: Tensor) -> Observations:
+        """Return what the networks receive for observations [.., size]: images are unpacked, numbers normalized."""
+        if not self.observations.images:
+            return self.scale(obs)
+        return {key: self.scale(x) if key == "obs" else x for key, x in self._unpack(obs).items()}
 
     def update_statistics(self, obs: Tensor) -> None:
         """Update the statistics of `gym.normalize_obs` with observations [B, size]."""
@@ -188,7 +191,7 @@ class GymPolicy(ActorCritic):
             if generator is not None and not noises:
                 noises.extend(reversed(head.draw(generator, steps, len(obs))))
             if encoder is not None:
-                x = encoder(self.scale(obs))
+                x = encoder(self.read(obs))
             else:
                 x = obs if statistics is None else normalize(obs, *statistics)
             for layer in layers:

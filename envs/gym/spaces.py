@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -142,7 +142,7 @@ def describe_observations(
     layout = replace(layout, structure=structure, parts=parts, images=images)
     if not images:
         return layout
-    size = numbers * np.dtype(dtype).itemsize + sum(int(np.prod(part.space.shape)) for part in images)
+    size = numbers * np.dtype(dtype).itemsize + sum(prod(part.space.shape or ()) for part in images)
     size += -size % 8 if layout.flatten else 0  # whole float64 numbers, so that each row is aligned
     return replace(layout, size=size, dtype="uint8", packed=(numbers, dtype))
 

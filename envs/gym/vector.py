@@ -85,7 +85,7 @@ class GymAdapter:
 
         `masks` contains the masks of each column.
         """
-        obs = self.policy.scale(torch.from_numpy(raws).to(self.device))
+        obs = self.policy.read(torch.from_numpy(raws).to(self.device))
         if self.masks is None:
             return obs
         mask = torch.from_numpy(np.stack(masks, 1)).to(self.device)  # type: ignore[arg-type] # none is None

@@ -45,7 +45,7 @@ def test_parts_reach_the_networks_unchanged(vectorization: str) -> None:
     seed = int(np.random.SeedSequence(3).generate_state(3)[0])
     obs, _ = env.reset(seed=seed)
     for step in range(4):
-        flat = spaces.flatten(env.observation_space["state"], obs["state"])  # type: ignore[index]  # a Dict space
+        flat: Any = spaces.flatten(env.observation_space["state"], obs["state"])  # type: ignore[index]  # a Dict space
         assert rollout.obs["obs"][0, step].tolist() == flat.tolist()
         assert np.array_equal(rollout.obs["image.camera"][0, step], obs["camera"])
         obs = env.step(rollout.actions[0, step].item())[0]
@@ -102,7 +102,7 @@ def test_each_part_can_have_its_own_encoder() -> None:
     rollout = adapter.collect()
     new = adapter.policy.evaluate(rollout.obs, rollout.actions)
     torch.testing.assert_close(new.logprobs, rollout.logprobs)
-    new.logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    new.logprobs.sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in adapter.policy.actor_encoder.networks[0].parameters())  # type: ignore[union-attr]
 
 
