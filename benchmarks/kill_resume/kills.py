@@ -44,12 +44,17 @@ LUNARLANDER = (
     *("lunarlander", "--total-steps", "1536", "--gym.num-envs", "4", "--gym.num-steps", "64", "--ppo.epochs", "2"),
     *("--eval.every-steps", "1000", "--eval.episodes", "1"),
 )
+CATCH = (
+    *("catch", "--total-steps", "1536", "--gym.num-envs", "4", "--gym.num-steps", "64", "--ppo.epochs", "2"),
+    *("--no-stop-when-solved", "--eval.every-steps", "1000", "--eval.episodes", "5", "--log.samples-every", "2"),
+)
 CASES = (
-    Case("cartpole, a checkpoint every iteration", (*CARTPOLE, *OFTEN), 35),
+    Case("cartpole, a checkpoint every iteration", (*CARTPOLE, *OFTEN), 30),
     Case("cartpole, checkpoints at evaluations only", (*CARTPOLE, *SELDOM), 15),
-    Case("arithmetic, a checkpoint every iteration", (*ARITHMETIC, *OFTEN), 30),
+    Case("arithmetic, a checkpoint every iteration", (*ARITHMETIC, *OFTEN), 25),
     Case("arithmetic, checkpoints at evaluations only", (*ARITHMETIC, *SELDOM), 10),
     Case("lunarlander, a checkpoint every iteration", (*LUNARLANDER, *OFTEN), 10),
+    Case("catch, a checkpoint every iteration", (*CATCH, *OFTEN), 10),
 )
 
 

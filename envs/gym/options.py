@@ -13,6 +13,7 @@ from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import UsageError
 
 MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
+OWN_CODE = ("envs.gym.pixel_tasks:", "envs.gym.atari:")  # the modules of this program for `gym.env_id` and wrappers
 RANK = re.compile(r"\{rank(?:\+(\d+))?\}")  # matches {rank} and {rank+5000} in the values of gym.env_kwargs
 
 
@@ -281,10 +282,9 @@ def _has_source(env_id: str) -> bool:
 
 
 def named_code(config: GymConfig) -> str:
-    """Return the modules and files that the options name, such as 'my_env.py:Env', or "" if there are none."""
-    wrappers = (text.partition("(")[0] for text in config.gym.for_training.wrappers)
-    names = [config.gym.env_id, *wrappers, *config.policy.encoders.values()]
-    return ", ".join(name for name in names if _has_source(name) and not name.startswith("envs.gym."))
+    """Return the modules and files that a replay imports, such as 'my_env.py:Env', or "" if there are none."""
+    names = [config.gym.env_id, *(text.partition("(")[0] for text in config.gym.wrappers)]
+    return ", ".join(name for name in names if _has_source(name) and not name.startswith(OWN_CODE))
 
 
 def resolve(env_id: str) -> Any:
