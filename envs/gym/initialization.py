@@ -33,6 +33,12 @@ def check_init(
                 f"{env_id} has {what} of {found}, but the policy was trained on {what} of "
                 f"{needed.get(what)} in {source.gym.env_id}; use an environment with the same spaces"
             )
+    own_encoder, their_encoder = config.policy.image_encoder, source.policy.image_encoder
+    if observations.images and own_encoder != their_encoder:
+        raise UsageError(
+            f"policy.image_encoder = {own_encoder!r} does not fit, because the policy has {their_encoder!r}; add "
+            f"--policy.image-encoder {their_encoder}"
+        )
     if actions.can_rescale and config.gym.rescale_actions != source.gym.rescale_actions:
         value = str(source.gym.rescale_actions).lower()
         raise UsageError(
