@@ -185,7 +185,6 @@ class Spaces(gym.Env[Any, Any]):
             "text": spaces.Text(5),
             "nested": spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}),
             "frame": spaces.Box(0.0, 1.0, (210, 160, 3), np.float32),
-            "small image": spaces.Box(0, 255, (7, 7, 3), np.uint8),
             "empty": spaces.Box(0.0, 1.0, (0,), np.float32),
             "integers": spaces.Box(0, 5, (2,), np.int64),
             "sequence": spaces.Sequence(spaces.Discrete(2)),

@@ -12,10 +12,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from envs.gym.encoders import Pixels
+from envs.gym.encoders import Pixels, check_encoders
 from envs.gym.make import check
 from envs.gym.observations import image_shape
-from envs.gym.options import GymConfig, make_single
+from envs.gym.options import GymConfig, Policy, make_single
+from envs.gym.spaces import describe_observations
 from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset, run
 from ppo_unified.config import presets
@@ -129,12 +130,13 @@ def test_unsuitable_encoder_is_a_one_line_error(encoders: dict[str, str], messag
         check(make_config(SCENE, policy={"encoders": encoders}))
 
 
-def test_small_images_and_flat_images_are_numbers() -> None:
-    small = {"env_id": "tests.gym_envs:Spaces-v0", "env_kwargs": {"obs": "small image"}}
-    assert not make_adapter(LIVES).observations.images
-    config = GymConfig.model_validate({"gym": small, "policy": {"encoders": {"image": "nature"}}})
+def test_small_image_needs_a_named_encoder() -> None:
+    space = spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    assert not describe_observations(space, "", False, {"": "nature"}).images
+    layout = describe_observations(space, "", False, {"": "nature", "image": "resnet"})
+    check_encoders(layout, Policy(encoders={"image": "resnet"}))
     with pytest.raises(UsageError, match=r"image = 'nature': expected an image with sides of at least 36 pixels"):
-        check(config)
+        check_encoders(layout, Policy(encoders={"image": "nature"}))
 
 
 def test_stored_run_without_encoder_keeps_flat_images() -> None:
