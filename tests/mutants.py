@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("ppo_unified", "envs", "tests", "pyproject.toml")
 FAST = [
     *(f"tests/engine/test_{name}.py" for name in ("loss", "gae", "batch", "golden", "train")),
-    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces", "images")),
+    *(f"tests/envs/gym/test_{name}.py" for name in ("policy", "vector", "spaces", "images", "recurrent")),
     "tests/test_contract.py",
     "tests/envs/llm/test_sampler_check.py",
     *(f"tests/inspection/test_{name}.py" for name in ("formulas", "own_numbers", "what_if")),
@@ -48,7 +48,7 @@ SCHEMA = "ppo_unified/config/schema.py"
 VECTOR, POLICY, SPACES = "envs/gym/vector.py", "envs/gym/policy.py", "envs/gym/spaces.py"
 SCALING, ENCODERS, PACKING = "envs/gym/scaling.py", "envs/gym/encoders.py", "envs/gym/observations.py"
 ATARI, PONG, BREAKOUT = "envs/gym/atari.py", "envs/presets/pong.toml", "envs/presets/breakout.toml"
-MAKE = "envs/gym/make.py"
+MAKE, RECURRENT, EVAL = "envs/gym/make.py", "envs/gym/recurrent.py", "envs/gym/eval.py"
 FORMULAS, WHAT_IF = "ppo_unified/inspection/formulas.py", "ppo_unified/inspection/what_if.py"
 GENERATE = "envs/llm/generate.py"
 NEAREST = {
@@ -58,6 +58,8 @@ NEAREST = {
     POLICY: "test_policy.py",
     SCALING: "test_vector.py",
     **dict.fromkeys([ENCODERS, PACKING, ATARI, PONG, BREAKOUT, MAKE], "test_images.py"),
+    RECURRENT: "test_recurrent.py",
+    EVAL: "test_recurrent.py",
     FORMULAS: "test_formulas.py",
     WHAT_IF: "test_what_if.py",
 }  # test file to run first
@@ -159,6 +161,16 @@ MUTANTS = [
     Mutant("actions: not rescaled", SPACES, "actions * np.asarray(layout.scale) + np.asarray(layout.offset) if layout.scale else actions", "actions"),
     Mutant("actions: start ignored", SPACES, "actions + np.asarray(layout.start)", "actions"),
     Mutant("gaussian: entropy sign", POLICY, "(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()", "-(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()"),
+    Mutant("recurrent: weights not orthogonal", RECURRENT, "nn.init.orthogonal_(weight", "nn.init.normal_(weight"),
+    Mutant("recurrent: biases not zero", RECURRENT, "nn.init.zeros_(bias)", "nn.init.ones_(bias)"),
+    Mutant("recurrent: initial states not zero", RECURRENT, "weight.new_zeros(count, size)", "weight.new_ones(count, size)"),
+    Mutant("recurrent: states never reset in rollouts", VECTOR, "self.states[self.ended] = 0", "pass"),
+    Mutant("recurrent: states never reset in updates", RECURRENT, "states = states * continues[:, column]", "pass"),
+    Mutant("recurrent: reset before the final observation", RECURRENT, "torch.cat((first, resets), 1)", "torch.cat((resets, first), 1)"),
+    Mutant("recurrent: minibatches of single steps", VECTOR, "row_len=self.policy.row_len", "row_len=1"),
+    Mutant("recurrent: rows start from zero", RECURRENT, "obs[STATE][:, 0, : self", "0 * obs[STATE][:, 0, : self"),
+    Mutant("recurrent: critic's rows start from zero", RECURRENT, "obs[STATE][:, 0, self", "0 * obs[STATE][:, 0, self"),
+    Mutant("recurrent: evaluations keep states of earlier episodes", EVAL, "player.start_episode(i)", "pass"),
     Mutant("inspector: kl k2 not halved", FORMULAS, "0.5 * np.square(log_ratio)", "np.square(log_ratio)"),
     Mutant("inspector: kl k3 inverted", FORMULAS, "np.exp(-log_ratio) - 1 + log_ratio", "np.exp(log_ratio) - 1 - log_ratio"),
     Mutant("inspector: kl inverted", FORMULAS, "(logprobs - ref_logprobs)", "(ref_logprobs - logprobs)"),

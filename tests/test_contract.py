@@ -42,6 +42,12 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
     "discrete observations, action mask": gym("Taxi-v4", env_kwargs={"max_episode_steps": 9}),
     "images and numbers": gym("tests.pixel_envs:Scene-v0", 2, 6, {"image_encoder": "resnet"}, vectorization="sync"),
     "flat Dict, MultiDiscrete, mask": gym("tests.gym_envs:Locks-v0"),
+    "LSTM, own vector version": gym(
+        "CartPole-v1", policy={"torso": "lstm", "memory_size": 5, "row_len": 8}, normalize_obs=True
+    ),
+    "shared GRU, MultiDiscrete, mask": gym(
+        "tests.gym_envs:Locks-v0", policy={"torso": "gru", "memory_size": 5, "row_len": 12, "shared": True}
+    ),
 }
 
 

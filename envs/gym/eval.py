@@ -7,12 +7,14 @@ episodes to finish were scored instead, short episodes would be overrepresented.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+from torch import Tensor
 
 from envs.gym.errors import close_env, guard, make_failure
 from envs.gym.infos import FinalInfos
@@ -54,20 +56,40 @@ class Player:
         self.observations, self.actions, self.device, self.env_id = observations, actions, device, env_id
         with torch.inference_mode():
             self.act = policy.make_actor(generator)
+            self.new_state = policy.initial_states(1, acting=True)
+        self.states: dict[int, Tensor] = {}  # number of an environment -> recurrent state [1, S]
 
-    def __call__(self, raw: np.ndarray, info: dict[str, Any], ended: np.ndarray | None = None) -> np.ndarray:
-        """Return the actions for observations [N, ...].
+    def __call__(
+        self,
+        raw: np.ndarray,
+        info: dict[str, Any],
+        ended: np.ndarray | None = None,
+        envs: Sequence[int] | None = None,
+    ) -> np.ndarray:
+        """Return the actions for observations [N, ...] of the environments with the numbers `envs`, by default all.
 
         `info` is the vector environment's info, which can contain action masks.
         `ended` [N] marks the environments that the next step resets. The action masks of these environments are
-        ignored.
+        ignored. Call `start_episode` if an environment is reset in another way.
         """
         encoded = encode(raw, self.observations, self.env_id)
         masks = read_masks(info, len(encoded), self.actions, ended, self.env_id) if info else None
         with torch.inference_mode():
             mask = None if masks is None else torch.from_numpy(masks).to(self.device)
-            chosen = self.act(torch.from_numpy(encoded).to(self.device), mask)
+            obs, states = torch.from_numpy(encoded).to(self.device), None
+            if self.new_state is not None:
+                numbers = range(len(encoded)) if envs is None else envs
+                states = torch.cat([self.states.get(i, self.new_state) for i in numbers])
+            chosen = self.act(obs, mask, states)
+            if states is not None:
+                self.states |= zip(numbers, states.split(1), strict=True)
+                for i in np.flatnonzero(ended if ended is not None else ()):
+                    self.start_episode(numbers[i])
         return to_env_actions(chosen.cpu().numpy(), self.actions)
+
+    def start_episode(self, env: int = 0) -> None:
+        """Forget the episode of an environment."""
+        self.states.pop(env, None)
 
 
 class Played(NamedTuple):
@@ -174,8 +196,10 @@ def _play_single_episodes(player: Player, config: Gym, seeds: range, counter: Wo
         waiting = {i: next(play) for i, play in enumerate(plays)}
         while waiting:
             order = list(waiting)
-            shown = [waiting.pop(i) for i in order]
-            chosen = player(np.stack([raw for raw, _ in shown]), join_infos([info for _, info in shown]))
+            raws, found, steps = zip(*map(waiting.pop, order), strict=True)
+            for i in (env for env, step in zip(order, steps, strict=True) if step == 0):
+                player.start_episode(i)
+            chosen = player(np.stack(raws), join_infos([*found]), envs=order)
             for i, action in zip(order, chosen, strict=True):
                 try:
                     waiting[i] = plays[i].send(to_step_argument(action, player.actions))
@@ -195,8 +219,8 @@ def _play(
 ) -> Any:
     """Play the episodes whose indices in `seeds` are in `share`.
 
-    Yield (observation, info) before each step, receive the action through `send`, and finally return {seed: (total
-    reward, whether the episode was cut at `max_steps`)}.
+    Yield (observation, info, number of steps taken) before each step, receive the action through `send`, and finally
+    return {seed: (total reward, whether the episode was cut at `max_steps`)}.
     """
     played = {}
     for index in share:
@@ -205,7 +229,7 @@ def _play(
             raw, info = env.reset(seed=seed)
         total, steps, ended = 0.0, 0, False
         while not ended and steps < max_steps:
-            action = yield raw, info
+            action = yield raw, info, steps
             steps += 1
             counter.ticks += 1
             try:

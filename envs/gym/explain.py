@@ -11,6 +11,9 @@ from envs.gym.spaces import to_env_units
 from envs.gym.vector import GymAdapter
 from ppo_unified.engine.rollout import Rollout
 
+# the first layer of a policy, by the part that comes first
+FIRST_LAYERS = ("actor_torso.0.weight", "actor_memory.cell.weight_ih", "head.linear.weight")
+
 
 def explain(adapter: GymAdapter, rollout: Rollout) -> dict[str, np.ndarray]:
     """Return the actions [N, T] as numbers, or as strings if an action has several components.
@@ -46,6 +49,6 @@ def _sizes(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the observation size and the kind and number of the policy's outputs."""
     kind = "continuous action components" if "head.log_std" in weights else "discrete actions"
     return {
-        "observation size:": str(weights.get("actor_torso.0.weight", weights["head.linear.weight"]).shape[1]),
+        "observation size:": str(next(weights[name].shape[1] for name in FIRST_LAYERS if name in weights)),
         "policy outputs:": f"{len(weights['head.linear.weight'])} {kind}",
     }

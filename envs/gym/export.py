@@ -17,6 +17,7 @@ from envs.gym.masks import MASK_METHOD
 from envs.gym.observations import unpack
 from envs.gym.options import Gym, fill_rank, resolve
 from envs.gym.policy import GymPolicy
+from envs.gym.recurrent import RecurrentPolicy
 from envs.gym.spaces import MASK_KEY, ActionLayout, ObservationLayout, encode
 from envs.gym.targets import import_source, split_reference
 from envs.gym.vector import GymAdapter
@@ -24,6 +25,8 @@ from envs.gym.wrappers import format_arguments, load_wrappers
 
 PROGRAM, README, EXAMPLE = "policy.pt2", "README.md", "play.py"
 BATCHES = (1, 17)  # batch sizes for comparing the exported program with the policy
+STEPS = 4  # number of steps in these comparisons if the policy is recurrent
+CPU = torch.device("cpu")
 TOLERANCE = 1e-5  # absolute and relative tolerance of continuous actions
 
 
@@ -57,11 +60,18 @@ class GreedyPolicy(nn.Module):
 
     def forward(self, obs: Tensor | dict[str, Tensor], action_mask: Tensor | None = None) -> Tensor:
         """Return actions for obs [batch, size] and action_mask [batch, sum of sizes] bool (True = allowed)."""
+        return self.convert(self.head.act(self.features(obs), action_mask, None))
+
+    def features(self, obs: Tensor | dict[str, Tensor]) -> Tensor:
+        """Return the outputs of the hidden layers for obs [batch, size], or for a dict of numbers and images."""
         if isinstance(obs, dict):
             scaled: Any = {key: self.scaler(x) if key == "obs" else x for key, x in obs.items()}
         else:
             scaled = self.scaler(obs)
-        chosen = self.head.act(self.torso(self.encoder(scaled)), action_mask, None)
+        return self.torso(self.encoder(scaled))  # type: ignore[no-any-return] # torch
+
+    def convert(self, chosen: Tensor) -> Tensor:
+        """Convert actions [batch, components] of the policy to the environment's units."""
         if self.actions.continuous:
             if self.actions.scale:
                 chosen = chosen * self.scale + self.offset
@@ -72,13 +82,27 @@ class GreedyPolicy(nn.Module):
         return chosen.reshape(-1, *self.actions.shape)
 
 
+class RecurrentGreedyPolicy(GreedyPolicy):
+    """Maps observations and recurrent states [batch, S] to the most likely actions and the next states."""
+
+    def __init__(self, policy: RecurrentPolicy, actions: ActionLayout) -> None:
+        super().__init__(policy, actions)
+        self.memory = policy.actor_memory
+
+    def forward(self, obs: Tensor, state: Tensor, action_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override] # has a state
+        state = self.memory.step(self.features(obs), state)
+        return self.convert(self.head.act(state[:, : self.memory.size], action_mask, None)), state
+
+
 def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     """Write policy.pt2, play.py and README.md to `folder`, and return the adapter's entries for policy.json.
 
     Raises RuntimeError if the saved program does not return the same actions as the policy.
     """
     policy = copy.deepcopy(adapter.policy).cpu().eval()
-    masked = adapter.masks is not None
+    masked, new_state = adapter.masks is not None, policy.initial_states(1, acting=True)
+    state_size = 0 if new_state is None else new_state.shape[1]
+    arguments = ["obs", *(["state"] if state_size else []), *(["action_mask"] if masked else [])]
     write_program(policy, adapter.observations, adapter.actions, masked, folder / PROGRAM)
     check_program(policy, adapter.observations, adapter.actions, masked, folder / PROGRAM)
     options = adapter.config.gym
@@ -90,9 +114,10 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
         "obs": _describe_obs(adapter.observations, options.normalize_obs),
         "action": _describe_action(adapter.actions),
         "action_mask": {"dtype": "bool", "shape": ["batch", sum(adapter.actions.sizes)]} if masked else None,
-        "usage": USAGE.format(arguments="obs, action_mask" if masked else "obs"),
+        "state": {"dtype": "float32", "shape": ["batch", state_size], "first": 0} if state_size else None,
+        "usage": USAGE.format(results="actions, state" if state_size else "actions", arguments=", ".join(arguments)),
     }
-    script = example(options, adapter.observations, adapter.actions, masked)
+    script = example(options, adapter.observations, adapter.actions, masked, state_size)
     (folder / EXAMPLE).write_text(script, encoding="utf-8")
     score = "not evaluated" if about["score"] is None else f"{about['score']:.6g}"
     (folder / README).write_text(
@@ -100,7 +125,9 @@ def export(adapter: GymAdapter, folder: Path, about: dict[str, Any]) -> dict[str
             **about | {"score": score},
             env_id=options.env_id,
             obs=_name_inputs(adapter.observations),
+            state=STATE_INPUT.format(state_size) if state_size else "",
             mask=f", `action_mask` bool [batch, {sum(adapter.actions.sizes)}]" if masked else "",
+            next_state=STATE_OUTPUT if state_size else "",
             dtype=adapter.actions.dtype,
             shape="".join(f", {n}" for n in adapter.actions.shape),
         ),
@@ -117,13 +144,15 @@ def write_program(
     obs = _to_input(torch.zeros(3, observations.size, dtype=getattr(torch, observations.dtype)), observations)
     arguments: dict[str, Any] = {"obs": obs}
     shapes: dict[str, Any] = {"obs": dict.fromkeys(obs, batch) if isinstance(obs, dict) else batch}
+    copied, greedy = copy.deepcopy(policy), GreedyPolicy
+    if isinstance(copied, RecurrentPolicy):
+        arguments["state"], shapes["state"] = copied.initial_states(3, acting=True), batch
+        greedy = RecurrentGreedyPolicy
     if masked:
         arguments["action_mask"], shapes["action_mask"] = torch.ones(3, sum(actions.sizes), dtype=torch.bool), batch
     with torch.no_grad():
         program = torch.export.export(
-            GreedyPolicy(copy.deepcopy(policy), actions)
-            .eval()
-            .requires_grad_(False),  # so that users can call .numpy() without .detach()
+            greedy(copied, actions).eval().requires_grad_(False),  # so that users can call .numpy() without .detach()
             tuple(arguments.values()),
             dynamic_shapes=shapes,
         )
@@ -133,24 +162,29 @@ def write_program(
 def check_program(
     policy: GymPolicy, observations: ObservationLayout, actions: ActionLayout, masked: bool, path: Path
 ) -> None:
-    """Compare the program in `path` with the policy on random observations.
+    """Compare the program in `path` with the policy on random observations, for a recurrent policy in episodes of
+    several steps.
 
     Raises RuntimeError if the program and the policy return different actions.
     """
     program = torch.export.load(path).module()
-    player = Player(policy, observations, actions, torch.device("cpu"), None)
     rng = np.random.default_rng(0)
     for count in BATCHES:
-        raw = _sample(observations, count, rng)
-        arguments, info = [_to_input(torch.from_numpy(encode(raw, observations)), observations)], {}
-        if masked:
-            masks = rng.random((count, sum(actions.sizes))) < 0.5
-            masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # allow at least one action per component
-            arguments, info = [*arguments, torch.from_numpy(masks)], {MASK_KEY: masks}
-        expected, written = player(raw, info), program(*arguments).numpy()
-        same = expected.shape == written.shape and expected.dtype == written.dtype
-        if not same or not np.allclose(expected, written, rtol=TOLERANCE, atol=TOLERANCE):
-            raise RuntimeError(f"{path.name}: the exported program returns different actions from the policy")
+        player, state = Player(policy, observations, actions, CPU, None), policy.initial_states(count, acting=True)
+        for _ in range(1 if state is None else STEPS):
+            raw = _sample(observations, count, rng)
+            arguments = [_to_input(torch.from_numpy(encode(raw, observations)), observations)]
+            arguments, info = [*arguments, *([] if state is None else [state])], {}
+            if masked:
+                masks = rng.random((count, sum(actions.sizes))) < 0.5
+                masks[:, np.cumsum((0, *actions.sizes[:-1]))] = True  # allow at least one action per component
+                arguments, info = [*arguments, torch.from_numpy(masks)], {MASK_KEY: masks}
+            expected, found = player(raw, info), program(*arguments)
+            found, state = (found, None) if state is None else found
+            written = found.numpy()
+            same = expected.shape == written.shape and expected.dtype == written.dtype
+            if not same or not np.allclose(expected, written, rtol=TOLERANCE, atol=TOLERANCE):
+                raise RuntimeError(f"{path.name}: the exported program returns different actions from the policy")
 
 
 def _to_input(encoded: Tensor, layout: ObservationLayout) -> Any:
@@ -216,10 +250,11 @@ def _describe_action(layout: ActionLayout) -> dict[str, Any]:
     return facts | {"options": layout.sizes, "first": layout.start}
 
 
-def example(options: Gym, observations: ObservationLayout, actions: ActionLayout, masked: bool) -> str:
+def example(options: Gym, observations: ObservationLayout, actions: ActionLayout, masked: bool, state_size: int) -> str:
     """Return a script that runs the exported program in Gymnasium. The script requires only Gymnasium and torch."""
     discrete = not actions.shape and not actions.continuous
-    arguments = "encode(obs), allowed(obs, info)" if masked else "encode(obs)"
+    arguments = ["encode(obs)", *(["state"] if state_size else []), *(["allowed(obs, info)"] if masked else [])]
+    call = f"policy({', '.join(arguments)})"
     kwargs = "".join(f", {key}={value!r}" for key, value in options.env_kwargs.items())
     sources, lines = [split_reference(options.env_id)[0]], _import_environment(options.env_id, kwargs)
     for wrapper in load_wrappers(options.wrappers):
@@ -231,7 +266,9 @@ def example(options: Gym, observations: ObservationLayout, actions: ActionLayout
         load_file=LOAD_FILE if any(source.endswith(".py") for source in sources) else "",
         environment="\n".join(lines),
         encode=_encode_lines(observations) + (_mask_lines(observations, actions) if masked else ""),
-        act=f"policy({arguments})[0]{'.item()' if discrete else '.numpy()'}",
+        start=f"state = torch.zeros(1, {state_size})\n    " if state_size else "",
+        act=f"actions, state = {call}" if state_size else f"actions = {call}",
+        action=f"actions[0]{'.item()' if discrete else '.numpy()'}",
     )
 
 
@@ -319,7 +356,11 @@ def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
     )
 
 
-USAGE = "policy = torch.export.load('policy.pt2').module(); actions = policy({arguments})"
+USAGE = "policy = torch.export.load('policy.pt2').module(); {results} = policy({arguments})"
+STATE_INPUT = """, `state` float32
+[batch, {}]"""
+STATE_OUTPUT = """ Its second
+result is the `state` for the next step. In the first step of an episode, the `state` is zero."""
 
 LOAD_FILE = '''
 
@@ -354,9 +395,10 @@ sys.path.append("")  # also import environments from the current folder
 returns = []
 for episode in range(10):
     obs, info = env.reset(seed=episode)
-    total, ended = 0.0, False
+    {start}total, ended = 0.0, False
     while not ended:
-        obs, reward, terminated, truncated, info = env.step({act})
+        {act}
+        obs, reward, terminated, truncated, info = env.step({action})
         total, ended = total + float(reward), terminated or truncated
     returns.append(total)
 print(f"mean return {{np.mean(returns):.6g}} over {{len(returns)}} episodes")
@@ -367,8 +409,8 @@ PAGE = """\
 
 Trained with PPO in the run `{run}`; checkpoint of step {step}; greedy score {score}.
 
-`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs`{obs}{mask}.
-It returns actions {dtype} [batch{shape}] in the environment's units. The exported policy
+`policy.pt2` is the greedy policy, exported with `torch.export`. Its input is `obs`{obs}{state}{mask}.
+It returns actions {dtype} [batch{shape}] in the environment's units.{next_state} The exported policy
 itself normalizes observations, and rescales and clips actions. `policy.json` contains this information for other
 programs. Loading the policy requires only torch. Loading uses pickle, which can execute code, so load only files from
 people you trust:

@@ -313,7 +313,7 @@ def check(config: GymConfig) -> None:
             f"policy.image_encoder = 'resnet' has no effect, because {config.gym.env_id} has no images of at least 36 "
             "x 36 pixels; remove policy.image_encoder, or set policy.encoders for a smaller image"
         )
-    elif config.policy.shared and not config.policy.hidden:
+    elif config.policy.shared and not config.policy.hidden and not config.policy.is_recurrent:
         raise UsageError("policy.shared = true has no effect because policy.hidden = []; remove policy.shared")
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(

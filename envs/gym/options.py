@@ -97,7 +97,18 @@ class Gym(Section):
 class Policy(Section):
     """Options for the networks of the policy and the critic."""
 
-    torso: Literal["mlp"] = Field("mlp", description="type of the network that computes features from observations")
+    torso: Literal["mlp", "gru", "lstm"] = Field(
+        "mlp",
+        description="type of the network that computes features from observations: mlp = hidden layers, gru or lstm = "
+        "hidden layers and a recurrent layer, which remembers earlier observations of the episode",
+    )
+    memory_size: int = Field(64, ge=1, description="number of units in the recurrent layer")
+    row_len: int = Field(
+        16,
+        ge=1,
+        description="number of consecutive steps through which updates compute the gradient of the recurrent layer; a "
+        "divisor of gym.num_steps",
+    )
     hidden: list[int] = Field([64, 64], description="width of each hidden layer")
     activation: Literal["tanh", "relu", "elu", "silu"] = Field(
         "tanh", description="activation function after each hidden layer"
@@ -119,6 +130,14 @@ class Policy(Section):
         le=5,
         description="logarithm of the initial standard deviation of continuous actions, before they are rescaled",
     )
+
+    @property
+    def is_recurrent(self) -> bool:
+        return self.torso != "mlp"
+
+    def count_features(self, inputs: int) -> int:
+        """Return the number of features from which the actions and values are computed, given that of the inputs."""
+        return self.memory_size if self.is_recurrent else [inputs, *self.hidden][-1]
 
     @model_validator(mode="after")
     def _layers_have_a_width(self) -> Self:
@@ -157,6 +176,8 @@ class GymConfig(RunConfig):
             yield name, self.gym.vectorization == "vector_entry_point", "gym.vectorization = 'vector_entry_point'"
         narrow = not self.policy.hidden and not any(text.startswith("mlp") for text in self.policy.encoders.values())
         yield "policy.activation", narrow, "policy.hidden = []"
+        for name in ("memory_size", "row_len"):
+            yield f"policy.{name}", not self.policy.is_recurrent, "policy.torso = 'mlp'"
 
     @model_validator(mode="after")
     def _environment_knows_encoders(self) -> Self:
@@ -167,11 +188,16 @@ class GymConfig(RunConfig):
 
     @model_validator(mode="after")
     def _sizes_go_together(self) -> Self:
-        steps = self.gym.num_envs * self.gym.num_steps
-        if self.ppo.minibatches > steps:
-            raise ValueError(
-                f"ppo.minibatches: expected at most gym.num_envs x gym.num_steps = {steps}, got {self.ppo.minibatches}"
-            )
+        rows, what = self.gym.num_envs * self.gym.num_steps, "gym.num_envs x gym.num_steps"
+        if self.policy.is_recurrent:
+            if self.gym.num_steps % self.policy.row_len:
+                raise ValueError(
+                    f"policy.row_len: expected a divisor of gym.num_steps = {self.gym.num_steps}, got "
+                    f"{self.policy.row_len}; the next lower divisor is {self._lower_row_len()}"
+                )
+            rows, what = rows // self.policy.row_len, f"{what} / policy.row_len"
+        if self.ppo.minibatches > rows:
+            raise ValueError(f"ppo.minibatches: expected at most {what} = {rows}, got {self.ppo.minibatches}")
         if self.policy.shared and not self.optim.joint:
             raise ValueError(
                 "policy.shared = true requires optim.joint = true, because two optimizers cannot share layers"
@@ -183,8 +209,12 @@ class GymConfig(RunConfig):
             )
         return self
 
+    def _lower_row_len(self) -> int:
+        steps = self.gym.num_steps
+        return next(n for n in range(min(steps, self.policy.row_len), 0, -1) if steps % n == 0)
+
     def network_options(self) -> dict[str, Any]:
-        policy = ("torso", "hidden", "activation", "shared", "encoders")
+        policy = ("torso", "memory_size", "hidden", "activation", "shared", "encoders")
         names = [*(f"policy.{name}" for name in policy), "gym.normalize_obs"]
         options = self.flatten()
         return {name: options[name] for name in names}

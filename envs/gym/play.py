@@ -51,6 +51,7 @@ def _play_episodes(
         for episode, seed in enumerate(seeds, start=1):
             with guard(env_id, f"reset() with seed {seed}"):
                 raw, info = env.reset(seed=seed)
+            player.start_episode()
             total, step, ended = 0.0, 0, False
             yield Frame(draw(env, env_id, raw, describe), seconds, episode, step, total, "", ended)
             while not ended:

@@ -20,10 +20,12 @@ from envs.gym.towers import ExplicitTowers, Towers
 from ppo_unified.engine.rollout import ActorCritic, AddGradients, Evaluation, Observations
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+NOT_ENCODED = ("action_mask", "starts", "state")  # keys of observations that encoders and hidden layers do not receive
 # gradients of log-probs [n] and entropies [n] -> gradient of the outputs of the head's linear layer
 OutputGradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
-# (observations before normalization [N, size], action mask) -> actions [N, components]
-Actor: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
+# (observations before normalization [N, size], action mask, recurrent states [N, S] or None) -> actions
+# [N, components]; replaces the states by those after these observations
+Actor: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def mlp(inputs: int, config: Policy) -> nn.Sequential:
@@ -50,6 +52,8 @@ class GymPolicy(ActorCritic):
     there are encoders, they map observations to the inputs of the hidden layers.
     """
 
+    row_len = 1  # columns that `evaluate` must see together
+
     def __init__(
         self,
         observations: ObservationLayout,
@@ -72,7 +76,7 @@ class GymPolicy(ActorCritic):
             ]
             self.actor_encoder, self.critic_encoder = encoders[0], encoders[-1]
             obs_size = encoders[0].size
-        features = config.hidden[-1] if config.hidden else obs_size
+        features = config.count_features(obs_size)
         self.actor_torso = mlp(obs_size, config)
         self.critic_torso = self.actor_torso if config.shared else mlp(obs_size, config)
         self.shared = config.shared
@@ -102,8 +106,7 @@ class GymPolicy(ActorCritic):
         """Return the outputs of the head's linear layer and the value estimates [.., 1] for obs without a mask."""
         if self.critic_encoder is not None:
             features = self.actor_features(obs)
-            own = features if self.shared else self.critic_torso(self.critic_encoder(obs))
-            return self.head.linear(features), self.critic(own)
+            return self.head.linear(features), self.critic(features if self.shared else self.critic_features(obs))
         assert isinstance(obs, Tensor)
         x = obs
         found = self.towers.find(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
@@ -115,9 +118,14 @@ class GymPolicy(ActorCritic):
         return self.head.linear(features), self.critic(features if self.shared else self.critic_torso(x))
 
     def actor_features(self, obs: Observations) -> Tensor:
-        """Return the inputs [.., F] of the head for obs without a mask."""
-        features: Tensor = self.actor_torso(obs if self.actor_encoder is None else self.actor_encoder(obs))
-        return features
+        """Return the features [.., F] from which the actions are computed."""
+        x, _ = split_mask(obs)
+        return self.actor_torso(x if self.actor_encoder is None else self.actor_encoder(x))  # type: ignore[no-any-return] # torch
+
+    def critic_features(self, obs: Observations) -> Tensor:
+        """Return the features [.., F] from which the value estimates are computed, if they are not the actor's."""
+        x, _ = split_mask(obs)
+        return self.critic_torso(x if self.critic_encoder is None else self.critic_encoder(x))  # type: ignore[no-any-return] # torch
 
     @torch.no_grad()
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
@@ -166,8 +174,7 @@ class GymPolicy(ActorCritic):
 
         If `generator` is None, return the most likely actions; otherwise sample actions.
         """
-        x, mask = split_mask(obs)
-        return self.head.act(self.actor_features(x), mask, generator)
+        return self.head.act(self.actor_features(obs), split_mask(obs)[1], generator)
 
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
         """Return a function that normalizes observations [N, size] and chooses actions [N, components], like `act`.
@@ -187,7 +194,7 @@ class GymPolicy(ActorCritic):
         noises: list[Tensor] = []  # of the next steps, last one first
         encoder = self.actor_encoder
 
-        def act(obs: Tensor, mask: Tensor | None) -> Tensor:
+        def act(obs: Tensor, mask: Tensor | None, states: Tensor | None = None) -> Tensor:
             if generator is not None and not noises:
                 noises.extend(reversed(head.draw(generator, steps, len(obs))))
             if encoder is not None:
@@ -207,11 +214,15 @@ class GymPolicy(ActorCritic):
         """
         if not isinstance(self.head, Categorical) or len(self.head.sizes) > 1:
             return None
-        x, mask = split_mask(obs)
-        logprobs, actions = self.head.choices(self.actor_features(x), mask)[..., 0, :].topk(
-            min(count, self.head.sizes[0])
-        )
+        choices = self.head.choices(self.actor_features(obs), split_mask(obs)[1])
+        logprobs, actions = choices[..., 0, :].topk(min(count, self.head.sizes[0]))
         return actions, logprobs
+
+    def initial_states(self, count: int, acting: bool = False) -> Tensor | None:
+        """Return the recurrent states of `count` new episodes, or None if the policy has no memory.
+
+        If `acting` is True, the states contain only what is needed for choosing actions."""
+        return None
 
     def critic_parameters(self) -> Iterable[nn.Parameter]:
         own = [] if self.shared else [self.critic_torso, *filter(None, [self.critic_encoder])]
@@ -219,10 +230,10 @@ class GymPolicy(ActorCritic):
 
 
 def split_mask(obs: Observations) -> tuple[Any, Tensor | None]:
-    """Return the observations without the action mask, and the mask. The mask is None if the observations have none."""
+    """Return what the encoders or hidden layers receive, and the action mask or None."""
     if not isinstance(obs, Mapping):
         return obs, None
-    rest = {key: x for key, x in obs.items() if key != "action_mask"}
+    rest = {key: x for key, x in obs.items() if key not in NOT_ENCODED}
     return rest["obs"] if list(rest) == ["obs"] else rest, obs.get("action_mask")
 
 

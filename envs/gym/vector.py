@@ -22,10 +22,18 @@ from envs.gym.eval import Player, describe_cut, play_episodes
 from envs.gym.infos import FinalInfos
 from envs.gym.make import make_vector, read_actions
 from envs.gym.options import GymConfig
-from envs.gym.policy import GymPolicy
+from envs.gym.policy import Actor, GymPolicy
 from envs.gym.restore import RestoreError
 from envs.gym.scaling import CLIP, RewardScaler
-from envs.gym.spaces import MASK_KEY, encode, measure_actions, read_masks, to_env_actions
+from envs.gym.spaces import (
+    MASK_KEY,
+    ActionLayout,
+    ObservationLayout,
+    encode,
+    measure_actions,
+    read_masks,
+    to_env_actions,
+)
 from ppo_unified.config.spec import WorkCounter
 from ppo_unified.engine.rollout import Observations, Rollout, map_obs
 from ppo_unified.errors import ForeignCodeError
@@ -45,8 +53,7 @@ class GymAdapter:
         with close_after_error(self.envs):
             self.actions = read_actions(self.envs, config.gym)
         initial = torch.Generator().manual_seed(policy_seed)
-        normalize = config.gym.normalize_obs
-        self.policy = GymPolicy(self.observations, self.actions, config.policy, normalize, initial).to(device)
+        self.policy = make_policy(self.observations, self.actions, config, initial).to(device)
         self.generator = torch.Generator(device).manual_seed(action_seed)
         self.rewards = RewardScaler(config.gym.num_envs, config.ppo.gamma) if config.gym.normalize_reward else None
         self.steps_taken = 0
@@ -66,6 +73,7 @@ class GymAdapter:
             raw, info = self.envs.reset(seed=seed)
         self.ended = np.zeros(self.config.gym.num_envs, dtype=bool)  # True if the next step resets that environment
         self.reports_masks = MASK_KEY in info and not self.actions.continuous
+        self.states = self.policy.initial_states(len(self.ended))  # recurrent states before the next column, or None
         self._store_obs(raw, info)
 
     def _store_obs(self, raw: Any, info: dict[str, Any]) -> None:
@@ -80,16 +88,33 @@ class GymAdapter:
         if self.masks is None and self.reports_masks:
             self.masks = np.ones((len(self.raw), sum(self.actions.sizes)), dtype=bool)
 
-    def _observe(self, raws: np.ndarray, masks: list[np.ndarray | None]) -> Observations:
-        """Return the normalized observations [N, columns, size] on the policy's device, and any action masks.
+    def _observe(
+        self, raws: np.ndarray, masks: list[np.ndarray | None], states: list[Tensor], valid: np.ndarray
+    ) -> Observations:
+        """Return the normalized observations [N, columns, size] on the policy's device, any action masks, and the
+        entries that a recurrent policy needs.
 
-        `masks` contains the masks of each column.
+        `masks` and `states` contain the masks and recurrent states of each column. `valid` [N, T] is False at resets.
         """
         obs = self.policy.read(torch.from_numpy(raws).to(self.device))
-        if self.masks is None:
-            return obs
-        mask = torch.from_numpy(np.stack(masks, 1)).to(self.device)  # type: ignore[arg-type] # none is None
-        return {**(obs if isinstance(obs, Mapping) else {"obs": obs}), "action_mask": mask}
+        table = dict(obs) if isinstance(obs, Mapping) else {"obs": obs}
+        if self.masks is not None:
+            obs = table | {"action_mask": torch.from_numpy(np.stack(masks, 1)).to(self.device)}  # type: ignore[arg-type] # none is None
+        if states:
+            from envs.gym.recurrent import add_states
+
+            obs = add_states(obs, states, valid)
+        return obs
+
+    def _act(self, act: Actor, states: list[Tensor]) -> Tensor:
+        """Choose actions for the current observations. Add the recurrent states before them to `states`."""
+        allowed = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
+        if self.states is not None:
+            states.append(self.states.clone())
+        chosen = act(torch.from_numpy(self.raw).to(self.device), allowed, self.states)
+        if self.states is not None:
+            self.states[self.ended] = 0  # the value estimate of a final observation still depends on its episode
+        return chosen
 
     def collect(self) -> Rollout:
         """Take `gym.num_steps` steps in every environment and return the rollout.
@@ -98,12 +123,12 @@ class GymAdapter:
         updated after the rollout, so that all observations in a rollout are scaled in the same way.
         """
         raws, masks, actions, rewards, terminated, ended, valid = [], [], [], [], [], [], []
+        states: list[Tensor] = []  # of a recurrent policy
         self.counter.begin("collecting", "step", self.config.gym.num_steps)
         with torch.inference_mode():
             act = self.policy.make_actor(self.generator, self.config.gym.num_steps)
             for number in range(1, self.config.gym.num_steps + 1):
-                allowed = None if self.masks is None else torch.from_numpy(self.masks).to(self.device)
-                chosen = act(torch.from_numpy(self.raw).to(self.device), allowed)
+                chosen = self._act(act, states)
                 raws.append(self.raw)
                 masks.append(self.masks)
                 actions.append(chosen)
@@ -125,7 +150,8 @@ class GymAdapter:
         if self.episodes.infos and self.episodes.returns:
             self.episodes.infos.warn(self.config.gym.env_id)
         self.steps_taken += int(mask.sum())
-        seen = self._observe(observed, [*masks, self.masks])
+        after = [] if self.states is None else [self.states.clone()]
+        seen = self._observe(observed, [*masks, self.masks], [*states, *after], mask)
         rollout = self._rollout(
             seen, torch.stack(actions, 1), reward, np.stack(terminated, 1), np.stack(ended, 1), mask
         )
@@ -165,23 +191,23 @@ class GymAdapter:
             next_values=values[:, 1:] * ~died,
             continues=~end,
             mask=valid,
-            row_len=1,
+            row_len=self.policy.row_len,
             metrics=metrics,
         )
 
-    @torch.no_grad()
     def _evaluate_columns(self, obs: Observations, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the policy's log-probs and value estimates before the update, each [N, columns].
 
-        Both are computed by `policy.evaluate`, which the update also calls. Therefore all probability ratios start at
-        1, up to rounding.
+        The rows are the same as in the update. The column after the last step is not part of a row.
         """
-        shape = actions.shape[:2]
-        flat_obs, flat_actions = map_obs(lambda x: x.flatten(0, 1)[:, None], obs), actions.flatten(0, 1)[:, None]
-        size = find_chunk_size(self)
-        chunks = [slice(start, start + size) for start in range(0, len(flat_actions), size)]
-        parts = [self.policy.evaluate(map_obs(itemgetter(chunk), flat_obs), flat_actions[chunk]) for chunk in chunks]
-        return torch.cat([e.logprobs for e in parts]).view(shape), torch.cat([e.values for e in parts]).view(shape)
+        steps, row_len, size = actions.shape[1] - 1, self.policy.row_len, find_chunk_size(self)
+        if row_len == 1:
+            return evaluate_rows(self.policy, obs, actions, 1, size)
+        first, last = (
+            evaluate_rows(self.policy, map_obs(itemgetter((slice(None), part)), obs), actions[:, part], length, size)
+            for part, length in ((slice(steps), row_len), (slice(steps, None), 1))
+        )
+        return torch.cat((first[0], last[0]), 1), torch.cat((first[1], last[1]), 1)
 
     def _step(self, chosen: Tensor, number: int) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         try:
@@ -238,6 +264,7 @@ class GymAdapter:
             "ended": torch.from_numpy(self.ended.copy()),
         }
         state |= {"masks": torch.from_numpy(self.masks.copy())} if self.masks is not None else {}
+        state |= {"recurrent_states": self.states.clone()} if self.states is not None else {}
         return state | ({"rewards": self.rewards.state_dict()} if self.rewards is not None else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
@@ -280,6 +307,8 @@ class GymAdapter:
             raise RestoreError("the restored environments returned different observations")
         if self.masks is not None and not np.array_equal(self.masks, state["masks"].cpu().numpy()):
             raise RestoreError("the restored environments returned different action masks")
+        if self.states is not None:
+            self.states.copy_(state["recurrent_states"])
 
     def close(self) -> None:
         """Close the environments. An error is printed, because it has no effect on results."""
@@ -295,6 +324,33 @@ def find_chunk_size(adapter: GymAdapter) -> int:
     return min(CHUNK, adapter.config.ppo.microbatch_columns) if adapter.observations.images else CHUNK
 
 
+def make_policy(
+    observations: ObservationLayout, actions: ActionLayout, config: GymConfig, generator: torch.Generator
+) -> GymPolicy:
+    if not config.policy.is_recurrent:
+        return GymPolicy(observations, actions, config.policy, config.gym.normalize_obs, generator)
+    from envs.gym.recurrent import RecurrentPolicy
+
+    return RecurrentPolicy(observations, actions, config.policy, config.gym.normalize_obs, generator)
+
+
+@torch.no_grad()
+def evaluate_rows(
+    policy: GymPolicy, obs: Observations, actions: Tensor, row_len: int, columns: int
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probs and value estimates of `actions` [N, T, components] at `obs` [N, T, ...], each [N, T].
+
+    One forward pass evaluates about `columns` steps. Both are computed by `policy.evaluate`, which the update also
+    calls. Therefore all probability ratios start at 1, up to rounding.
+    """
+    rows = map_obs(lambda x: x.reshape(-1, row_len, *x.shape[2:]), obs)
+    row_actions, size = actions.reshape(-1, row_len, actions.shape[2]), max(1, columns // row_len)
+    chunks = [slice(start, start + size) for start in range(0, len(row_actions), size)]
+    parts = [policy.evaluate(map_obs(itemgetter(chunk), rows), row_actions[chunk]) for chunk in chunks]
+    shape = actions.shape[:2]
+    return torch.cat([e.logprobs for e in parts]).view(shape), torch.cat([e.values for e in parts]).view(shape)
+
+
 def build(config: GymConfig, device: torch.device) -> GymAdapter:
     """Create the adapter. The registered adapter specification refers to this function."""
     return GymAdapter(config, device)
@@ -308,14 +364,15 @@ def alternatives(adapter: GymAdapter, rollout: Rollout, reference: bool) -> tupl
     evaluating the policy again takes little time. Return None for the reference model, which does not exist, and if the
     actions are continuous or have several components.
     """
-    flat = map_obs(lambda x: x.flatten(0, 1), rollout.obs)
-    size = find_chunk_size(adapter)
-    starts = [] if reference else range(0, rollout.mask.numel(), size)
-    chunks = (map_obs(itemgetter(slice(start, start + size)), flat) for start in starts)
+    rows, size = map_obs(rollout.rows, rollout.obs), max(1, find_chunk_size(adapter) // rollout.row_len)
+    starts = [] if reference else range(0, rollout.mask.numel() // rollout.row_len, size)
+    chunks = (map_obs(itemgetter(slice(start, start + size)), rows) for start in starts)
     parts = [found for chunk in chunks if (found := adapter.policy.likeliest(chunk, ALTERNATIVES)) is not None]
     if not parts:
         return None
-    actions, logprobs = (torch.cat(part).unflatten(0, rollout.mask.shape) for part in zip(*parts, strict=True))
+    actions, logprobs = (
+        torch.cat(part).flatten(0, 1).unflatten(0, rollout.mask.shape) for part in zip(*parts, strict=True)
+    )
     return actions + adapter.actions.start[0], logprobs, None
 
 

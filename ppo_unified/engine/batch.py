@@ -45,8 +45,7 @@ def standardize(advantages: Tensor, mask: Tensor) -> Tensor:
     """Return advantages with zero mean and unit variance over the valid steps, and 0 at masked steps.
 
     If there are fewer than two valid steps, the advantages are returned unchanged. The variance uses Bessel's
-    correction, as in stable-baselines3 and TRL 0.11.4 (`masked_whiten`).
-    """
+    correction, as in stable-baselines3 and TRL 0.11.4 (`masked_whiten`)."""
     valid = advantages.flatten() if mask.all() else advantages[mask]  # indexing takes longer than the check
     if len(valid) < 2:
         return advantages
@@ -90,16 +89,19 @@ def pack_rows(lengths: Tensor, columns: int) -> Iterator[tuple[Tensor, int]]:
     """Group row indices by similar `lengths` [R], and yield each group with its longest length, longest rows first.
 
     In each group, the number of rows times the longest length is at most `columns`, unless the group has only one row.
-    The sum of these products, plus a fixed cost of each group, is as small as possible.
-    """
+    The sum of these products, plus a fixed cost of each group, is as small as possible."""
     widths, order = lengths.clamp(min=1).sort(stable=True)
+    kinds = [*{width: n for n, width in enumerate(widths.tolist(), start=1)}.items()]  # each width, and where it ends
     fixed = max(128, columns // 64)  # overhead of a pass, in columns; larger on fast GPUs, which have a higher limit
-    costs, starts, end = [0], [0], 0  # for the n shortest rows: the lowest cost, and the start of their last group
-    for end, width in enumerate(widths.tolist(), start=1):
-        first = max(starts[-1], min(end - 1, end - columns // width))  # the best start never moves back
-        totals = [costs[start] + width * (end - start) for start in range(first, end)]
-        costs.append(min(totals) + fixed)
-        starts.append(first + totals.index(min(totals)))
-    while end:
-        yield order[starts[end] : end], int(widths[end - 1])
-        end = starts[end]
+    best = {0: (0, 0)}  # for the n shortest rows: the lowest cost, and the start of their last group
+    for start in (n for n in range(len(order)) if n in best):
+        kinds, last = [kind for kind in kinds if kind[1] > start], start
+        for width, end in kinds:  # in a best division, each group is full or contains all rows of its largest width
+            if (stop := min(end, start + max(1, columns // width))) <= last:
+                break
+            cost, last = (best[start][0] + width * (stop - start) + fixed, start), stop
+            best[stop] = min(best.get(stop, cost), cost)
+    while len(order):
+        start = best[len(order)][1]
+        yield order[start:], int(widths[len(order) - 1])
+        order = order[:start]

@@ -22,8 +22,7 @@ SMALL = 1 << 19  # largest number of weights that an optimizer moves to common t
 class Adam(torch.optim.Adam):
     """PyTorch's Adam without the hooks for torch.compile, whose first call would import the compiler (about 1 s).
 
-    It has one parameter group. It moves the parameters of a small model that have a gradient to `FlatParameters`.
-    """
+    It has one parameter group. It moves the parameters of a small model that have a gradient to `FlatParameters`."""
 
     state_dict = inspect.unwrap(Optimizer.state_dict)
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
@@ -108,8 +107,7 @@ def step(optimizers: list[Adam], optim: Optim, minibatch: Batch | None = None, l
     """Clip each optimizer's gradients, take a step, and return the norm of all gradients before clipping.
 
     If a gradient or one of the `losses` is NaN or infinite, no weight is changed. Depending on
-    `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError.
-    """
+    `optim.on_nonfinite`, the function then returns NaN or raises NonFiniteError."""
     gradients = [own for x in optimizers if (own := x.gradients())]  # in the critic's warm-up, the policy has none
     norms = [torch.linalg.vector_norm(own[0]) if len(own) == 1 else nn.utils.get_total_norm(own) for own in gradients]
     norm = torch.stack(norms).norm() if len(norms) > 1 else norms[0]

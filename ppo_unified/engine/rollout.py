@@ -1,8 +1,7 @@
 """The interface between the engine and an adapter: the policy, the rollout, and the adapter's methods.
 
 A rollout has N rows and T columns; each entry is one step. An update batch has R rows and L columns: each row contains
-L = `row_len` consecutive steps that the policy must evaluate together.
-"""
+L = `row_len` consecutive steps that the policy must evaluate together."""
 
 from __future__ import annotations
 
