@@ -39,15 +39,16 @@ def _close_adapters() -> Iterator[None]:
 def make_config(env_id: str = COUNTER, num_envs: int = 2, num_steps: int = 12, **tables: Any) -> GymConfig:
     gym = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, "vectorization": "sync"}
     policy = {"torso": "gru", "hidden": [6], "memory_size": 5, "row_len": 4} | tables.pop("policy", {})
-    return GymConfig.model_validate({"gym": gym | tables.pop("gym", {}), "policy": policy, "seed": 3} | tables)
+    tables = {"ppo": {"minibatches": 1}, "seed": 3} | tables
+    return GymConfig.model_validate({"gym": gym | tables.pop("gym", {}), "policy": policy} | tables)
 
 
-def make_adapter(*arguments: Any, spread: float = 1.0, **tables: Any) -> GymAdapter:
+def make_adapter(*arguments: Any, **tables: Any) -> GymAdapter:
     """Return an adapter whose policy has larger output weights, so that its actions depend on its observations."""
     adapter = GymAdapter(make_config(*arguments, **tables), torch.device("cpu"))
     OPENED.append(adapter)
     with torch.no_grad():
-        adapter.policy.head.linear.weight.normal_(std=spread, generator=torch.Generator().manual_seed(0))
+        adapter.policy.head.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
     return adapter
 
 
@@ -164,11 +165,10 @@ def test_row_length_has_no_effect_if_states_are_ignored(torso: str) -> None:
 
 def test_evaluation_states_follow_their_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     """Episodes that are played at the same time in changing groups have the same scores as one at a time."""
-    adapter = make_adapter("CartPole-v1", spread=3.0)
-    together = adapter.score(12, 1, True)
+    adapter = make_adapter("Pendulum-v1", gym={"env_kwargs": {"max_episode_steps": 10}})
+    together = adapter.score(5, 1, True)
     monkeypatch.setattr(gym_eval, "MAX_PARALLEL", 1)
-    assert adapter.score(12, 1, True) == together
-    assert len(set(together)) > 3
+    assert adapter.score(5, 1, True) == pytest.approx(together, abs=1e-4)
 
 
 @pytest.mark.parametrize("torso", ["gru", "lstm"])
@@ -187,14 +187,14 @@ def test_killed_recurrent_run_equals_uninterrupted_run(tmp_path: Path) -> None:
         policy={"torso": "lstm"},
         gym={"vectorization": "auto", "normalize_obs": True},
         total_steps=0,
-        total_iterations=4,
+        total_iterations=3,
         checkpoint={"every_s": 1e-6},
         log={"samples_every": 2},
         eval={"every_steps": 30, "episodes": 2},
     )
     whole, killed = (prepare_run(config, tmp_path, name) for name in ("whole", "killed"))
     train_to_end(whole)
-    assert train_until_killed(killed, "before checkpoint", 3)
+    assert train_until_killed(killed, "before checkpoint", 2)
     train_to_end(killed)
     assert not find_differences(whole, killed)
 
@@ -224,7 +224,7 @@ def test_memoryless_policies_score_at_most_one_half_in_tmaze() -> None:
         ({"policy": {"row_len": 5}}, "row_len: expected a divisor of gym.num_steps = 12, got 5; .* is 4"),
         ({"policy": {"row_len": 24}}, "row_len: expected a divisor of gym.num_steps = 12, got 24; .* is 12"),
         ({"ppo": {"minibatches": 7}}, "at most gym.num_envs x gym.num_steps / policy.row_len = 6, got 7"),
-        ({"policy": {"torso": "mlp", "row_len": 4}}, "policy.row_len = 4 has no effect"),
+        ({"policy": {"torso": "mlp", "row_len": 4}}, "policy.memory_size = 5 has no effect"),
     ],
 )
 def test_row_options_are_validated(tables: dict[str, Any], message: str) -> None:
