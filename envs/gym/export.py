@@ -357,10 +357,9 @@ def _mask_lines(observations: ObservationLayout, actions: ActionLayout) -> str:
 
 
 USAGE = "policy = torch.export.load('policy.pt2').module(); {results} = policy({arguments})"
-STATE_INPUT = """, `state` float32
-[batch, {}]"""
-STATE_OUTPUT = """ Its second
-result is the `state` for the next step. In the first step of an episode, the `state` is zero."""
+STATE_INPUT = ", `state` float32 [batch, {}]"
+STATE_OUTPUT = """
+The second result is the `state` for the next step. In the first step of an episode, the `state` is zero."""
 
 LOAD_FILE = '''
 
