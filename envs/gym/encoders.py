@@ -15,7 +15,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from envs.gym.errors import describe_error
-from envs.gym.observations import SMALLEST_IMAGE, EncoderChoice, image_shape, parse_encoder
+from envs.gym.images import SMALLEST_IMAGE, image_shape
+from envs.gym.observations import EncoderChoice, parse_encoder
 from envs.gym.options import Policy
 from envs.gym.spaces import ObservationLayout, Part
 from envs.gym.targets import import_source, split_reference

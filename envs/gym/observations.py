@@ -1,4 +1,4 @@
-"""Observations that contain images: which parts are images, and how they are packed and unpacked.
+"""Observations that contain images: how they are packed and unpacked, and the values of `policy.encoders`.
 
 Gymnasium's vector environments and the records of episodes handle one array per environment. Therefore a nested
 observation with images is packed into one array of bytes: first the numbers of all parts that are not images, as
@@ -9,7 +9,6 @@ already has this form. This module imports torch only to unpack tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from math import prod
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,9 +16,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from envs.gym.spaces import ObservationLayout, PackedSpace, Part
+from envs.gym.spaces import ObservationLayout, PackedSpace
 
-SMALLEST_IMAGE = 36  # pixels per side; a smaller image is encoded as an image only if policy.encoders says so
 ENCODERS = "nature, resnet, flat, 'mlp(64, 64)', 'embedding(16)', module:Class or FILE.py:Class"
 _CALL = re.compile(r"(mlp|embedding)\(\s*(\d{1,5}(?:\s*,\s*\d{1,5})*)\s*\)")
 Array = TypeVar("Array")  # a NumPy array or a tensor
@@ -42,29 +40,6 @@ def parse_encoder(part: str, text: str) -> EncoderChoice:
     if text in ("nature", "resnet", "flat") or (source and name.isidentifier()):
         return EncoderChoice(text)
     raise ValueError(f"policy.encoders: {part}: expected {ENCODERS}, got {text!r}")
-
-
-def is_image(part: Part, encoders: Mapping[str, str]) -> bool:
-    """Return True if a part with a Box of uint8 remains an image. `encoders` is `Gym.encoders`."""
-    shape = part.space.shape or ()
-    if not isinstance(part.space, spaces.Box) or len(shape) not in (2, 3, 4):
-        return False
-    if part.name in encoders:
-        return encoders[part.name] in ("nature", "resnet") or ":" in encoders[part.name]
-    return encoders[""] != "flat" and min(image_shape(shape)[1:]) >= SMALLEST_IMAGE
-
-
-def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return (channels, height, width) of an image with two, three or four dimensions.
-
-    The channel axis of three dimensions is the first or the last one, whichever is shorter. Four dimensions are a stack
-    of images, which becomes one image with more channels.
-    """
-    stack, inner = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
-    if len(inner) == 2:
-        return stack, inner[0], inner[1]
-    channels, height, width = inner if inner[0] < inner[2] else (inner[2], inner[0], inner[1])
-    return stack * channels, height, width
 
 
 class Pack(gym.ObservationWrapper[Any, Any, Any]):

@@ -154,9 +154,9 @@ def _find_parts(space: spaces.Space[Any], encoders: Mapping[str, str], keys: tup
         for key, part in inner:
             yield from _find_parts(part, encoders, (*keys, key))
     elif space.dtype == np.uint8 and len(space.shape or ()) > 1:
-        from envs.gym.observations import is_image
+        from envs.gym.images import is_image
 
-        yield Part(keys, space, is_image(Part(keys, space, True), encoders))
+        yield Part(keys, space, is_image(Part(keys, space, True).name, space, encoders))
     else:
         yield Part(keys, space)
 

@@ -13,8 +13,8 @@ import torch
 from gymnasium import spaces
 
 from envs.gym.encoders import Pixels, check_encoders
+from envs.gym.images import image_shape
 from envs.gym.make import check
-from envs.gym.observations import image_shape
 from envs.gym.options import GymConfig, Policy, make_single
 from envs.gym.spaces import describe_observations
 from envs.gym.vector import GymAdapter

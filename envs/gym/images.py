@@ -1,0 +1,33 @@
+"""Decides which parts of an observation are images, and where their channels are. This module does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gymnasium import spaces
+
+SMALLEST_IMAGE = 36  # pixels per side; a smaller image is encoded as an image only if policy.encoders says so
+
+
+def is_image(name: str, space: spaces.Space[Any], encoders: Mapping[str, str]) -> bool:
+    """Return True if a part with values of uint8 remains an image. `encoders` is `Gym.encoders`."""
+    shape = space.shape or ()
+    if not isinstance(space, spaces.Box) or len(shape) not in (2, 3, 4):
+        return False
+    if name in encoders:
+        return encoders[name] in ("nature", "resnet") or ":" in encoders[name]
+    return encoders[""] != "flat" and min(image_shape(shape)[1:]) >= SMALLEST_IMAGE
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return (channels, height, width) of an image with two, three or four dimensions.
+
+    The channel axis of three dimensions is the first or the last one, whichever is shorter. Four dimensions are a stack
+    of images, which becomes one image with more channels.
+    """
+    stack, inner = (shape[0], shape[1:]) if len(shape) == 4 else (1, shape)
+    if len(inner) == 2:
+        return stack, inner[0], inner[1]
+    channels, height, width = inner if inner[0] < inner[2] else (inner[2], inner[0], inner[1])
+    return stack * channels, height, width
