@@ -214,7 +214,7 @@ PROBLEMS = {
     "Own-v0": "unknown Gymnasium environment (if your own code registers it, use module:EnvId or FILE.py:EnvId)",
     "panda_gym:PandaPush-v3": "cannot import module 'panda_gym'; to install it: pip install panda-gym",
     "highway-v0": "pip install highway-env; then use highway_env:highway-v0",
-    "gym_pusht/PushT-v0": "unknown Gymnasium environment; to install it: pip install gym-pusht; then use gym_pusht:gym_p",
+    "gym_pusht/PushT-v0": "unknown Gymnasium environment; to install it: pip install gym-pusht; then use gym_pusht:",
     "Acrobat-v1": "unknown Gymnasium environment; did you mean 'Acrobot-v1'?",
 }
 
