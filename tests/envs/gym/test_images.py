@@ -21,8 +21,8 @@ from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset, run
 from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
-from tests.envs.gym.test_spaces import _close_adapters, export_and_compare
-from tests.envs.gym.test_vector import OPENED, make_config
+from tests.envs.gym.test_spaces import export_and_compare
+from tests.envs.gym.test_vector import OPENED, _close_adapters, make_config
 
 __all__ = ["_close_adapters"]
 SCENE, LIVES = "tests.pixel_envs:Scene-v0", "tests.pixel_envs:Lives-v0"
