@@ -35,6 +35,7 @@ EXTRAS = {  # extra of this project -> the module that it installs, and the feat
     "math": ("math_verify", "the reward math"),
     "smollm2": ("gguf", "ppo-unified fetch smollm2"),
     "vader": ("vaderSentiment", "the reward vader"),
+    "sweep": ("optuna", "ppo-unified sweep"),
 }
 STYLES = {"truecolor": "24-bit colour", "256": "256 colours", "ascii": "plain characters"}
 SMALLEST = (80, 24)  # columns and lines that curves and pictures need

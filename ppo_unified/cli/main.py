@@ -29,6 +29,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "envs": "List the presets with their expected scores and training times",
     "recipes": "List, show or compare PPO settings from papers and codebases",
     "train": "Start a training run from a preset, a TOML file or an environment id",
+    "sweep": "Search for the best values of options",
     "resume": "Continue a run, optionally with changed options",
     "stop": "Stop a run after saving a checkpoint",
     "rename": "Rename a run",
@@ -50,7 +51,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "doctor": "Check the installation and suggest fixes",
 }
 # Commands that accept --section.key flags, which `run` receives as a list -> the name of the positional argument
-WITH_FLAGS = {"train": "TARGET", "resume": "RUN", "what-if": "RUN"}
+WITH_FLAGS = {"train": "TARGET", "sweep": "TARGET", "resume": "RUN", "what-if": "RUN"}
 
 
 def make_parser() -> Parser:

@@ -27,17 +27,25 @@ from ppo_unified.text import can_unicode, clean, clean_lines, format_duration, i
 EXIT = {"finished": 0, "stopped": 130, "failed": 1}
 
 
-def run_training(run: Run, config: RunConfig, stop: StopRequest, undo: Callable[[], object], note: str = "") -> int:
+def run_training(
+    run: Run,
+    config: RunConfig,
+    stop: StopRequest,
+    undo: Callable[[], object],
+    note: str = "",
+    listener: Callable[[Status, dict[str, float]], object] | None = None,
+) -> int:
     """Train in a locked run folder, print how the run ended, and return the exit code.
 
-    The `note` is printed before training. Raises StartError, after calling `undo`, if training cannot start.
+    The `note` is printed before training. The `listener` is called with the status and the metrics of each iteration.
+    Raises StartError, after calling `undo`, if training cannot start.
     """
     stop.show_in(run)
     with log_tee.log_output(run) as log:
         checkpoints = run.checkpoint_folders()
         newest = f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else ""
         print_err(f"preparing {run.path}{newest}")  # training may still turn out to be impossible
-        progress = Progress(log)
+        progress = Progress(log, listener)
         with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
             preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
         from ppo_unified.training.session import train_in
@@ -92,7 +100,8 @@ class Progress:
     """Prints the progress of a run. The trainer calls it after each iteration and `finish` at the end, which clears the
     live line. The heartbeat's thread calls `show`, so that long iterations also print lines; it holds `lock`."""
 
-    def __init__(self, log: TextIO) -> None:
+    def __init__(self, log: TextIO, listener: Callable[[Status, dict[str, float]], object] | None = None) -> None:
+        self.listener = listener
         self.terminal = is_drawable(sys.stderr)
         self.screen = getattr(sys.stderr, "screen", sys.stderr)  # bypasses the log, which contains no live lines
         self.log = log
@@ -105,6 +114,8 @@ class Progress:
         self._print_health(status)
         self.metrics, self.iterated = metrics, time.monotonic()
         self.show(status)
+        if self.listener is not None:
+            self.listener(status, metrics)
 
     def show(self, status: Status) -> None:
         """Print a line if the last one is old enough."""

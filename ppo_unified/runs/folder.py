@@ -67,6 +67,7 @@ class Status:
     reason: str = ""
     traceback: str = ""
     init: dict[str, Any] = field(default_factory=dict)  # with --init: run, step, score and checkpoint of the source
+    sweep: dict[str, Any] = field(default_factory=dict)  # of a trial: name, trial, options, objective and value
     estimate: dict[str, Any] = field(default_factory=dict)  # predicted needs, and `real` ones after the run's end
     resumes: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

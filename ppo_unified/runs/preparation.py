@@ -55,13 +55,15 @@ def prepare(
     command: Sequence[str] = (),
     *,
     init: Mapping[str, Any] | None = None,
+    sweep: Mapping[str, Any] | None = None,
     default: str = "",
 ) -> Run:
     """Create and lock a run folder that contains config.toml, command.txt and run.json.
 
     If `name` is empty, the folder gets the first unused name of default, default-2, ... If `default` is also empty, it
-    is the `run_name` of the configuration. `init` is the entry of that name in run.json: the checkpoint that the run
-    starts from. Call `complete` first. If the folder cannot be created, raises UsageError and leaves no folder behind.
+    is the `run_name` of the configuration. `init` and `sweep` are the entries of these names in run.json: the
+    checkpoint that the run starts from, and the sweep that it is a trial of. Call `complete` first. If the folder
+    cannot be created, raises UsageError and leaves no folder behind.
     """
     default = default or default_name(config, str((init or {}).get("run", "")))
 
@@ -70,9 +72,8 @@ def prepare(
         run.config.write_text(config.to_toml(), encoding="utf-8")
         if command:
             run.command.write_text(shlex.join(command) + "\n", encoding="utf-8", errors="surrogateescape")
-        status = Status(
-            name=final_name, preset=config.origin, kind=config.kind, seed=config.seed, init=dict(init or {})
-        )
+        status = Status(name=final_name, preset=config.origin, kind=config.kind, seed=config.seed)
+        status.init, status.sweep = dict(init or {}), dict(sweep or {})
         run.write_status(claim(status, config))
 
     run = create(runs, name, default, fill)

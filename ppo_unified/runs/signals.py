@@ -63,22 +63,23 @@ class Interrupted(BaseException):
 
 
 class StopRequest:
-    """A stop request, set by SIGINT, SIGTERM, SIGHUP or the caller of `run`.
+    """A stop request, set by SIGINT, SIGTERM or SIGHUP, or by this process through `cause`.
 
-    It is checked between iterations and interrupts some blocks.
+    It is checked between iterations, and a signal also interrupts some blocks.
+
     A second signal ends the process immediately, unless it is a SIGTERM or SIGHUP within SAME_REQUEST_S of the first
     signal. Two programs may stop a run at the same time, and a closing session sends both signals.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self.caller_reason = ""  # set by the Python program that called `run`, instead of a signal
+        self.cause = ""  # why the process itself ends the run, if it does
         self._first = 0.0  # monotonic time of the first signal
         self._interruptible = False
         self._run: Run | None = None
 
     def __bool__(self) -> bool:
-        return self.signal is not None or bool(self.caller_reason)
+        return self.signal is not None or bool(self.cause)
 
     @property
     def reason(self) -> str:
@@ -86,7 +87,7 @@ class StopRequest:
             run = self._run if self.signal == signal.SIGTERM else None
             if run is not None and is_stopped_by_user(run, run.read_status()):
                 return "stopped by the user"
-        return self.caller_reason or "stopped" if self.signal is None else REASONS[self.signal]
+        return self.cause or "stopped" if self.signal is None else REASONS[self.signal]
 
     def show_in(self, run: Run) -> None:
         """After a signal, mark the run's folder as stopping, so that other programs do not send a second signal."""

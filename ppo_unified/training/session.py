@@ -84,7 +84,7 @@ def run(
 
     def listen(status: Status, metrics: dict[str, float]) -> None:
         if on_iteration is not None and on_iteration(status.step, metrics) is True:
-            stop.caller_reason = "stopped by on_iteration"
+            stop.cause = "stopped by on_iteration"
 
     main = threading.current_thread() is threading.main_thread()
     with stop.handle_signals() if main else nullcontext():
