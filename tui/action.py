@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+# fmt: off
 Place: TypeAlias = Literal[
-    "app", "runs", "control", "charts", "metric", "run", "inspector", "what_if", "watch", "compare", "picker", "form"
+    "app", "runs", "control", "charts", "metric", "run", "inspector", "what_if", "watch", "compare", "sweep", "picker",
+    "form",
 ]
+# fmt: on
 
 PLACES: dict[Place, str] = {  # headings, in the order of help and docs
     "runs": "List of runs",
@@ -19,6 +22,7 @@ PLACES: dict[Place, str] = {  # headings, in the order of help and docs
     "what_if": "Inspector: what if",
     "watch": "Watch",
     "compare": "Comparison",
+    "sweep": "Sweep",
     "picker": "New run: target",
     "form": "New run: options",
     "app": "Everywhere",
@@ -28,6 +32,7 @@ PLACES: dict[Place, str] = {  # headings, in the order of help and docs
 NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for the help
     "runs": "needs a run",
     "run": "needs a selected run",
+    "sweep": "needs a trial of a sweep",
     "own": "needs a run of this program",
     "active": "needs an active run",
     "ended": "needs a run that has ended",

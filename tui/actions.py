@@ -104,6 +104,15 @@ ACTIONS: tuple[Action, ...] = (
         needs="runs",
     ),
     Action(
+        "sweep",
+        "S",
+        "Sweep",
+        "Show all trials of the selected run's sweep: the searched options against the score",
+        "runs",
+        rank=5,
+        needs="sweep",
+    ),
+    Action(
         "inspect",
         "i",
         "Inspect",
@@ -276,6 +285,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("back", "escape,q", "Back", "Stop watching and go back", "watch", rank=ALWAYS),
     Action("back", "escape,q", "Back", "Return to the list of runs", "compare", rank=ALWAYS),
     Action("equal", "D", "Equal options", "Show or hide the options that are equal in all runs", "compare", rank=1),
+    Action("back", "escape,q", "Back", "Return to the list of runs", "sweep", rank=ALWAYS),
     Action("choose", "enter", "Select", "Open the form for the selected target", "picker", rank=1),
     Action("cancel", "escape", "Cancel", "Return to the list of runs without starting a run", "picker", rank=ALWAYS),
     Action(

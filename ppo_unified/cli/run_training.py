@@ -37,8 +37,8 @@ def run_training(
 ) -> int:
     """Train in a locked run folder, print how the run ended, and return the exit code.
 
-    The `note` is printed before training. The `listener` is called with the status and the metrics of each iteration.
-    Raises StartError, after calling `undo`, if training cannot start.
+    The `note` is printed before training. The `listener` is called with the status and the metrics of each iteration,
+    and of each evaluation between iterations. Raises StartError, after calling `undo`, if training cannot start.
     """
     stop.show_in(run)
     with log_tee.log_output(run) as log:
@@ -97,8 +97,11 @@ LIVE_S, PLAIN_S = 0.1, 5.0  # seconds between two progress lines on a terminal, 
 
 
 class Progress:
-    """Prints the progress of a run. The trainer calls it after each iteration and `finish` at the end, which clears the
-    live line. The heartbeat's thread calls `show`, so that long iterations also print lines; it holds `lock`."""
+    """Prints the progress of a run.
+
+    The trainer calls it after each iteration and each evaluation between iterations, and `finish` at the end, which
+    clears the live line. The heartbeat's thread calls `show`, so that long iterations also print lines; it holds `lock`.
+    """
 
     def __init__(self, log: TextIO, listener: Callable[[Status, dict[str, float]], object] | None = None) -> None:
         self.listener = listener
@@ -112,7 +115,8 @@ class Progress:
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
         self._print_health(status)
-        self.metrics, self.iterated = metrics, time.monotonic()
+        if "policy/kl" in metrics:
+            self.metrics, self.iterated = metrics, time.monotonic()
         self.show(status)
         if self.listener is not None:
             self.listener(status, metrics)

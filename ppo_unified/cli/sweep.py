@@ -76,11 +76,14 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for name in ("trials", "workers"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}: expected an integer >= 1, got {getattr(options, name)}")
+    command = shlex.join(["ppo-unified", "sweep", *_words(options, rest)])
     with foreign_code():
         config = presets.load_target(options.target)
         if options.recipe:
             config = apply_recipe(config, options.recipe)
         base = presets.naming_base(options.target, config)
+        if options.objective == "mean_score":  # otherwise, it would ignore the steps before the first evaluation
+            rest = [*rest, "--eval.at-start"]
         config = _apply_flags(config, options, rest)
         space = parse_space(options.space, config)
         preparation.complete(config)
@@ -90,7 +93,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UsageError(f"{options.folder / name} is a run; choose another --name")
     journal = options.study or options.folder / name / "study.journal"
     definition = _import_study().Definition(
-        command=shlex.join(["ppo-unified", "sweep", *_words(options, rest)]),
+        command=command,
         target=[options.target, *(["--recipe", options.recipe] if options.recipe else [])],
         flags=list(rest),
         config=config.to_toml(),

@@ -22,7 +22,8 @@ from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memor
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import TrainingState
 
-Listener = Callable[[Status, dict[str, float]], None]  # called with the metrics of each iteration
+# called with the metrics of each iteration, and of each evaluation between iterations
+Listener = Callable[[Status, dict[str, float]], None]
 
 
 @dataclass
@@ -167,11 +168,14 @@ class Trainer:
     def _evaluate_between_iterations(self) -> None:
         """Evaluate, log and save, unless the current step has already been evaluated."""
         if self.state.evaluations.step != self._progress.steps:
-            self.reporter.log_metrics(self._evaluate())
+            metrics = self._evaluate()
+            self.reporter.log_metrics(metrics)
             self._save()
             if not self._is_over:
                 self.reporter.heartbeat.enter("collecting")
             self.reporter.write_status()
+            with self.reporter.heartbeat.lock:
+                self.listener(self.status, metrics)
 
     def _save(self) -> None:
         self.reporter.heartbeat.enter("saving")

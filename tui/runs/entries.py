@@ -53,6 +53,11 @@ class Entry:
         return describe_source(self.status) + seedless_key(options) if options else ""
 
 
+def sweep_name(entry: Entry | None) -> str:
+    """Return the name of the sweep that a run is a trial of, or ""."""
+    return str(entry.status.sweep.get("name") or "") if entry is not None else ""
+
+
 def describe_not_shown(entry: Entry) -> str:
     """Return a sentence about the data of another program that charts cannot show, or "" if they show all of it."""
     command = shlex.join(["ppo-unified", "tensorboard", "--runs", str(entry.path)])

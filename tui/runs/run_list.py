@@ -18,6 +18,7 @@ from textual.strip import Strip
 
 from ppo_unified.runs.folder import ACTIVE, read_warnings
 from ppo_unified.runs.progress import format_percent, format_phase
+from ppo_unified.runs.trials import PRUNED
 from ppo_unified.text import clean, display_width, elide, format_duration, format_number, pad
 from tui.runs.entries import Entry, is_ascending
 from tui.runs.seeds import UNGROUPED, SeedGroups
@@ -47,7 +48,8 @@ def _remark(entry: Entry, with_eta: bool = False) -> str:
 
     If `with_eta` is True, the text starts with the ETA.
     """
-    note = entry.note or (entry.status.reason if entry.state in ("failed", "crashed") else "")
+    shows_reason = entry.state in ("failed", "crashed") or entry.status.reason.startswith(PRUNED)
+    note = entry.note or (entry.status.reason if shows_reason else "")
     eta = f"ETA {format_duration(entry.eta_s)}" if with_eta and entry.eta_s is not None else ""
     parts = (eta, format_phase(entry.status, entry.state), _health(entry), note)
     return entry.problem or "   ".join(filter(None, parts))
