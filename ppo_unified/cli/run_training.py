@@ -100,7 +100,8 @@ class Progress:
     """Prints the progress of a run.
 
     The trainer calls it after each iteration and each evaluation between iterations, and `finish` at the end, which
-    clears the live line. The heartbeat's thread calls `show`, so that long iterations also print lines; it holds `lock`.
+    clears the live line. The heartbeat's thread calls `show`, so that long iterations also print lines.
+    It holds `lock`.
     """
 
     def __init__(self, log: TextIO, listener: Callable[[Status, dict[str, float]], object] | None = None) -> None:
