@@ -108,7 +108,7 @@ ACTIONS: tuple[Action, ...] = (
         "S",
         "Sweep",
         "Show all trials of the selected run's sweep: the searched options against the score",
-        "runs",
+        "control",
         rank=5,
         needs="sweep",
     ),

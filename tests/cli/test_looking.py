@@ -487,8 +487,10 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
     document = json.loads(run_command("compare", "--seeds", "base-s1", "fast", "base-s2", "--json")[1])
     base, fast = document["groups"]
     assert (base["runs"], base["seeds"], base["options"]) == (["base-s1", "base-s2"], [1, 2], {"optim.lr": 0.002})
-    assert base["best_score"] == {"mean": 490.0, "std": pytest.approx(200**0.5), "min": 480.0, "max": 500.0, "runs": 2}
-    assert base["score"] == {"mean": 475.0, "std": pytest.approx(1250**0.5), "min": 450.0, "max": 500.0, "runs": 2}
+    interval = {"iqm": 490.0, "iqm_low": 480.0, "iqm_high": 500.0}
+    best = {"mean": 490.0, "std": pytest.approx(200**0.5), "min": 480.0, "max": 500.0, "runs": 2}
+    assert base["best_score"] == best | interval
+    assert (base["score"]["mean"], base["score"]["std"]) == (475.0, pytest.approx(1250**0.5))
     assert base["solved_step"]["std"] == pytest.approx(5000**0.5)
     assert (fast["runs"], fast["solved_step"]["runs"]) == (["fast"], 0)
     assert (fast["best_score"]["mean"], fast["best_score"]["std"], fast["best_score"]["runs"]) == (50.0, None, 1)
@@ -502,8 +504,32 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
         "",
         "score, best: the last and the best greedy evaluation of each run",
         "mean +- standard deviation (n = number of seeds that have a value; one run per seed)",
+        "",
+        "group                    score IQM       best IQM        solved step IQM",
+        "cartpole optim.lr=0.002  475 [450, 500]  490 [480, 500]  350 [300, 400]",
+        "cartpole optim.lr=0.01   -               50              -",
+        "IQM: interquartile mean (the mean of the middle half of the seeds) with its 95 % bootstrap interval",
     ]
-    assert run_command("compare", "--seeds", "base-s1")[0] == 0
+    assert "IQM" not in run_command("compare", "--seeds", "base-s1")[1]  # a single seed has no interval
+
+
+def test_compare_seeds_scales_the_scores_of_tasks(run_command: Any, folder: Path) -> None:
+    make(folder, "lander-s1", [1.0], started=9.0, preset="lander", score=50.0)
+    named = ["compare", "--seeds", "base-s1", "base-s2", "lander-s1"]
+    (both,) = json.loads(run_command(*named, "--scale", "cartpole=0..500", "lander=-50..150", "--json")[1])["all_tasks"]
+    assert (both["tasks"], both["runs"]) == (["cartpole", "lander"], 3)
+    assert both["score"]["iqm"] == pytest.approx((0.9 + 1.0 + 0.5) / 3)
+    assert run_command(*named, "--scale", "cartpole=0..500", "lander=-50..150")[1].splitlines()[-1].split() == [
+        *("scaled", "2", "3", "0.8", "[0.7667,", "0.8333]")
+    ]
+    for words, problem in (
+        (["cartpol=0..1"], "no run of the task 'cartpol'; did you mean 'cartpole'?"),
+        (["cartpole=5..1"], "expected TASK=LOW..HIGH with LOW < HIGH, such as cartpole=0..500, got 'cartpole=5..1'"),
+        (["cartpole=0..1"], "expected a scale for each task; add lander=LOW..HIGH"),
+    ):
+        code, out, err = run_command(*named, "--scale", *words)
+        assert (code, out) == (2, "")
+        assert err.endswith(f"{problem}\n")
 
 
 def test_compare_counts_each_seed_once(run_command: Any, folder: Path) -> None:

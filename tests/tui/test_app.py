@@ -44,6 +44,7 @@ from tui.runs.compare_screen import CompareScreen
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
+from tui.runs.sweep_screen import SweepScreen
 from tui.store import Store
 from tui.view_state import ViewState
 from tui.watch.screen import WatchScreen
@@ -175,6 +176,7 @@ def screen_text(app: Terminal) -> str:
         ("run", [RunPage]),
         ("watch", [WatchScreen]),
         ("compare", [CompareScreen]),
+        ("sweep", [SweepScreen]),
         ("picker", [Picker]),
         ("form", [Form]),
     ],
@@ -187,7 +189,7 @@ def test_every_action_has_a_method_in_its_places(place: Place, classes: list[typ
 
 def test_no_key_is_bound_twice_in_one_place() -> None:
     together: list[tuple[Place, ...]] = [("runs", "control", "charts", "app"), ("run", "control", "charts")]
-    together += [("watch",), ("compare",), ("picker",), ("form",)]
+    together += [("watch",), ("compare",), ("sweep",), ("picker",), ("form",)]
     for places in together:
         keys = [key for action in ACTIONS if action.place in places for key in action.keys.split(",")]
         assert len(keys) == len(set(keys)), sorted(key for key in keys if keys.count(key) > 1)

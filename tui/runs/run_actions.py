@@ -15,7 +15,7 @@ from tui.actions import is_write_action
 from tui.charts.metric_screen import MetricScreen
 from tui.charts.plots import Plots
 from tui.dialogs import ConfirmDialog, PromptDialog
-from tui.runs.entries import Entry
+from tui.runs.entries import Entry, sweep_name
 from tui.services import Services
 from tui.store import Store
 
@@ -208,6 +208,14 @@ class RunActions(Screen[None]):
 
             self.app.push_screen(InspectorScreen(self.services, self.store, entry.key))
 
+    def action_sweep(self) -> None:
+        if not (name := sweep_name(self.entry)):
+            self._warn("The selected run is not a trial of a sweep, which ppo-unified sweep starts.")
+            return
+        from tui.runs.sweep_screen import SweepScreen  # imported late to show the first screen sooner
+
+        self.app.push_screen(SweepScreen(self.store, name, self.services.unicode))
+
     def action_play(self) -> None:
         if entry := self._own_run("watch"):
             self.services.attempt(lambda: self._watch(Run(entry.path)))
@@ -241,6 +249,7 @@ def run_conditions(entry: Entry | None) -> frozenset[str]:
         return frozenset({"run"})
     found = {"run", "own", "active" if _is_active(entry) else "ended"}
     found |= {"checkpoint"} if entry.has_checkpoint else set()
+    found |= {"sweep"} if sweep_name(entry) else set()
     return frozenset(found | ({"interrupted"} if entry.state in INTERRUPTED else set()))
 
 

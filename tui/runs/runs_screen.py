@@ -18,7 +18,7 @@ from tui.charts.plots import Plots, forward_actions
 from tui.charts.settings import LEAST_WIDTH, Settings
 from tui.dialogs import PromptDialog
 from tui.runs.detail_pane import DetailPane
-from tui.runs.entries import Entry, select_entries, sort_entries, sweep_name
+from tui.runs.entries import Entry, select_entries, sort_entries
 from tui.runs.legend import Legend, list_legend
 from tui.runs.option_columns import MOST as MOST_OPTIONS
 from tui.runs.option_columns import OptionColumns, rank_differences, read_names
@@ -85,10 +85,7 @@ class RunsScreen(RunActions):
 
     @property
     def conditions(self) -> frozenset[str]:
-        found = {"runs"} if self.store.entries else set[str]()
-        return (
-            super().conditions | chart_conditions(self.plots) | found | ({"sweep"} if sweep_name(self.entry) else set())
-        )
+        return super().conditions | chart_conditions(self.plots) | ({"runs"} if self.store.entries else frozenset())
 
     # updates from the store
 
@@ -326,14 +323,6 @@ class RunsScreen(RunActions):
             return
         text = ". ".join(["Mark at least two runs (space) to compare their options", *screen.not_compared])
         self.notify(text, severity="warning", markup=False)
-
-    def action_sweep(self) -> None:
-        if not (name := sweep_name(self.entry)):
-            self.notify("The selected run is not a trial of a sweep (ppo-unified sweep).", severity="warning")
-            return
-        from tui.runs.sweep_screen import SweepScreen
-
-        self.app.push_screen(SweepScreen(self.store, name, self.services.unicode))
 
     # actions on the charts, regardless of the focus
 

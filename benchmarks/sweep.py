@@ -1,0 +1,134 @@
+"""Search for options for CartPole, kill a worker during the search, and train the best trial's options on new seeds.
+
+    python benchmarks/sweep.py [--trials 20] [--workers 2] [--seeds 10] [--out benchmarks/sweep.md]
+
+The best options are compared with those of the preset on seeds that the search has not used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ppo_unified.runs.folder import Run
+
+SPACE = ["optim.lr=1e-4..1e-2 log", "ppo.epochs=4..20", "gym.num_steps=16,32,64", "policy.activation=tanh,relu"]
+FIRST_SEED = 101  # of the comparison; the search uses seed 1
+PPO = [sys.executable, "-m", "ppo_unified"]
+
+
+def search(trials: int, workers: int) -> tuple[list[str], bool]:
+    """Run the sweep in the current folder, and kill one of its workers while it trains the third trial.
+
+    Return the command, and whether a worker was killed.
+    """
+    command = ["sweep", "cartpole", "--space", *SPACE, "--objective", "mean_score"]
+    command += ["--trials", str(trials), "--workers", str(workers)]
+    killed = False
+    with subprocess.Popen([*PPO, *command]) as process:
+        while process.poll() is None:
+            time.sleep(0.1)
+            run = Run(Path("runs", "cartpole-sweep-2"))
+            if not killed and (run.path / "run.json").exists() and run.read_status().step > 0:
+                worker = run.holder()
+                assert worker in [child.pid for child in psutil.Process(process.pid).children()]
+                psutil.Process(worker).send_signal(signal.SIGKILL)
+                killed = True
+    assert process.returncode == 0, process.returncode
+    return command, killed
+
+
+def compare_with_preset(best: Sequence[str], seeds: int) -> list[dict[str, Any]]:
+    """Train the preset and the best options on new seeds. Return the groups of `compare --seeds --json`."""
+    several = ["--seed", f"{FIRST_SEED}-{FIRST_SEED + seeds - 1}"]
+    for name, flags in (("preset", []), ("best", best)):
+        subprocess.run([*PPO, "train", "cartpole", *flags, *several, "--name", name], check=True)
+    names = sorted(path.name for path in Path("runs").iterdir() if path.name.startswith(("preset-", "best-")))
+    shown = subprocess.run(
+        [*PPO, "compare", "--seeds", *reversed(names), "--json"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    groups: list[dict[str, Any]] = json.loads(shown.stdout)["groups"]
+    return groups
+
+
+def describe(group: dict[str, Any]) -> str:
+    """Return the row of a group: the numbers of seeds, and interquartile means with their intervals."""
+    score, step = group["score"], group["solved_step"]
+    cells = [group["runs"][0].partition("-")[0], f"{step['runs']} of {len(group['runs'])}"]
+    for found, places in ((score, 1), (step, 0)):
+        cells.append(f"{found['iqm']:,.{places}f} [{found['iqm_low']:,.{places}f}, {found['iqm_high']:,.{places}f}]")
+    return f"| {' | '.join(cells)} |"
+
+
+def trial_rows() -> list[str]:
+    """Return a row for each trial, by number."""
+    rows = []
+    for path in sorted(Path("runs").glob("cartpole-sweep-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        status = Run(path).read_status()
+        cells = [str(status.sweep["trial"]), *status.sweep["options"].values(), f"{status.sweep['value']:.1f}"]
+        rows.append(f"| {' | '.join([*cells, f'{status.step:,}', status.reason.partition(':')[0]])} |")
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--trials", type=int, default=20, help="number of trials (default: 20)")
+    parser.add_argument("--workers", type=int, default=2, help="number of worker processes (default: 2)")
+    parser.add_argument("--seeds", type=int, default=10, help="number of seeds of the comparison (default: 10)")
+    parser.add_argument("--out", type=Path, help="also write the tables to this file")
+    options = parser.parse_args()
+    out = options.out and options.out.absolute()
+    with tempfile.TemporaryDirectory() as folder:
+        import os
+
+        os.chdir(folder)
+        command, killed = search(options.trials, options.workers)
+        found = [Run(path).read_status() for path in Path("runs").glob("cartpole-sweep-*")]
+        best = max((s for s in found if s.state == "finished"), key=lambda status: status.sweep["value"])
+        words = shlex.split(Run(Path("runs", best.name)).command.read_text(encoding="utf-8"))
+        flags = [word for word in words[3:] if word != "--eval.at-start"]
+        groups, rows = compare_with_preset(flags, options.seeds), trial_rows()
+    versions = ", ".join(f"{name} {version(name)}" for name in ("optuna", "torch", "gymnasium", "numpy"))
+    lines = [
+        "# A sweep on CartPole",
+        "",
+        f"Command: `ppo-unified {shlex.join(command)}`; {date.today()}; {platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, {versions}. "
+        + ("One worker was killed with kill -9 while it trained trial 2." if killed else "No worker was killed."),
+        "",
+        f"The best trial is number {best.sweep['trial']}. `{shlex.join(['ppo-unified', 'train', 'cartpole', *flags])}` "
+        f"was then trained on {options.seeds} seeds that the sweep had not used, beside the preset. The table shows "
+        "interquartile means with 95 % bootstrap intervals.",
+        "",
+        "| options | solved | last greedy score | steps until solved |",
+        "|---|---|---|---|",
+        *map(describe, groups),
+        "",
+        "All trials; trial 0 has the options of the preset:",
+        "",
+        f"| trial | {' | '.join(best.sweep['options'])} | mean_score | steps | end |",
+        f"|---|{'---|' * len(best.sweep['options'])}---|---|---|",
+        *rows,
+    ]
+    print("\n".join(lines))
+    if out:
+        out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
