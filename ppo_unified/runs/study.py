@@ -26,6 +26,7 @@ from ppo_unified.runs.trials import Outcome
 
 STARTUP_TRIALS = 5  # number of random trials before the sampler learns from results, and before trials are pruned
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
+_LINE = b'{"op_code"'  # the start of each line of a journal
 _DEFINITION, _REASON = "definition", "reason"  # names of attributes in the journal
 
 
@@ -54,7 +55,10 @@ class JournalLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock. Then remove the incomplete last line that a killed process may have written."""
+        """Wait for the lock. Then remove the incomplete last line that a killed process may have written.
+
+        Raises ValueError if the last line is not part of a journal.
+        """
         self._file = open(self._path, "a")  # noqa: SIM115 - `release` closes it
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         with open(self._journal, "r+b") as journal:
@@ -62,7 +66,11 @@ class JournalLock:
             journal.seek(max(0, size - 1))
             if journal.read() not in (b"", b"\n"):
                 journal.seek(0)
-                journal.truncate(journal.read().rfind(b"\n") + 1)
+                content = journal.read()
+                end = content.rfind(b"\n") + 1
+                if not content[end:].startswith(_LINE[: size - end]):
+                    raise ValueError("the last line is not an operation")
+                journal.truncate(end)
         return True
 
     def release(self) -> None:
