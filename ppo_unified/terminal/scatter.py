@@ -9,8 +9,9 @@ from typing import NamedTuple
 from ppo_unified.terminal.braille import ASCII, BRAILLE, Glyphs, View
 from ppo_unified.terminal.chart import add_margins, floor_row, label_row, place_ticks, y_labels
 from ppo_unified.terminal.ticks import GUTTER, X_LABEL, Tick, log_ticks, plain_ticks
-from ppo_unified.text import BOLD, DIM, apply_style, elide, pad
+from ppo_unified.text import BOLD, DIM, apply_style, clean, elide, pad
 
+LARGEST = 1e250  # larger values are drawn as this value, so that differences do not overflow
 LOG_RANGE = 30.0  # positive values with at least this ratio have a logarithmic axis
 
 
@@ -55,6 +56,7 @@ def scatter(
     glyphs, room, rows = BRAILLE if unicode else ASCII, width - GUTTER - 1, height - 3
     head = pad(elide(title, width), width)
     lines = [apply_style(head, BOLD) if color else head]
+    points = [point._replace(y=_clip(point.y)) for point in points if not math.isnan(point.y)]
     if not points:
         return [*lines, pad(" " * GUTTER + "no points yet", width), *[" " * width] * (height - 2)]
     axis = _make_axis([point.x for point in points], room)
@@ -74,6 +76,7 @@ def _make_axis(texts: Sequence[str], room: int) -> _Axis:
     numbers = [_number(text) for text in texts]
     values = [number for number in numbers if number is not None]
     if len(values) < len(texts):
+        texts = [clean(text) for text in texts]
         names = sorted(set(texts))
         ticks = [Tick(number, elide(name, max(3, room // len(names) - 2))) for number, name in enumerate(names)]
         return _Axis((-0.5, len(names) - 0.5), [float(names.index(text)) for text in texts], ticks)
@@ -89,7 +92,11 @@ def _number(text: str) -> float | None:
         value = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return _clip(value) if math.isfinite(value) else None
+
+
+def _clip(value: float) -> float:
+    return min(max(value, -LARGEST), LARGEST)
 
 
 def _place(
@@ -114,8 +121,8 @@ def _place(
     return cells
 
 
-def arrange(charts: Sequence[Sequence[str]], width: int, across: int, gap: int = 2) -> list[str]:
-    """Place charts of `width` columns and equal height beside each other, `across` in each row of charts."""
+def arrange(charts: Sequence[Sequence[str]], across: int, gap: int = 2) -> list[str]:
+    """Place charts of equal height beside each other, `across` in each row of charts."""
     lines = []
     for start in range(0, len(charts), across):
         for parts in zip(*charts[start : start + across], strict=True):

@@ -10,6 +10,7 @@ from ppo_unified.terminal.scatter import Mark, Point, arrange, fit_across, scatt
 from ppo_unified.text import clean, format_number, format_table, max_display_width
 
 LEAST_CHART, MOST_CHART = 37, 60  # columns of a chart
+MOST_TRIALS = 10_000  # missing trials are listed up to this number
 ORDER = ("complete", "training", "interrupted", "pruned", "failed")  # results, in the order of the table
 MARKS = {  # kind of a point -> its sign; later kinds cover earlier ones
     "pruned": Mark("·", ".", "2"),
@@ -50,7 +51,7 @@ def sweep_charts(
 ) -> list[str]:
     """Draw a chart of each searched option against the value, and explain the signs. Each chart has `height` rows."""
     options = list(dict.fromkeys(option for trial in trials for option in trial.options))
-    best, across_width = best_row(trials), fit_across(len(options), width, LEAST_CHART, MOST_CHART)
+    best, (across, size) = best_row(trials), fit_across(len(options), width, LEAST_CHART, MOST_CHART)
     charts = []
     for option in options:
         points = [
@@ -58,9 +59,9 @@ def sweep_charts(
             for trial in trials
             if trial.value is not None and option in trial.options
         ]
-        charts.append(scatter(points, MARKS, clean(option), across_width[1], height, unicode=unicode, color=color))
+        charts.append(scatter(points, MARKS, clean(option), size, height, unicode=unicode, color=color))
     signs = [f"{mark.sign if unicode else mark.plain} {kind}" for kind, mark in MARKS.items()]
-    return [*arrange(charts, across_width[1], across_width[0]), "   ".join(reversed(signs))]
+    return [*arrange(charts, across), "   ".join(reversed(signs))]
 
 
 def _kind(trial: TrialRow, best: TrialRow | None) -> str:
@@ -79,10 +80,9 @@ def trial_table(trials: Sequence[TrialRow], objective: str, width: int, color: b
     lines = format_table(_rows(ordered, objective, options[:shown]), color)
     if hidden := ", ".join(map(clean, options[shown:])):
         lines += wrap_text(f"not shown, because the terminal is too narrow: {hidden}", width)
-    missing = sorted(set(range(max(trial.number for trial in trials))) - {trial.number for trial in trials})
-    if missing:
-        numbers = ", ".join(map(str, missing))
-        lines += wrap_text(f"no run: {numbers} (invalid combination of options, or deleted)", width)
+    numbers = {trial.number for trial in trials}
+    if missing := [str(number) for number in range(min(max(numbers), MOST_TRIALS)) if number not in numbers]:
+        lines += wrap_text(f"no run: {', '.join(missing)} (invalid combination of options, or deleted)", width)
     return lines
 
 
