@@ -10,7 +10,7 @@ from ppo_unified.text import display_width
 
 MARKS = {"low": Mark("·", ".", "2"), "high": Mark("●", "o", "36")}
 TRIALS = [
-    TrialRow(0, "try-0", "complete", 450.0, 10_000, {"optim.lr": "0.002", "policy.activation": "tanh"}),
+    TrialRow(0, "try-0", "complete", 200.0, 10_000, {"optim.lr": "0.002", "policy.activation": "tanh"}),
     TrialRow(1, "try-1", "pruned", 20.0, 2_000, {"optim.lr": "0.0001", "policy.activation": "relu"}),
     TrialRow(2, "try-2", "complete", 480.0, 8_000, {"optim.lr": "0.01", "policy.activation": "tanh"}),
     TrialRow(4, "try-4", "training", None, 0, {"optim.lr": "0.005", "policy.activation": "relu"}),
