@@ -20,6 +20,7 @@ SIZE = (110, 34)
 DARK = {
     "runs": "list of runs",
     "metric": "enlarged metric",
+    "sweep": "sweep",
     "form": "new run",
     "page": "run page",
     "watch": "watch",

@@ -25,9 +25,11 @@ from ppo_unified.runs.samples import StoredIteration
 from tests.stored_tokens import CHINESE, ENGLISH, Response, make_token_iteration
 from tui.app import Terminal
 from tui.charts.plot import Plot
+from tui.runs.entries import Entry
 from tui.runs.run_list import RunList
 from tui.runs.run_page import RunPage
 from tui.runs.runs_screen import RunsScreen
+from tui.runs.sweep_screen import SweepScreen
 from tui.store import Store
 from tui.watch.screen import WatchScreen
 
@@ -350,6 +352,25 @@ async def visit_screens(
         await pilot.press("q")
 
 
+def _make_sweep() -> Store:
+    """Return the runs of a sweep, some of which are still training or were pruned."""
+    rng, store, entries = np.random.default_rng(7), Store(Path("runs"), clock=lambda: NOW), {}
+    for number in range(16):
+        rate, epochs = f"{10 ** rng.uniform(-4, -2):.3e}", str(rng.integers(2, 20))
+        options = {"optim.lr": rate, "ppo.epochs": epochs, "policy.activation": ("tanh", "relu", "silu")[number % 3]}
+        far = abs(np.log10(float(rate)) + 2.8)
+        score = round(-78 - 150 * far - 2 * abs(int(epochs) - 12) + rng.normal(0, 4), 1)
+        state = "running" if number > 13 else "stopped" if far > 0.6 and number > 5 else "finished"
+        status = Status(state=state, step=300_000 if state == "finished" else 80_000, score=score)
+        status.reason = "pruned by the sweep" if state == "stopped" else ""
+        status.sweep = {"name": "acrobot-sweep", "trial": number, "options": options, "objective": "score"}
+        key = f"acrobot-sweep-{number}"
+        if number != 4:  # an invalid combination
+            entries[key] = Entry(key, Path("runs", key), False, status, state)
+    store.entries = entries
+    return store
+
+
 Look = Callable[..., Awaitable[None]]  # arguments: name of the screen, and texts that it contains
 
 
@@ -367,6 +388,9 @@ async def _visit_list(pilot: Pilot[None], app: Terminal, look: Look) -> None:
     await look("seeds", "seeds grouped")
     await pilot.press("A", "c")
     await look("compare", "ppo.clip", "solved")
+    await pilot.press("escape")
+    app.push_screen(SweepScreen(_make_sweep(), "acrobot-sweep", app.home.services.unicode))
+    await look("sweep", "acrobot-sweep: ", "optim.lr")
     await pilot.press("escape")
     toggle = "" if wide else "t"  # on wide screens, the details are always visible
     list_.move_to("pendulum-lr0.1")

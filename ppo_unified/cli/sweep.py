@@ -16,7 +16,7 @@ from ppo_unified.cli.common import add_runs_folder, foreign_code, integer
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.config.space import Space, find_values, parse_space
+from ppo_unified.config.space import Choices, Range, Space, find_values, parse_space
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import check_name
@@ -84,8 +84,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         base = presets.naming_base(options.target, config)
         if options.objective == "mean_score":  # otherwise, it would ignore the steps before the first evaluation
             rest = [*rest, "--eval.at-start"]
-        config = _apply_flags(config, options, rest)
-        space = parse_space(options.space, config)
+        config, space = _read_options(config, options, rest)
         preparation.complete(config)
     name = options.name or f"{base.origin}-sweep"
     check_name(name)
@@ -104,17 +103,19 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     return Sweep(options, name, journal, definition, space, config).run(find_values(space, config))
 
 
-def _apply_flags(config: RunConfig, options: argparse.Namespace, rest: Sequence[str]) -> RunConfig:
-    """Return the options of all trials. Raises UsageError for an invalid flag, or for one whose option is searched."""
+def _read_options(
+    config: RunConfig, options: argparse.Namespace, rest: Sequence[str]
+) -> tuple[RunConfig, dict[str, Range | Choices]]:
+    """Return the options of all trials, and the space. Raises UsageError if an option is both set and searched."""
     from ppo_unified.cli.flags import configure, read_flags
 
     prog = f"ppo-unified sweep {options.target}"
     typed = read_flags(config, rest, prog, f"Options of {config.origin}.", options.parser.flags)
     config = configure(config, typed) if typed else presets.apply_changes(config, {}, "command line")
-    searched = [word.partition("=")[0].strip().replace("-", "_") for word in options.space]
-    if both := [option for option in typed if option in searched]:
+    space = parse_space(options.space, config)
+    if both := [option for option in typed if option in space]:
         raise UsageError(f"{both[0]} is set and also searched; remove it from --space or remove its flag")
-    return config
+    return config, space
 
 
 def _words(options: argparse.Namespace, rest: Sequence[str]) -> list[str]:

@@ -83,7 +83,8 @@ class TrialLocks:
     """The locks of a study's trials: bytes of one file. Each process must create only one instance per study."""
 
     def __init__(self, journal: Path) -> None:
-        self._file = open(journal.with_name(f"{journal.name}.trials"), "a")  # noqa: SIM115 - closing it drops all locks
+        path = journal.with_name(f"{journal.name}.trials")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)  # never closed, because this would drop all locks
 
     @contextmanager
     def choosing(self) -> Iterator[None]:
@@ -201,7 +202,7 @@ def _to_optuna(values: Range | Choices, text: str) -> str | int | float:
 
 def report_score(trial: Trial, step: int, score: float) -> dict[int, float]:
     """Report the score of an evaluation. Return all scores of the trial by step. A repeated report has no effect."""
-    scores = dict(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+    scores = dict(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
     if step not in scores:
         trial.report(score, step)
         scores[step] = score

@@ -412,6 +412,30 @@ def test_standard_metrics_come_first(runs: Path) -> None:
     drive(runs, act)
 
 
+def test_sweep_screen_follows_the_trials(runs: Path) -> None:
+    entry = {"name": "try", "objective": "score"}
+    for number, score in ((0, 300.0), (1, 50.0)):
+        sweep = entry | {"trial": number, "options": {"optim.lr": f"0.00{number + 1}"}}
+        make_run(runs, f"try-{number}", 8 - number, score=score, sweep=sweep)
+
+    async def act(pilot: Pilot[None], app: Terminal) -> None:
+        run_list(app).move_to("alpha")
+        await pilot.press("S")
+        assert "not a trial of a sweep" in notifications(app)
+        run_list(app).move_to("try-0")
+        await pilot.press("S")
+        assert isinstance(app.screen, SweepScreen)
+        await wait_until(pilot, lambda: "try: 2 complete; best score 300 (try-0)" in screen_text(app))
+        assert re.search(r"0 +complete +300 +1,000 +0\.001\n.*1 +complete +50 +1,000 +0\.002", screen_text(app))
+        run = Run(runs / "try-1")
+        run.write_status(replace(run.read_status(), score=400.0))
+        await wait_until(pilot, lambda: "best score 400 (try-1)" in screen_text(app))
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunsScreen)
+
+    drive(runs, act)
+
+
 def test_compare_screen_shows_results_and_differing_options(runs: Path) -> None:
     folder = runs / "CartPole-v1__ppo__1"
     folder.mkdir()

@@ -30,6 +30,7 @@ KEPT = (
     "details",
     "seeds",
     "compare",
+    "sweep",
     "picker",
     "form",
     "form-error",
