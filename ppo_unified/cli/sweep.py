@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
         config=config.to_toml(),
         space={option: values._asdict() for option, values in space.items()},
         objective=options.objective,
-        prunes=not options.no_prune,
+        pruning=not options.no_prune,
     )
     return Sweep(options, name, journal, definition, space, config).run(find_values(space, config))
 

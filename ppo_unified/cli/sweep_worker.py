@@ -146,7 +146,7 @@ class TrialListener:
         scores = report_score(self._trial, step, score)
         status.sweep["value"] = mean_score(scores, self._every, status.total_steps)
         done = fraction_done(status) or 0.0
-        if self._definition.prunes and WARMUP <= done < 1 and not self._stop and self._trial.should_prune():
+        if self._definition.pruning and WARMUP <= done < 1 and not self._stop and self._trial.should_prune():
             self._stop.cause = f"{PRUNED} by the sweep: score {format_number(score)} at step {status.step:,}"
 
 

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from ppo_unified.config.space import Choices, Range, Space
 from ppo_unified.errors import UsageError
+from ppo_unified.parsing import open_file
 from ppo_unified.runs.trials import Outcome
 
 STARTUP_TRIALS = 5  # number of random trials before the sampler learns from results, and before trials are pruned
@@ -39,7 +40,7 @@ class Definition(NamedTuple):
     config: str  # the options before those of a trial are applied, as TOML
     space: dict[str, dict[str, Any]]
     objective: str
-    prunes: bool  # unpromising trials are stopped early
+    pruning: bool  # unpromising trials are stopped early
 
     def read_space(self) -> Space:
         return {
@@ -55,10 +56,7 @@ class JournalLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> bool:
-        """Wait for the lock. Then remove the incomplete last line that a killed process may have written.
-
-        Raises ValueError if the last line is not part of a journal.
-        """
+        """Wait for the lock. Then remove the incomplete last line that a killed process may have written."""
         self._file = open(self._path, "a")  # noqa: SIM115 - `release` closes it
         fcntl.lockf(self._file, fcntl.LOCK_EX)
         with open(self._journal, "r+b") as journal:
@@ -66,11 +64,7 @@ class JournalLock:
             journal.seek(max(0, size - 1))
             if journal.read() not in (b"", b"\n"):
                 journal.seek(0)
-                content = journal.read()
-                end = content.rfind(b"\n") + 1
-                if not content[end:].startswith(_LINE[: size - end]):
-                    raise ValueError("the last line is not an operation")
-                journal.truncate(end)
+                journal.truncate(journal.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
@@ -118,6 +112,10 @@ def open_study(journal: Path, name: str, seed: tuple[int, ...] = ()) -> optuna.S
     )
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
     try:
+        if journal.exists():
+            with open_file(journal) as file:
+                if not _LINE.startswith(file.read(len(_LINE))):
+                    raise ValueError("the first line is no operation")
         journal.parent.mkdir(parents=True, exist_ok=True)
         backend = JournalFileBackend(str(journal), JournalLock(journal))  # type: ignore[arg-type]  # has its methods
         return optuna.create_study(
@@ -149,7 +147,7 @@ def define(study: optuna.Study, definition: Definition, first: Mapping[str, str]
     pairs = zip(known[1:], definition[1:], Definition._fields[1:], strict=True)
     if different := [field for before, now, field in pairs if before != now]:
         raise UsageError(
-            f"the sweep {study.study_name!r} exists and has another {different[0]}; repeat its command "
+            f"the sweep {study.study_name!r} exists and differs in its {different[0]}; repeat its command "
             f"({known.command}), or choose another --name"
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count as count_from
+from itertools import islice
 from typing import NamedTuple
 
 from ppo_unified.terminal.chat import wrap_text
@@ -10,7 +12,7 @@ from ppo_unified.terminal.scatter import Mark, Point, arrange, fit_across, scatt
 from ppo_unified.text import clean, format_number, format_table, max_display_width
 
 LEAST_CHART, MOST_CHART = 37, 60  # columns of a chart
-MOST_TRIALS = 10_000  # missing trials are listed up to this number
+MOST_MISSING = 20  # number of trials without a run that are listed
 ORDER = ("complete", "training", "interrupted", "pruned", "failed")  # results, in the order of the table
 MARKS = {  # kind of a point -> its sign; later kinds cover earlier ones
     "pruned": Mark("·", ".", "2"),
@@ -80,10 +82,16 @@ def trial_table(trials: Sequence[TrialRow], objective: str, width: int, color: b
     lines = format_table(_rows(ordered, objective, options[:shown]), color)
     if hidden := ", ".join(map(clean, options[shown:])):
         lines += wrap_text(f"not shown, because the terminal is too narrow: {hidden}", width)
+    return [*lines, *wrap_text(_missing(trials), width)] if _missing(trials) else lines
+
+
+def _missing(trials: Sequence[TrialRow]) -> str:
+    """Return which trials have no run, or ""."""
     numbers = {trial.number for trial in trials}
-    if missing := [str(number) for number in range(min(max(numbers), MOST_TRIALS)) if number not in numbers]:
-        lines += wrap_text(f"no run: {', '.join(missing)} (invalid combination of options, or deleted)", width)
-    return lines
+    count = max(numbers) + 1 - len(numbers)
+    first = list(islice((number for number in count_from(0) if number not in numbers), min(count, MOST_MISSING)))
+    more = f" and {count - len(first)} more" if count > len(first) else ""
+    return f"no run: {', '.join(map(str, first))}{more} (invalid combination of options, or deleted)" if first else ""
 
 
 def _rank(trial: TrialRow) -> tuple[int, float, int]:

@@ -514,7 +514,7 @@ def test_compare_seeds_groups_runs_by_options(run_command: Any) -> None:
 
 
 def test_compare_seeds_scales_the_scores_of_tasks(run_command: Any, folder: Path) -> None:
-    make(folder, "lander-s1", [1.0], started=9.0, preset="lander", score=50.0)
+    make(folder, "lander-s1", [1.0], {"gym": {"env_id": "Lander-v3"}}, started=9.0, preset="lander", score=50.0)
     named = ["compare", "--seeds", "base-s1", "base-s2", "lander-s1"]
     (both,) = json.loads(run_command(*named, "--scale", "cartpole=0..500", "lander=-50..150", "--json")[1])["all_tasks"]
     assert (both["tasks"], both["runs"]) == (["cartpole", "lander"], 3)

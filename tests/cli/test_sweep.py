@@ -22,6 +22,7 @@ from ppo_unified.config.presets import load_preset
 from ppo_unified.config.space import parse_space
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.study import Definition, TrialLocks, define, open_study, reason_of
+from ppo_unified.runs.trials import mean_score
 from tests.cli.commands import Call, wait_for
 
 LR = ("--space", "optim.lr=1e-4..1e-2 log")
@@ -111,7 +112,9 @@ def test_sweep_restarts_killed_workers_and_can_be_resumed(
     assert err.splitlines()[-1] == "to resume the sweep, repeat the command"
     code, _, err = call(*words, "--objective", "best_score")
     assert (code, err.count("\n")) == (2, 1)
-    assert "the sweep 'cartpole-sweep' exists and has another objective; repeat its command (ppo-unified sweep" in err
+    assert (
+        "the sweep 'cartpole-sweep' exists and differs in its objective; repeat its command (ppo-unified sweep" in err
+    )
 
 
 @pytest.fixture
@@ -140,10 +143,11 @@ def test_trials_are_runs_and_invalid_ones_have_a_reason(work: Work) -> None:
     assert reason.startswith("invalid combination: ppo.penalty_coef = 2.0 has no effect because ppo.objective = 'clip'")
     assert [path.name for path in work.runs.iterdir()] == ["try-0"]
     status, trial = work.run_of(0).read_status(), work.study.trials[0]
-    assert (status.state, status.step) == ("finished", 1536)
+    assert status.state == "finished"
     assert status.sweep["options"] == {"ppo.objective": "clip", "ppo.penalty_coef": "1"}
-    assert list(trial.intermediate_values) == [500, 1000, 1500]
-    assert status.sweep["value"] == trial.value == pytest.approx(sum(trial.intermediate_values.values()) / 3)
+    assert len(scores := trial.intermediate_values) > 1
+    assert all(step % 500 == 0 for step in scores)
+    assert status.sweep["value"] == trial.value == mean_score(scores, 500, 1500)
     words = work.run_of(0).command.read_text().split()
     assert words == ["ppo-unified", "train", "cartpole", "--ppo.objective", "clip", "--ppo.penalty-coef", "1.0"]
 
@@ -168,7 +172,8 @@ def test_pruned_trial_stops_its_run(work: Work, monkeypatch: pytest.MonkeyPatch)
     assert train_trials(work, 1) == 0
     assert states(work) == [TrialState.PRUNED]
     status = work.run_of(0).read_status()
-    assert (status.state, status.step) == ("stopped", 512)
+    assert status.state == "stopped"
+    assert 500 <= status.step < 1000
     assert status.reason.startswith("pruned by the sweep: score ")
     assert train_trials(work, 1) == 0  # nothing is left
 
