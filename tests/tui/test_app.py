@@ -426,7 +426,7 @@ def test_sweep_screen_follows_the_trials(runs: Path) -> None:
         await pilot.press("S")
         assert isinstance(app.screen, SweepScreen)
         await wait_until(pilot, lambda: "try: 2 complete; best score 300 (try-0)" in screen_text(app))
-        assert re.search(r"0 +complete +300 +1,000 +0\.001\n.*1 +complete +50 +1,000 +0\.002", screen_text(app))
+        assert re.search(r"0 +complete +300 +1,000 +0\.001 *\n.*1 +complete +50 +1,000 +0\.002", screen_text(app))
         run = Run(runs / "try-1")
         run.write_status(replace(run.read_status(), score=400.0))
         await wait_until(pilot, lambda: "best score 400 (try-1)" in screen_text(app))
@@ -1092,7 +1092,9 @@ def test_palette_finds_and_runs_actions(runs: Path) -> None:
         names = {str(hit.prompt).split("  ")[0] for hit in hits if hasattr(hit, "prompt")}
         for place in ("runs", "control", "charts"):
             assert {
-                action.label for action in actions_of(place) if action.needs not in ("active", "checkpoint", "pages")
+                action.label
+                for action in actions_of(place)
+                if action.needs not in ("active", "checkpoint", "pages", "sweep")
             } <= names
         assert not {"Stop", "Kill"} & names  # no run is active
 
