@@ -83,7 +83,8 @@ def run(
     stop = StopRequest()
 
     def listen(status: Status, metrics: dict[str, float]) -> None:
-        if on_iteration is not None and on_iteration(status.step, metrics) is True:
+        is_iteration = "time/update_s" in metrics  # otherwise, an evaluation between iterations
+        if on_iteration is not None and is_iteration and on_iteration(status.step, metrics) is True:
             stop.cause = "stopped by on_iteration"
 
     main = threading.current_thread() is threading.main_thread()

@@ -39,7 +39,7 @@ def test_callback_sees_every_iteration_and_can_stop(tmp_path: Path) -> None:
         seen.append((steps, metrics["policy/kl"]))
         return len(seen) == 2
 
-    config = short_config(total_steps=100_000)
+    config = short_config(total_steps=100_000, eval={"at_start": True, "episodes": 1})
     result = run(config, tmp_path, on_iteration=on_iteration)
     status = Run(result.path).read_status()
     assert (result.state, result.reason) == (status.state, status.reason) == ("stopped", "stopped by on_iteration")
