@@ -94,10 +94,11 @@ def _suggest_file(source: str, name: str, error: BaseException) -> str:
 
 
 def _suggest_package(source: str, error: BaseException) -> str:
-    """If `source` is a known module that is not installed, return how to install it."""
-    packages = dict(PACKAGES.values())
-    missing = isinstance(error, ModuleNotFoundError) and error.name == source and source in packages
-    return f"; to install it: pip install {packages[source]}" if missing else ""
+    """If the module belongs to a package in PACKAGES that is not installed, suggest the command that installs it."""
+    module = source.partition(".")[0]
+    package = dict(PACKAGES.values()).get(module)
+    missing = isinstance(error, ModuleNotFoundError) and error.name == module
+    return f"; to install it: pip install {package}" if missing and package else ""
 
 
 @cache

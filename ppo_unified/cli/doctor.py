@@ -29,6 +29,7 @@ from ppo_unified.text import can_unicode, clean, print_out
 EXTRAS = {  # extra of this project -> the module that it installs, and the feature that needs it
     "box2d": ("Box2D", "Box2D environments"),
     "mujoco": ("mujoco", "MuJoCo environments"),
+    "minigrid": ("minigrid", "MiniGrid environments"),
     "trl": ("trl", "ppo-unified reward-model"),
     "data": ("datasets", "prompts in Parquet files and data sets"),
     "reasoning": ("reasoning_gym", "prompts of reasoning-gym"),
