@@ -6,7 +6,7 @@ BEFORE ?= HEAD^
 unexport PYTHONDONTWRITEBYTECODE # modules are compiled once, not in each of the hundreds of processes that tests start
 QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
-.PHONY: install demo quick test check exhaustive format learn bench bench-peers bench-tui fuzz torture mutants pictures docs wheel-check families clean
+.PHONY: install demo quick test check exhaustive format learn bench bench-peers bench-mujoco bench-tui fuzz torture mutants pictures docs wheel-check families clean
 
 install: $(VENV)/.installed
 
@@ -40,6 +40,7 @@ format: install
 	$(BIN)/ruff format .
 
 learn: install  ## learning results of every preset over several seeds; delete learning.jsonl to repeat all (45 minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[minigrid]'
 	$(BIN)/python benchmarks/learning.py --out benchmarks/learning.md --jobs 2
 	$(BIN)/python benchmarks/language.py --out benchmarks/language.md
 
@@ -50,6 +51,12 @@ bench-peers: install  ## the speed of CartPole runs beside stable-baselines3, wh
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt stable-baselines3
 	$(BIN)/python benchmarks/classic_speed.py --peer-python build/peers/bin/python --repeat 10 --out benchmarks/classic_peers.md
+
+bench-mujoco: install  ## scores of MuJoCo presets beside stable-baselines3; a new start continues after the last finished run (8 hours)
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt stable-baselines3 'gymnasium[mujoco]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mujoco]'
+	$(BIN)/python benchmarks/mujoco_scores.py --peer-python build/peers/bin/python --out benchmarks/mujoco.md
 
 bench-tui: install  ## response time, CPU time and memory of the terminal UI (4 minutes)
 	$(BIN)/python benchmarks/terminal_ui.py --out benchmarks/tui.md

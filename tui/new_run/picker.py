@@ -25,7 +25,7 @@ from tui.new_run import form_model
 from tui.new_run.form_model import TargetChoice
 from tui.status_row import StatusRow
 
-NAME, GAP = 22, 2  # columns that the target names always get, and the columns between a name and its title
+NAME, GAP = 24, 2  # columns that the target names always get, and the columns between a name and its title
 BESIDE = 120  # minimum width of the screen to show the description beside the list
 FRAME = 3  # columns of the list's padding and scrollbar
 OTHER_LINES = 5  # lines of the screen above and below the description
