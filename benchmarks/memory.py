@@ -31,7 +31,7 @@ from ppo_unified.terminal.chart import Line, draw
 from ppo_unified.training.evaluation import evaluate
 from ppo_unified.training.session import load_adapter
 
-POLICIES = ("gru", "lstm", "mlp")
+POLICIES = ("gru", "mlp", "lstm")
 EPISODES = 1000
 UNSEEN_SEED = 1_000_000  # far from the seeds of the evaluations during training
 WIDTH, HEIGHT = 110, 20  # of the chart
@@ -118,7 +118,7 @@ def main() -> int:
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
     results = [json.loads(line) for line in lines]
     done = {(result["policy"], result["seed"]) for result in results}
-    wanted = [(torso, seed) for seed in range(1, options.seeds + 1) for torso in POLICIES]
+    wanted = [(torso, seed) for torso in POLICIES for seed in range(1, options.seeds + 1)]
     missing = [pair for pair in wanted if pair not in done]
     with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(train_and_score, *pair) for pair in missing]):

@@ -71,9 +71,11 @@ def toy(env_id: str, **env_kwargs: Any) -> GymConfig:
     return GymConfig.model_validate(options)
 
 
-def adapter_of(env_id: str, normalize_obs: bool = False, wrappers: Sequence[str] = (), **env_kwargs: Any) -> GymAdapter:
+def adapter_of(
+    env_id: str, normalize_obs: bool = False, wrappers: Sequence[str] = (), torso: str = "mlp", **env_kwargs: Any
+) -> GymAdapter:
     """Return an adapter with an untrained policy whose random weights make its actions depend on the observation."""
-    config = toy(env_id, **env_kwargs)
+    config = toy(env_id, **env_kwargs).replace({"policy.torso": torso, "policy.row_len": 8})
     changes = {"gym": config.gym.model_copy(update={"normalize_obs": normalize_obs, "wrappers": list(wrappers)})}
     adapter = GymAdapter(config.model_copy(update=changes), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
@@ -494,10 +496,10 @@ def test_exported_policy_runs_without_this_project(runs: Path, export_folder: Pa
 
 MASKED = ("tests.gym_envs:Locks-v0", "tests.gym_envs:Locks", "Taxi-v4", "tests.gym_info:Doors-v0")
 WORLDS: list[tuple[str, dict[str, Any]]] = [
-    ("tests.gym_envs:Locks-v0", {}),  # a flat Dict with an action mask, MultiDiscrete with starts
+    ("tests.gym_envs:Locks-v0", {"torso": "gru"}),  # a flat Dict with an action mask, MultiDiscrete with starts
     ("Taxi-v4", {}),  # one-hot observations, an action mask in the info
     ("tests.gym_info:Doors-v0", {}),  # a method action_masks
-    ("Pendulum-v1", {"normalize_obs": True, "g": 9.0}),
+    ("Pendulum-v1", {"normalize_obs": True, "g": 9.0, "torso": "lstm", "wrappers": ["TimeLimit(max_episode_steps=9)"]}),
     ("Pendulum-v1", {"wrappers": ["TimeLimit(max_episode_steps=9)", "FrameStackObservation(stack_size=2)"]}),
     ("CartPole-v1", {"wrappers": ["tests.gym_envs:Weighted(weight=[0.5, 2.0])"]}),
     ("tests.gym_envs:Locks", {}),  # a class, used without its registration
