@@ -28,6 +28,7 @@ from ppo_unified.text import can_unicode, clean, print_out
 
 EXTRAS = {  # extra of this project -> the module that it installs, and the feature that needs it
     "box2d": ("Box2D", "Box2D environments"),
+    "atari": ("ale_py", "Atari games"),
     "mujoco": ("mujoco", "MuJoCo environments"),
     "minigrid": ("minigrid", "MiniGrid environments"),
     "trl": ("trl", "ppo-unified reward-model"),

@@ -212,7 +212,7 @@ PROBLEMS = {
     "tui.mine:Own": "shadows tui/mine.py; rename the folder 'tui' or use tui/mine.py:Own",
     "hidden.py": "cannot import file 'hidden.py', because the package {root}/envs shadows envs/mine.py; rename",
     "Own-v0": "unknown Gymnasium environment (if your own code registers it, use module:EnvId or FILE.py:EnvId)",
-    "panda_gym:PandaPush-v3": "cannot import module 'panda_gym'; to install it: pip install panda-gym",
+    "panda_gym:PandaReach-v3": "cannot import module 'panda_gym'; to install it: pip install panda-gym",
     "highway-v0": "pip install highway-env; then use highway_env:highway-v0",
     "gym_pusht/PushT-v0": "unknown Gymnasium environment; to install it: pip install gym-pusht; then use gym_pusht:",
     "Acrobat-v1": "unknown Gymnasium environment; did you mean 'Acrobot-v1'?",
