@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +55,7 @@ def search(trials: int, workers: int) -> tuple[list[str], bool]:
     return command, killed
 
 
-def train_seeds(runs: dict[str, Sequence[str]], seeds: str) -> list[dict[str, Any]]:
+def train_seeds(runs: Mapping[str, Sequence[str]], seeds: str) -> list[dict[str, Any]]:
     """Train options, given as {name: flags}, on several seeds. Return the groups of `compare --seeds --json`."""
     for name, flags in runs.items():
         subprocess.run([*PPO, "train", "cartpole", *flags, "--seed", seeds, "--name", name], check=True)

@@ -272,8 +272,9 @@ class Sweep:
         return 1 if problem or best is None else 0
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> dict[str, str]:
+        values: dict[str, str] = self.api.trial_values(trial, self.space)
         row = {"trial": str(trial.number), "run": f"{self.name}-{trial.number}"}
-        return row | {self.options.objective: format_number(trial.value)} | self.api.trial_values(trial, self.space)
+        return row | {self.options.objective: format_number(trial.value)} | values
 
     def _command(self, trial: optuna.trial.FrozenTrial) -> str:
         """Return the command line that trains a run with the options of a trial."""

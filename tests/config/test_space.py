@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from ppo_unified.config.presets import load_preset
-from ppo_unified.config.space import Choices, Range, apply_values, find_values, parse_space
+from ppo_unified.config.space import Choices, Range, Space, apply_values, find_values, parse_space
 from ppo_unified.errors import UsageError
 
 CARTPOLE = load_preset("cartpole")
 WORDS = ["optim.lr=1e-4..1e-2 log", "ppo.epochs=4..20", "policy.activation=tanh,relu", "policy.hidden=64 64,256 256"]
-SPACE = {
+SPACE: Space = {
     "optim.lr": Range(1e-4, 1e-2, True, False),
     "ppo.epochs": Range(4, 20, False, True),
     "policy.activation": Choices(["tanh", "relu"]),

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from ppo_unified.config.space import Choices, Range
+from ppo_unified.config.space import Choices, Range, Space
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run, Status
 from ppo_unified.runs.study import (
@@ -29,7 +29,7 @@ from ppo_unified.runs.study import (
 )
 from ppo_unified.runs.trials import Outcome, find_outcome, mean_score, trial_value
 
-SPACE = {
+SPACE: Space = {
     "optim.lr": Range(1e-4, 1e-2, True, False),
     "ppo.epochs": Range(4, 20, False, True),
     "policy.activation": Choices(["tanh", "relu"]),
