@@ -39,7 +39,7 @@ LIGHT = ["ppo_unified", "ppo_unified.errors", "ppo_unified.runs.metrics", "ppo_u
 LIGHT += ["ppo_unified.config.spec", "ppo_unified.inspection.token_text", "ppo_unified.terminal.chat"]
 LIGHT += ["ppo_unified.terminal.sample_table"]
 WITHOUT_TORCH = ["ppo_unified.config.schema", "ppo_unified.config.presets", "ppo_unified.config.recipes"]
-WITHOUT_TORCH += [f"ppo_unified.cli.{name}" for name in ("flags", "train", "resume", "show", "export")]
+WITHOUT_TORCH += [f"ppo_unified.cli.{name}" for name in ("flags", "train", "sweep", "resume", "show", "export")]
 WITHOUT_TORCH += ["ppo_unified.inspection.what_if", "ppo_unified.inspection.html_page"]
 WITHOUT_TORCH += [
     f"ppo_unified.runs.{name}" for name in ("event_reader", "event_writer", "control", "preparation", "samples")

@@ -76,6 +76,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
     for name in ("trials", "workers"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}: expected an integer >= 1, got {getattr(options, name)}")
+    if "=" in options.target:
+        raise UsageError(
+            "ppo-unified sweep: missing TARGET; write it before --space, which takes all the words after it"
+        )
     command = shlex.join(["ppo-unified", "sweep", *_words(options, rest)])
     with foreign_code():
         config = presets.load_target(options.target)
