@@ -36,7 +36,7 @@ def record(
     collect, state = adapter.collect, dict[str, Any]()
 
     def observe() -> Rollout:
-        state.update(clip_scale=learner.clip_scale, penalty_coef=learner.progress.penalty_coef)
+        state.update(clip_scale=learner.scale(learner.ppo.anneal_clip), penalty_coef=learner.progress.penalty_coef)
         state.update(critic_only=learner.trains_critic_only)
         rollout = collect()
         state.update(kl_coef=rollout.metrics.get("ref/kl_coef"), row_len=rollout.row_len)
