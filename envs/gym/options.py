@@ -13,7 +13,11 @@ from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import UsageError
 
 MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
-OWN_CODE = ("envs.gym.pixel_tasks:", "envs.gym.atari:")  # the modules of this program for `gym.env_id` and wrappers
+OWN_CODE = (
+    "envs.gym.pixel_tasks:",
+    "envs.gym.memory_tasks:",
+    "envs.gym.atari:",
+)  # the modules of this program for `gym.env_id` and wrappers
 RANK = re.compile(r"\{rank(?:\+(\d+))?\}")  # matches {rank} and {rank+5000} in the values of gym.env_kwargs
 
 
