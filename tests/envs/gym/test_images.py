@@ -213,9 +213,10 @@ def test_atari_observations_are_stacks_of_grey_frames() -> None:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("encoders", [{}, {"camera": "resnet", "state.1": "embedding(4)", "state.0": "mlp(16)"}])
-def test_nested_observation_with_image_is_solved(encoders: dict[str, str], tmp_path: Path) -> None:
-    """A policy that ignores the image has a return of at most 2.7 of 4."""
+@pytest.mark.parametrize("network", ["nature", "resnet"])
+def test_nested_observation_with_image_is_solved(network: str, tmp_path: Path) -> None:
+    """A policy that ignores the image has a mean return of at most 2.7 of 4."""
+    encoders = {"camera": network, "state.1": "embedding(16)", "state.0": "mlp(16)"}
     config = make_config(
         *(SCENE, 8, 64),
         policy={"hidden": [64], "encoders": encoders, "shared": True},
