@@ -88,7 +88,7 @@ def trial_table(trials: Sequence[TrialRow], objective: str, width: int, color: b
 def _missing(trials: Sequence[TrialRow]) -> str:
     """Return which trials have no run, or ""."""
     numbers = {trial.number for trial in trials}
-    count = max(numbers) + 1 - len(numbers)
+    count = max(0, max(numbers) + 1 - len(numbers))  # files of other programs may contain negative numbers
     first = list(islice((number for number in count_from(0) if number not in numbers), min(count, MOST_MISSING)))
     more = f" and {count - len(first)} more" if count > len(first) else ""
     return f"no run: {', '.join(map(str, first))}{more} (invalid combination of options, or deleted)" if first else ""

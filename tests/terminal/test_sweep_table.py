@@ -61,6 +61,12 @@ def test_odd_values_do_not_break_charts(x: str) -> None:
     odd = [TrialRow(10**12, "a", "failed", 1e308, 1, {"o": x}), TrialRow(0, "b", "complete", -1e308, 1, {"o": "1"})]
     lines = [*sweep_charts([*odd, *TRIALS], 77, 8), *trial_table([*odd, *TRIALS], "score", 77)]
     assert "\x1b" not in "".join(lines)
+    assert trial_table([TrialRow(-5, "c", "failed", None, 1, {})], "score", 77)[-1].split() == [
+        "-5",
+        "failed",
+        "-",
+        "1",
+    ]
     assert scatter([], MARKS, "x", 30, 8)[1].strip() == "no points yet"
 
 
