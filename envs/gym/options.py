@@ -13,7 +13,8 @@ from ppo_unified.config.schema import RunConfig, Section
 from ppo_unified.errors import UsageError
 
 MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
-OWN_CODE = (
+# modules of this program that `gym.env_id` and wrappers of presets name
+OWN_CODE = ("envs.gym.pixel_tasks:", "envs.gym.memory_tasks:", "envs.gym.atari:")
     "envs.gym.pixel_tasks:",
     "envs.gym.memory_tasks:",
     "envs.gym.atari:",
