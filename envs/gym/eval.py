@@ -84,7 +84,7 @@ class Player:
             if states is not None:
                 self.states |= zip(numbers, states.split(1), strict=True)
                 for i in np.flatnonzero(ended if ended is not None else ()):
-                    self.start_episode(numbers[i])
+                    self.start_episode(numbers[int(i)])
         return to_env_actions(chosen.cpu().numpy(), self.actions)
 
     def start_episode(self, env: int = 0) -> None:

@@ -144,15 +144,16 @@ def write_program(
     obs = _to_input(torch.zeros(3, observations.size, dtype=getattr(torch, observations.dtype)), observations)
     arguments: dict[str, Any] = {"obs": obs}
     shapes: dict[str, Any] = {"obs": dict.fromkeys(obs, batch) if isinstance(obs, dict) else batch}
-    copied, greedy = copy.deepcopy(policy), GreedyPolicy
+    copied = copy.deepcopy(policy)
+    greedy = GreedyPolicy(copied, actions)
     if isinstance(copied, RecurrentPolicy):
-        arguments["state"], shapes["state"] = copied.initial_states(3, acting=True), batch
-        greedy = RecurrentGreedyPolicy
+        greedy, arguments["state"] = RecurrentGreedyPolicy(copied, actions), copied.initial_states(3, acting=True)
+        shapes["state"] = batch
     if masked:
         arguments["action_mask"], shapes["action_mask"] = torch.ones(3, sum(actions.sizes), dtype=torch.bool), batch
     with torch.no_grad():
         program = torch.export.export(
-            greedy(copied, actions).eval().requires_grad_(False),  # so that users can call .numpy() without .detach()
+            greedy.eval().requires_grad_(False),  # so that users can call .numpy() without .detach()
             tuple(arguments.values()),
             dynamic_shapes=shapes,
         )

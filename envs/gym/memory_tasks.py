@@ -10,7 +10,7 @@ import numpy as np
 FORWARD, LEFT, RIGHT = range(3)
 
 
-class TMaze(gym.Env[np.ndarray, int]):
+class TMaze(gym.Env[np.ndarray, Any]):
     """A corridor that ends at a junction (Bakker 2002, "Reinforcement Learning with Long Short-Term Memory").
 
     The first observation of an episode shows on which side the goal is: its first number is -1 for left and 1 for
@@ -55,4 +55,4 @@ class TMaze(gym.Env[np.ndarray, int]):
         return f"{' ' * self.length}{left}\n{corridor}\n{' ' * self.length}{right}"
 
 
-gym.register("TMaze-v0", entry_point=TMaze, max_episode_steps=40)
+gym.register("TMaze-v0", entry_point="envs.gym.memory_tasks:TMaze", max_episode_steps=40)

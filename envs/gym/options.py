@@ -15,10 +15,6 @@ from ppo_unified.errors import UsageError
 MAX_PARALLEL = 16  # maximum number of single environments that an evaluation plays in parallel
 # modules of this program that `gym.env_id` and wrappers of presets name
 OWN_CODE = ("envs.gym.pixel_tasks:", "envs.gym.memory_tasks:", "envs.gym.atari:")
-    "envs.gym.pixel_tasks:",
-    "envs.gym.memory_tasks:",
-    "envs.gym.atari:",
-)  # the modules of this program for `gym.env_id` and wrappers
 RANK = re.compile(r"\{rank(?:\+(\d+))?\}")  # matches {rank} and {rank+5000} in the values of gym.env_kwargs
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,14 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "el
 NOT_ENCODED = ("action_mask", "starts", "state")  # keys of observations that encoders and hidden layers do not receive
 # gradients of log-probs [n] and entropies [n] -> gradient of the outputs of the head's linear layer
 OutputGradient: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]
-# (observations before normalization [N, size], action mask, recurrent states [N, S] or None) -> actions
-# [N, components]; replaces the states by those after these observations
-Actor: TypeAlias = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+class Actor(Protocol):
+    def __call__(self, obs: Tensor, mask: Tensor | None, states: Tensor | None = None) -> Tensor:
+        """Return actions [N, components] for observations [N, size] before normalization and an action mask.
+
+        Replace the recurrent states [N, S], if the policy has any, with those after these observations."""
+        ...
 
 
 def mlp(inputs: int, config: Policy) -> nn.Sequential:

@@ -6,7 +6,7 @@ recurrent states there were stored when the steps were taken, with the weights o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ class RecurrentPolicy(GymPolicy):
         return torch.cat((actor, self.critic_memory.step(self.critic_features(obs), states[:, size:])), 1)
 
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
-        def act(obs: Tensor, mask: Tensor | None, states: Tensor | None) -> Tensor:
+        def act(obs: Tensor, mask: Tensor | None, states: Tensor | None = None) -> Tensor:
             assert states is not None
             states.copy_(self.advance(self.read(obs), states))
             return self.head.act(states[:, : self.actor_memory.size], mask, generator)
@@ -126,7 +126,7 @@ class RecurrentPolicy(GymPolicy):
         return [*super().critic_parameters(), *own]
 
 
-def add_states(obs: Observations, states: Sequence[Tensor], mask: np.ndarray) -> dict[str, Tensor]:
+def add_states(obs: Observations, states: list[Tensor], mask: np.ndarray) -> dict[str, Tensor]:
     """Return the observations [N, T + 1, ..] with the keys that a RecurrentPolicy needs.
 
     `states` are the states [N, S] before each column, and `mask` [N, T] is False at resets.
