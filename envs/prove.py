@@ -275,7 +275,11 @@ class PrefixPolicy(ActorCritic):
 
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
         """Return a function that returns the next token of each response, [N, 1]. In a reset column, it is token 0."""
-        return lambda obs, mask: torch.tensor([[self._replay(*decode_obs(row))] for row in obs.tolist()])
+
+        def act(obs: Tensor, mask: Tensor | None, states: Tensor | None = None) -> Tensor:
+            return torch.tensor([[self._replay(*decode_obs(row))] for row in obs.tolist()])
+
+        return act
 
     def _replay(self, prompt: list[int], response: list[int]) -> int:
         whole = self.written[tuple(prompt)]

@@ -37,7 +37,7 @@ def _close_adapters() -> Iterator[None]:
 
 
 def make_config(env_id: str = COUNTER, num_envs: int = 2, num_steps: int = 12, **tables: Any) -> GymConfig:
-    gym = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, "vectorization": "sync"}
+    gym: dict[str, Any] = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, "vectorization": "sync"}
     policy = {"torso": "gru", "hidden": [6], "memory_size": 5, "row_len": 4} | tables.pop("policy", {})
     tables = {"ppo": {"minibatches": 1}, "seed": 3} | tables
     return GymConfig.model_validate({"gym": gym | tables.pop("gym", {}), "policy": policy} | tables)
@@ -97,9 +97,8 @@ def test_states_are_reset_after_final_observations(torso: str, shared: bool, end
     table = {"env_kwargs": {"length": 4, "ends": ends}}
     adapter = make_adapter(gym=table, policy={"torso": torso, "shared": shared})
     rollouts = [adapter.collect() for _ in range(2)]
-    x, actions, mask = (
-        torch.cat([get(r) for r in rollouts], 1) for get in (obs_of, *map(attrgetter, ("actions", "mask")))
-    )
+    getters: list[Any] = [obs_of, *map(attrgetter, ("actions", "mask"))]
+    x, actions, mask = (torch.cat([get(r) for r in rollouts], 1) for get in getters)
     assert not mask.all()
     with torch.no_grad():
         values, logprobs = unroll(policy_of(adapter), x, actions, mask)
@@ -208,12 +207,14 @@ def test_memoryless_policies_score_at_most_one_half_in_tmaze() -> None:
         for _ in range(9):
             obs, reward, ended, _, _ = env.step(rule[tuple(obs.tolist())])
             if ended:
-                return reward, env.goal
-        return 0.0, env.goal
+                return float(reward), int(env.goal)
+        return 0.0, int(env.goal)
 
     seeds = {play(dict.fromkeys(PLACES, FORWARD), seed)[1]: seed for seed in range(9)}
     assert len(seeds) == 2
-    rules = [dict(zip(PLACES, actions, strict=True)) for actions in product(range(3), repeat=4)]
+    rules: list[dict[tuple[float, ...], int]] = [
+        dict(zip(PLACES, actions, strict=True)) for actions in product(range(3), repeat=4)
+    ]
     scores = [sum(play(rule, seed)[0] for seed in seeds.values()) / 2 for rule in rules]
     assert max(scores) == 0.5
 
