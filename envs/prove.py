@@ -263,15 +263,18 @@ def plain_logprobs(model: nn.Module, temperature: float) -> Logprobs:
 class PrefixPolicy(ActorCritic):
     """Replays given responses, and evaluates one observation at a time with the token policy's parameters."""
 
-    scaler = None  # GymAdapter reads this attribute
+    scaler, row_len = None, 1  # GymAdapter reads these attributes
 
     def __init__(self, policy: TokenPolicy, written: Mapping[tuple[int, ...], list[int]] | None = None) -> None:
         """Create the policy. `written` maps each prompt to the response that is replayed."""
         super().__init__()
         self.policy, self.written = policy, written or {}
 
-    def scale(self, obs: Tensor) -> Tensor:
+    def read(self, obs: Tensor) -> Tensor:
         return obs
+
+    def initial_states(self, count: int) -> None:
+        """Return None, because this policy has no memory."""
 
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
         """Return a function that returns the next token of each response, [N, 1]. In a reset column, it is token 0."""

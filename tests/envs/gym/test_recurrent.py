@@ -39,8 +39,8 @@ def _close_adapters() -> Iterator[None]:
 def make_config(env_id: str = COUNTER, num_envs: int = 2, num_steps: int = 12, **tables: Any) -> GymConfig:
     gym: dict[str, Any] = {"env_id": env_id, "num_envs": num_envs, "num_steps": num_steps, "vectorization": "sync"}
     policy = {"torso": "gru", "hidden": [6], "memory_size": 5, "row_len": 4} | tables.pop("policy", {})
-    tables = {"ppo": {"minibatches": 1}, "seed": 3} | tables
-    return GymConfig.model_validate({"gym": gym | tables.pop("gym", {}), "policy": policy} | tables)
+    others: dict[str, Any] = {"ppo": {"minibatches": 1}, "seed": 3} | tables
+    return GymConfig.model_validate({"gym": gym | others.pop("gym", {}), "policy": policy} | others)
 
 
 def make_adapter(*arguments: Any, **tables: Any) -> GymAdapter:
