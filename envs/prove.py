@@ -277,16 +277,14 @@ class PrefixPolicy(ActorCritic):
         """Return None, because this policy has no memory."""
 
     def make_actor(self, generator: torch.Generator | None, steps: int = 1) -> Actor:
-        """Return a function that returns the next token of each response, [N, 1]. In a reset column, it is token 0."""
+        return self._act
 
-        def act(obs: Tensor, mask: Tensor | None, states: Tensor | None = None) -> Tensor:
-            return torch.tensor([[self._replay(*decode_obs(row))] for row in obs.tolist()])
-
-        return act
+    def _act(self, obs: Tensor, mask: Tensor | None, states: Tensor | None = None) -> Tensor:
+        """Return the next token of each response, [N, 1]. In a reset column, it is token 0."""
+        return torch.tensor([[self._replay(*decode_obs(row))] for row in obs.tolist()])
 
     def _replay(self, prompt: list[int], response: list[int]) -> int:
-        whole = self.written[tuple(prompt)]
-        return whole[len(response)] if len(response) < len(whole) else 0
+        return dict(enumerate(self.written[tuple(prompt)])).get(len(response), 0)
 
     def evaluate(self, obs: Observations, actions: Tensor) -> Evaluation:
         """Evaluate actions [R, 1, 1] at obs [R, 1, size], and return tensors [R, 1]."""
