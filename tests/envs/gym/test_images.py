@@ -99,12 +99,16 @@ ENCODERS = {"camera": "tests.pixel_envs:Means", "state.0": "mlp(5, 4)", "state.1
 
 def test_each_part_can_have_its_own_encoder() -> None:
     adapter = make_adapter(policy={"encoders": ENCODERS})
-    assert adapter.policy.actor_encoder.size == 2 + 4 + 6  # type: ignore[union-attr]
-    rollout = adapter.collect()
+    encoder, rollout = adapter.policy.actor_encoder, adapter.collect()
+    assert encoder is not None
+    assert isinstance(rollout.obs, dict)
+    flag = encoder.networks[2](rollout.obs["obs"][..., 1:])
+    torch.testing.assert_close(encoder(rollout.obs)[..., 2 + 4 :], flag)
+    assert encoder.size == 2 + 4 + 6 == 2 + 4 + flag.shape[-1]
     new = adapter.policy.evaluate(rollout.obs, rollout.actions)
     torch.testing.assert_close(new.logprobs, rollout.logprobs)
     new.logprobs.sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in adapter.policy.actor_encoder.networks[0].parameters())  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.any() for p in encoder.networks[0].parameters())
 
 
 @pytest.mark.parametrize(
