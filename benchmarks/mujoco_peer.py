@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from importlib.metadata import version
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -45,7 +46,7 @@ def main() -> None:
     )
     wall, cpu = time.perf_counter(), time.process_time()
     model.learn(steps)
-    result = {
+    result: dict[str, Any] = {
         "train_return": float(np.mean([episode["r"] for episode in model.ep_info_buffer])),
         "seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,

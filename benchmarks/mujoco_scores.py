@@ -87,7 +87,7 @@ class Row(NamedTuple):
 
 def train_ours(task: str, seed: int) -> dict[str, Any]:
     """Train a preset and evaluate its final policy."""
-    changes = {"gym": {"vectorization": "sync"}, "eval": {"every_steps": 0, "episodes": 1}}
+    changes: dict[str, Any] = {"gym": {"vectorization": "sync"}, "eval": {"every_steps": 0, "episodes": 1}}
     config = load_preset(task, seed=seed, total_steps=TASKS[task].steps, **changes)
     assert isinstance(config, GymConfig)
     with tempfile.TemporaryDirectory() as folder:
