@@ -41,7 +41,7 @@ THRESHOLDS = {  # the mean over seeds of the greedy score must be at least this
     "frozenlake": 0.7,
     "taxi": 7.0,
     "catch": 0.9,
-    "cliffwalking": -13.0,
+    "cliffwalking": -17.0,
     "blackjack": -0.07,
     "minigrid-empty": 0.95,
     "minigrid-doorkey": 0.95,
