@@ -39,6 +39,13 @@ def test_custom_environment_is_trained_and_exported(tmp_path: Path) -> None:
     assert last_number(output) > -8  # the best constant action scores about -10 on this episode
 
 
+def test_custom_network_is_trained_until_the_callback_stops_it(tmp_path: Path) -> None:
+    output = run_example("custom_network.py", tmp_path, {"ENOUGH = 100.0": "ENOUGH = 40.0"})
+    means = [float(found) for found in re.findall(r"mean return ([\d.]+)", output)]
+    assert max(means[:-1]) < 40 <= means[-1]
+    assert "stopped by on_iteration; folder: runs" in output
+
+
 def test_custom_reward_is_applied_to_each_prompt(tmp_path: Path) -> None:
     output = run_example("custom_reward.py", tmp_path, {"ITERATIONS = 40": "ITERATIONS = 1"})
     assert re.search(r"score [01]\.\d\d;", output)
