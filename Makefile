@@ -52,7 +52,7 @@ bench-peers: install  ## the speed of CartPole runs beside stable-baselines3, wh
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt stable-baselines3
 	$(BIN)/python benchmarks/classic_speed.py --peer-python build/peers/bin/python --repeat 10 --out benchmarks/classic_peers.md
 
-bench-mujoco: install  ## scores of MuJoCo presets beside stable-baselines3; a new start continues after the last finished run (8 hours)
+bench-mujoco: install  ## compare MuJoCo presets with stable-baselines3 (8 hours; finished runs are not repeated)
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt stable-baselines3 'gymnasium[mujoco]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mujoco]'

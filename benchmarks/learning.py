@@ -46,14 +46,15 @@ THRESHOLDS = {  # the mean over seeds of the greedy score must be at least this
     "minigrid-empty": 0.95,
     "minigrid-doorkey": 0.95,
 }
+PIXELS = {"catch"}  # presets whose observations are images
 EPISODES, MANY = 100, {"blackjack": 10_000}  # the return of a game of blackjack is -1, 0 or 1, so its mean is noisy
 UNSEEN_SEED = 1_000_000  # far from the seeds of the evaluations during training
 PAGE = """\
-# Learning
+# {title}
 
 The score is the greedy score of the best checkpoint over {episodes} episodes (blackjack: {many}) with new seeds.
 Seconds are the wall time of a run, including its evaluations and checkpoints but not the imports, in one process with
-one thread. They say little about the runs of 2026-11-30, because other programs ran at the same time.
+one thread. The seconds of the runs on 2026-11-30 are not reliable, because other programs ran at the same time.
 
 Command: `{command}`; {machine}
 
@@ -99,7 +100,9 @@ def format_row(preset: str, trained: Sequence[TrainingResult]) -> str:
 
 def write_page(path: Path, groups: dict[str, list[TrainingResult]]) -> None:
     packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "gymnasium", "numpy"))
+    trained_presets = {preset for preset, trained in groups.items() if trained}
     page = PAGE.format(
+        title="Learning from pixels" if trained_presets <= PIXELS else "Learning",
         episodes=EPISODES,
         many=f"{MANY['blackjack']:,}",
         command=shlex.join(["python", "benchmarks/learning.py", *sys.argv[1:]]),

@@ -39,7 +39,7 @@ PAGE = """\
 # Memory
 
 The preset `tmaze` shows a sign in the first observation. The agent then walks 10 steps to a junction, where it turns to
-the side of the sign. No policy without memory has an expected score above 0.5 (the reason is in
+the side that the sign indicates. No policy without memory has an expected score above 0.5 (the reason is in
 `envs/gym/memory_tasks.py`). The policies are the preset's GRU and a feed-forward network (`policy.torso = "mlp"`). A
 run ends when the task is solved, or after {steps:,} steps. The preset's options were tuned for the GRU. With the same
 options, an LSTM (`policy.torso = "lstm"`) solved a corridor of 3 steps after 10,978 steps (one seed), but not the
@@ -55,7 +55,7 @@ Command: `{command}`; {machine}
 |---|---|---|---|---|---|---|---|
 {rows}
 
-Greedy scores during training, one curve per run:
+Greedy scores during training, one curve per run. Legend: letter, policy, seed, last score.
 
 ```
 {chart}

@@ -57,13 +57,13 @@ COMPARED = {  # published: CleanRL v4, tianshou v3, RL Zoo v3, Spinning Up
     "swimmer": Task(1_000_000, (OURS,), 1, ("-", "67 ± 99", "282 ± 10", "about 120")),
     "ant": Task(1_000_000, (OURS,), 1, ("-", "3,258 ± 1,079", "1,327 ± 452", "about 650")),
 }
-BEGINNERS = {  # published: medians of PPO-for-Beginners and of stable-baselines3 in its comparison
+PPO_FOR_BEGINNERS = {  # published: medians of PPO-for-Beginners and of stable-baselines3 in its comparison
     "lunarlander-continuous": Task(1_000_000, (OURS,), 3, ("102", "164")),
     "mountaincar-continuous": Task(400_000, (OURS,), 3, ("-49.7", "-0.003")),
     "pendulum": Task(1_000_000, (OURS,), 3, ("-310", "-171")),
     "bipedalwalker": Task(1_400_000, (OURS,), 3, ("155", "172")),
 }
-TASKS = COMPARED | BEGINNERS
+TASKS = COMPARED | PPO_FOR_BEGINNERS
 
 
 class Row(NamedTuple):
@@ -193,7 +193,7 @@ def compared_row(rows: Sequence[Row], name: str) -> str:
 
 
 def beginners_row(rows: Sequence[Row], name: str) -> str:
-    returns, task = select(rows, name, OURS, "train_return"), BEGINNERS[name]
+    returns, task = select(rows, name, OURS, "train_return"), PPO_FOR_BEGINNERS[name]
     better = "-"
     if len(returns):
         better = "yes" if np.median(returns) > max(map(float, task.published)) else "**no**"
@@ -209,7 +209,7 @@ def write_page(path: Path, rows: Sequence[Row]) -> None:
         versions="; ".join(dict.fromkeys(f"{row.side}: {row.versions}" for row in rows)),
         days=" to ".join(sorted({min(row.day for row in rows), max(row.day for row in rows)})) if rows else "-",
         compared="\n".join(compared_row(rows, name) for name in COMPARED),
-        beginners="\n".join(beginners_row(rows, name) for name in BEGINNERS),
+        beginners="\n".join(beginners_row(rows, name) for name in PPO_FOR_BEGINNERS),
     )
     path.write_text(page, encoding="utf-8")
 
@@ -238,8 +238,9 @@ the RL Zoo are evaluations in v3; Spinning Up's are read off its plots. tianshou
 
 ## The tasks of PPO-for-Beginners
 
-The measure is that of its own comparison: the training return at the end. The published numbers are medians of five
-seeds in older versions of the tasks, with its own code and with stable-baselines3. Our presets have other options.
+As in the comparison of PPO-for-Beginners, the measure is the training return at the end. The published numbers are
+medians of five seeds in older versions of the tasks, with PPO-for-Beginners and with stable-baselines3. The presets of
+this project use different options.
 
 | task | steps | seeds | median, ours | range, ours | PPO-for-Beginners | stable-baselines3 there | above both |
 |---|---|---|---|---|---|---|---|

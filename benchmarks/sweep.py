@@ -29,7 +29,7 @@ import psutil
 from ppo_unified.runs.folder import Run
 
 SPACE = ["optim.lr=1e-4..1e-2 log", "ppo.epochs=4..20", "gym.num_steps=16,32,64", "policy.activation=tanh,relu"]
-FINALISTS = 3  # number of the best trials whose options are trained on more seeds
+RETRAINED = 3  # number of the best trials whose options are trained again, on other seeds
 CHOICE_SEEDS, FIRST_SEED = "11-15", 101  # the search uses seed 1
 PPO = [sys.executable, "-m", "ppo_unified"]
 
@@ -75,7 +75,7 @@ def choose_options() -> tuple[int, list[str]]:
     found = [Run(path).read_status() for path in Path("runs").glob("cartpole-sweep-*")]
     ranked = sorted((s for s in found if s.state == "finished"), key=lambda status: -status.sweep["value"])
     flags = {}
-    for status in ranked[:FINALISTS]:
+    for status in ranked[:RETRAINED]:
         words = shlex.split(Run(Path("runs", status.name)).command.read_text(encoding="utf-8"))
         flags[f"trial{status.sweep['trial']}"] = [word for word in words[3:] if word != "--eval.at-start"]
     groups = train_seeds(flags, CHOICE_SEEDS)
@@ -85,10 +85,11 @@ def choose_options() -> tuple[int, list[str]]:
     return int(name.removeprefix("trial")), flags[name]
 
 
-def describe(group: dict[str, Any]) -> str:
+def describe(group: dict[str, Any], trial: int) -> str:
     """Return the row of a group: the numbers of seeds, and interquartile means with their intervals."""
     score, step = group["score"], group["solved_step"]
-    cells = [group["runs"][0].partition("-")[0], f"{step['runs']} of {len(group['runs'])}"]
+    label = "preset" if group["runs"][0].startswith("preset-") else f"trial {trial}"
+    cells = [label, f"{step['runs']} of {len(group['runs'])}"]
     for found, places in ((score, 1), (step, 0)):
         cells.append(f"{found['iqm']:,.{places}f} [{found['iqm_low']:,.{places}f}, {found['iqm_high']:,.{places}f}]")
     return f"| {' | '.join(cells)} |"
@@ -127,19 +128,19 @@ def main() -> int:
         f"Python {platform.python_version()}, {versions}. "
         + ("One worker was killed with kill -9 while it trained trial 2." if killed else "No worker was killed."),
         "",
-        f"A trial is a single run with seed 1, so the options of the best {FINALISTS} trials were trained on the seeds "
-        f"{CHOICE_SEEDS}. Those of trial {number} solved the task in the fewest steps: "
-        f"`{shlex.join(['ppo-unified', 'train', 'cartpole', *flags])}`. They were then compared with the preset on the "
-        f"seeds {FIRST_SEED}-{last}. The table shows interquartile means with 95 % bootstrap intervals "
-        "(`ppo-unified compare --seeds`).",
+        "Each trial is a single run with seed 1. To reduce the effect of chance, the options of the "
+        f"{RETRAINED} best trials were trained again on seeds {CHOICE_SEEDS}. The options of trial {number} solved the "
+        f"task in the fewest steps: `{shlex.join(['ppo-unified', 'train', 'cartpole', *flags])}`. The table compares "
+        f"trial {number} with the preset on seeds {FIRST_SEED}-{last}: interquartile means with 95 % bootstrap "
+        "intervals (`ppo-unified compare --seeds`).",
         "",
         "| options | solved | last greedy score | steps until solved |",
         "|---|---|---|---|",
-        *map(describe, groups),
+        *(describe(group, number) for group in groups),
         "",
         "All trials; trial 0 has the options of the preset:",
         "",
-        f"| trial | {' | '.join(searched)} | mean_score | steps | end |",
+        f"| trial | {' | '.join(searched)} | mean_score | steps | result |",
         f"|---|{'---|' * len(searched)}---|---|---|",
         *rows,
     ]

@@ -107,7 +107,7 @@ ACTIONS: tuple[Action, ...] = (
         "sweep",
         "S",
         "Sweep",
-        "Show all trials of the selected run's sweep: the searched options against the score",
+        "Show all trials of the selected run's sweep: each searched option against the objective, and a table",
         "control",
         rank=5,
         needs="sweep",

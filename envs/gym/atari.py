@@ -15,7 +15,7 @@ def count_lives(info: dict[str, Any]) -> int:
 
 
 class LifeLoss(gym.Wrapper[Any, Any, Any, Any]):
-    """Ends the episode when a life is lost, so that the loss costs all future reward. A new game follows."""
+    """Ends the episode when a life is lost, so that losing a life forfeits all later reward. A new game follows."""
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(**kwargs)

@@ -148,14 +148,18 @@ class ObservationEncoder(nn.Module):
             return self._make_own(part, kind)
         if kind in ("nature", "resnet"):
             if not part.is_image:
-                raise _misfit(part, kind, "an image: a Box of uint8 with two or three dimensions")
+                raise _unsuitable_encoder(part, kind, "an image (a Box of uint8 with two to four dimensions)")
             shape = part.space.shape or ()
             if kind == "nature" and min(image_shape(shape)[1:]) < SMALLEST_IMAGE:
-                raise _misfit(part, kind, f"an image with sides of at least {SMALLEST_IMAGE} pixels", "resnet")
+                raise _unsuitable_encoder(
+                    part, kind, f"an image with sides of at least {SMALLEST_IMAGE} pixels", "resnet"
+                )
             return (nature_cnn if kind == "nature" else residual_network)(shape, self._initialize)
         if kind == "embedding":
             if not isinstance(part.space, spaces.Discrete | spaces.MultiDiscrete):
-                raise _misfit(part, f"embedding({choice.sizes[0]})", "a Discrete or MultiDiscrete space", "mlp(64)")
+                raise _unsuitable_encoder(
+                    part, f"embedding({choice.sizes[0]})", "a Discrete or MultiDiscrete space", "mlp(64)"
+                )
             network = nn.Sequential(nn.Linear(slot.size, choice.sizes[0]))
             self._initialize(network, 1.0)
             return network
@@ -227,7 +231,7 @@ def _leading_shape(obs: Observations, slot: Slot) -> torch.Size:
     return image.shape[: image.ndim - len(slot.part.space.shape or ())]
 
 
-def _misfit(part: Part, encoder: str, wanted: str, other: str = "flat") -> UsageError:
+def _unsuitable_encoder(part: Part, encoder: str, wanted: str, other: str = "flat") -> UsageError:
     return UsageError(
         f"policy.encoders: {part.name} = {encoder!r}: expected {wanted}, got {part.space}; use {other!r} instead"
     )

@@ -88,7 +88,7 @@ class Player:
         return to_env_actions(chosen.cpu().numpy(), self.actions)
 
     def start_episode(self, env: int = 0) -> None:
-        """Forget the episode of an environment."""
+        """Reset the recurrent state of an environment to that of a new episode."""
         self.states.pop(env, None)
 
 

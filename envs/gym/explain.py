@@ -11,7 +11,7 @@ from envs.gym.spaces import to_env_units
 from envs.gym.vector import GymAdapter
 from ppo_unified.engine.rollout import Rollout
 
-# the first layer of a policy, by the part that comes first
+# names of a policy's first weight matrix: the first of these that exists
 FIRST_LAYERS = ("actor_torso.0.weight", "actor_memory.cell.weight_ih", "head.linear.weight")
 
 

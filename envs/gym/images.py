@@ -11,7 +11,7 @@ SMALLEST_IMAGE = 36  # pixels per side; a smaller image is encoded as an image o
 
 
 def is_image(name: str, space: spaces.Space[Any], encoders: Mapping[str, str]) -> bool:
-    """Return True if a part with values of uint8 remains an image. `encoders` is `Gym.encoders`."""
+    """Return True if a part with values of uint8 is treated as an image. `encoders` is `Gym.encoders`."""
     shape = space.shape or ()
     if not isinstance(space, spaces.Box) or len(shape) not in (2, 3, 4):
         return False

@@ -36,8 +36,8 @@ def check_init(
     own_encoder, their_encoder = config.policy.image_encoder, source.policy.image_encoder
     if observations.images and own_encoder != their_encoder:
         raise UsageError(
-            f"policy.image_encoder = {own_encoder!r} does not fit, because the policy has {their_encoder!r}; add "
-            f"--policy.image-encoder {their_encoder}"
+            f"policy.image_encoder: expected {their_encoder!r}, which the policy of --init uses, got {own_encoder!r}; "
+            f"add --policy.image-encoder {their_encoder}"
         )
     if actions.can_rescale and config.gym.rescale_actions != source.gym.rescale_actions:
         value = str(source.gym.rescale_actions).lower()

@@ -85,9 +85,9 @@ def convert_results(env: gym.Env[Any, Any], config: Gym, checked: bool) -> gym.E
     elif method is not None:
         env = MaskFromMethod(env, method)
     if layout.flatten and layout.images:
-        from envs.gym.observations import Pack
+        from envs.gym.observations import ImagePacker
 
-        return Pack(env, layout)
+        return ImagePacker(env, layout)
     return gym.wrappers.FlattenObservation(env) if layout.flatten else env
 
 

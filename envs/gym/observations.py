@@ -42,7 +42,7 @@ def parse_encoder(part: str, text: str) -> EncoderChoice:
     raise ValueError(f"policy.encoders: {part}: expected {ENCODERS}, got {text!r}")
 
 
-class Pack(gym.ObservationWrapper[Any, Any, Any]):
+class ImagePacker(gym.ObservationWrapper[Any, Any, Any]):
     """Packs observations with images into one array of bytes, see `unpack`."""
 
     def __init__(self, env: gym.Env[Any, Any], layout: ObservationLayout) -> None:

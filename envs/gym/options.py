@@ -54,8 +54,8 @@ class Gym(Section):
     training_wrappers: list[str] = Field(
         [],
         max_length=50,
-        description="wrappers that only the training environments get, around those in gym.wrappers; evaluations and "
-        "play do without them",
+        description="wrappers that are applied only to the training environments, around those in gym.wrappers; "
+        "evaluations and play do not use them",
     )
     env_kwargs: dict[str, Any] = Field(
         {},
@@ -118,12 +118,13 @@ class Policy(Section):
     image_encoder: Literal["nature", "resnet", "flat"] = Field(
         "nature",
         description="network that encodes images: nature = the convolutional network of Mnih et al. 2015, resnet = a "
-        "small residual network, which also fits small images, flat = none, pixels are numbers like all others",
+        "small residual network, flat = no encoder: pixels are ordinary numbers; for images with a side below 36 "
+        "pixels, set policy.encoders",
     )
     encoders: dict[str, str] = Field(
         {},
-        description="encoders of single parts of a Dict or Tuple observation, as a JSON object: nature, resnet, flat, "
-        "'mlp(64, 64)', embedding(16), or your own module:Class; write a.b for key b of the dict a",
+        description="encoders of individual parts of an observation, as a JSON object: nature, resnet, flat, "
+        "'mlp(64, 64)', embedding(16), or your own module:Class; a.b names the entry b of the Dict or Tuple a",
     )
     log_std_init: float = Field(
         0.0,

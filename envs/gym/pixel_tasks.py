@@ -1,4 +1,4 @@
-"""Small tasks that must be solved from pixels, which a CPU does in minutes."""
+"""Small tasks with image observations, which a CPU solves in minutes."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class ObservationLayout:
 
 
 class PackedSpace(spaces.Box):
-    """The space of observations that `envs.gym.observations.Pack` has packed."""
+    """The space of observations that `envs.gym.observations.ImagePacker` has packed."""
 
     def __init__(self, layout: ObservationLayout) -> None:
         super().__init__(0, 255, (layout.size,), np.uint8)

@@ -24,8 +24,8 @@ from ppo_unified.errors import UsageError, closest_match, did_you_mean, explain_
 MOST_LISTED = 8  # environments that an error message lists
 PACKAGES = {  # start of an environment id -> the module that registers it, and the package to install
     "ALE/": ("ale_py", "'ppo-unified[atari]'"),
-    "MiniGrid-": ("minigrid", "minigrid"),
-    "BabyAI-": ("minigrid", "minigrid"),
+    "MiniGrid-": ("minigrid", "'ppo-unified[minigrid]'"),
+    "BabyAI-": ("minigrid", "'ppo-unified[minigrid]'"),
     "mo-": ("mo_gymnasium", "mo-gymnasium"),
     "highway-": ("highway_env", "highway-env"),
     "Fetch": ("gymnasium_robotics", "gymnasium-robotics"),

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from ppo_unified.engine.fused import ALIGNMENT
 
 aten = torch.ops.aten
-# activation -> (function in place, function that changes the output's gradient to the input's, given the output)
+# activation -> (in-place function, in-place function that computes the gradient of the input from that of the output)
 ACTIVATIONS: dict[type[nn.Module], tuple[Any, Any]] = {
     nn.Tanh: (torch.tanh_, lambda grad, output: aten.tanh_backward.grad_input(grad, output, grad_input=grad)),
     nn.ReLU: (torch.relu_, lambda grad, output: aten.threshold_backward.grad_input(grad, output, 0, grad_input=grad)),

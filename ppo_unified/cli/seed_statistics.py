@@ -9,7 +9,7 @@ from typing import Any
 from ppo_unified.cli.run_table import Snapshot
 from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.runs.folder import to_json
-from ppo_unified.runs.interquartile import estimate
+from ppo_unified.runs.interquartile import iqm_interval
 from ppo_unified.terminal.comparison import Group, Statistics
 from ppo_unified.terminal.option_diff import find_differences, format_option
 from ppo_unified.text import can_color, clean, format_number, format_table, print_out
@@ -78,7 +78,7 @@ def _overall_table(overall: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     rows = [
         {
-            "all tasks": _join("scaled", setting["options"]),
+            "options": _join_options(setting["options"]) or "-",
             "tasks": str(len(setting["tasks"])),
             "runs": str(setting["runs"]),
             "score IQM": _format_interval(setting["score"], format_number),
@@ -92,7 +92,7 @@ def _interquartile(scores: Sequence[Sequence[float]]) -> dict[str, float | None]
     """Return the interquartile mean. A single value has no interval."""
     if not any(scores):
         return {"iqm": None, "iqm_low": None, "iqm_high": None}
-    found, has_interval = estimate(scores), any(len(values) > 1 for values in scores)
+    found, has_interval = iqm_interval(scores), any(len(values) > 1 for values in scores)
     low, high = (found.low, found.high) if has_interval else (None, None)
     return {"iqm": found.mean, "iqm_low": low, "iqm_high": high}
 
@@ -153,7 +153,11 @@ def _group_cells(group: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _join(name: str, options: Mapping[str, Any]) -> str:
-    return clean(" ".join([name, *(f"{key}={format_option(value)}" for key, value in options.items())]))
+    return f"{clean(name)} {_join_options(options)}".rstrip()
+
+
+def _join_options(options: Mapping[str, Any]) -> str:
+    return clean(" ".join(f"{key}={format_option(value)}" for key, value in options.items()))
 
 
 def _interval_cells(group: Mapping[str, Any]) -> dict[str, str]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.3
 SHOWN = 5  # number of the best trials that the result lists
-DEATHS = 3  # if so many worker processes are killed without any result in between, the sweep ends
+MAX_KILLS = 3  # per worker; if more workers are killed before a trial finishes, the sweep ends
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
             raise UsageError(f"--{name}: expected an integer >= 1, got {getattr(options, name)}")
     if "=" in options.target:
         raise UsageError(
-            "ppo-unified sweep: missing TARGET; write it before --space, which takes all the words after it"
+            "ppo-unified sweep: missing TARGET; write it before --space, because --space takes all words that follow it"
         )
     command = shlex.join(["ppo-unified", "sweep", *_words(options, rest)])
     with foreign_code():
@@ -162,7 +162,7 @@ class Sweep:
         self.api = _import_study()
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._printed: set[int] = set()  # numbers of the trials whose results have been printed
-        self._deaths = 0  # number of killed workers since the last result
+        self._kills = 0  # number of killed workers since the last result
 
     def run(self, first: dict[str, str] | None) -> int:
         """Train the trials, print the result and return the exit code."""
@@ -175,7 +175,8 @@ class Sweep:
         print_err(f"{self.name}: {start}; {self.options.trials} trials, logs of the workers: {self.logs}")
         if self.config.stop_when_solved and self.options.objective != "mean_score":
             print_err(
-                "stop_when_solved ends trials at the same score; --objective mean_score also ranks them by their speed"
+                "stop_when_solved gives all solved trials nearly the same score; use --objective mean_score to prefer "
+                "trials that solve the task sooner"
             )
         if is_new and first is None:
             print_err("the target's own options are outside the space, so they are not the first trial")
@@ -210,10 +211,10 @@ class Sweep:
         return problem
 
     def _restart(self, number: int, signal_number: int) -> str:
-        """Restart a killed worker, which resumes its trial. Return an error if workers die without any result."""
-        self._deaths += 1
-        if self._deaths > DEATHS * self.options.workers:
-            return f"the workers were killed {self._deaths} times without a result; see {self._log(number)}"
+        """Restart a killed worker, which resumes its trial. Return an error if no trial finishes between kills."""
+        self._kills += 1
+        if self._kills > MAX_KILLS * self.options.workers:
+            return f"workers were killed {self._kills} times and no trial finished; see {self._log(number)}"
         print_err(f"worker {number} was killed (signal {signal_number}); it is restarted and resumes its trial")
         self._workers[number] = self._start(number)
         return ""
@@ -238,7 +239,7 @@ class Sweep:
         for trial in self.api.finished_trials(study):
             if trial.number not in self._printed:
                 self._printed.add(trial.number)
-                self._deaths = 0
+                self._kills = 0
                 print_err(self._describe(study, trial))
 
     def _describe(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> str:

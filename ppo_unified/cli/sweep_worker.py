@@ -34,10 +34,10 @@ from ppo_unified.runs.study import (
     draw_values,
     find_definition,
     finished_trials,
-    forgive_attempt,
     open_study,
     record_outcome,
     report_score,
+    undo_attempt,
 )
 from ppo_unified.runs.trials import PRUNED, WARMUP, Outcome, describe_trial, find_outcome, mean_score
 from ppo_unified.text import format_number, print_err
@@ -69,7 +69,7 @@ def train_trials(work: Work, limit: int) -> int:
             if outcome is not None:
                 record_outcome(work.study, trial, outcome)
             else:
-                forgive_attempt(trial)
+                undo_attempt(trial)
             work.locks.release(trial.number)
         if outcome is None:
             return int(stop.signal or signal.SIGTERM)

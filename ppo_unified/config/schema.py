@@ -42,7 +42,8 @@ class PPO(Section):
     microbatch_columns: int = Field(
         65536,
         ge=1,
-        description="maximum number of steps per forward pass, including padding; a lower number saves memory",
+        description="maximum number of steps per forward pass, including padding; a lower number saves memory; on a "
+        "CPU, at most 2,048 for rows of one step",
     )
     gamma: float = Field(0.99, ge=0, le=1, description="discount factor per step")
     lam: float = Field(0.95, ge=0, le=1, description="GAE's lambda: 0 = rely on the critic, 1 = rely on the rewards")
@@ -66,7 +67,7 @@ class PPO(Section):
         description="policy loss: clipped ratio, ratio with a KL penalty, plain ratio, or plain policy gradient",
     )
     clip: float = Field(0.2, gt=0, lt=1, description="clip range of the ratio: [1 - clip, 1 + clip]")
-    anneal_clip: bool = Field(False, description="decrease the clip range to 0 during the run, see optim.schedule")
+    anneal_clip: bool = Field(False, description="decrease the clip range to 0 during the run (see optim.schedule)")
     clip_high: float = Field(
         0.0, ge=0, description="the ratio is clipped from above at 1 + clip_high; 0 = use 1 + clip"
     )
@@ -81,7 +82,7 @@ class PPO(Section):
     value_coef: float = Field(0.5, ge=0, description="weight of the value loss in the total loss")
     entropy_coef: float = Field(0.0, ge=0, description="weight of the entropy bonus")
     anneal_entropy: bool = Field(
-        False, description="decrease the weight of the entropy bonus to 0 during the run, see optim.schedule"
+        False, description="decrease the weight of the entropy bonus to 0 during the run (see optim.schedule)"
     )
     penalty_coef: float = Field(1.0, gt=0, description="weight of KL(old || new) in the penalty objective")
     penalty_target: float = Field(
@@ -97,10 +98,11 @@ class Optim(Section):
     """Options of the optimizers."""
 
     lr: float = Field(3e-4, gt=0, le=1, description="Adam's learning rate")
-    anneal: bool = Field(True, description="decrease the learning rates to 0 during the run, see optim.schedule")
+    anneal: bool = Field(True, description="decrease the learning rates to 0 during the run (see optim.schedule)")
     schedule: Literal["linear", "cosine"] = Field(
         "linear",
-        description="shape of the decrease by optim.anneal, ppo.anneal_clip and ppo.anneal_entropy",
+        description="how optim.anneal, ppo.anneal_clip and ppo.anneal_entropy decrease values: linear, or cosine = "
+        "slowly at the start and at the end",
     )
     warmup: int = Field(
         0,
@@ -127,8 +129,8 @@ class Optim(Section):
             raise ValueError(f"optim.betas: expected two numbers >= 0 and < 1, got {self.betas}")
         return self
 
-    def annealed(self, remaining: float) -> float:
-        """Return the factor of an annealed value, 1 at the start of the run and 0 at its end.
+    def anneal_factor(self, remaining: float) -> float:
+        """Return the factor of a value that is annealed: 1 at the start of the run, 0 at its end.
 
         `remaining` is the fraction of the run that remains. The cosine is that of Loshchilov & Hutter 2017
         (arXiv:1608.03983, eq. 5).
@@ -141,7 +143,7 @@ class Optim(Section):
         `iteration` is the number of completed iterations, and `remaining` is the fraction of the run that remains.
         """
         warm = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
-        return warm * (self.annealed(remaining) if self.anneal else 1.0)
+        return warm * (self.anneal_factor(remaining) if self.anneal else 1.0)
 
 
 class Checkpoint(Section):

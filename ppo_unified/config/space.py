@@ -1,4 +1,4 @@
-"""Parse the space of a hyper-parameter search: for each searched option, a range or a list of values.
+"""Parse the space of a hyperparameter search: for each searched option, a range or a list of values.
 
 optim.lr=1e-4..1e-2 log           a number in the range, whose logarithm is sampled uniformly
 ppo.epochs=4..20                  an integer in the range, including both ends
@@ -187,4 +187,6 @@ def _check_combinations(space: Space, config: RunConfig) -> None:
             return
         except UsageError as error:
             problem = problem or str(error).partition("\n")[0].removeprefix(": ")
-    raise UsageError(f"{WHERE}: no combination of these values is valid; for example, {problem}")
+    raise UsageError(
+        f"{WHERE}: none of {_PROBES} tried combinations is valid; first error: {problem}; change or narrow these values"
+    )

@@ -78,7 +78,8 @@ def microbatches(batch: Batch, columns: int) -> Iterator[Batch]:
     dropped. Policies are causal, so this changes no output at a valid column."""
     width = batch.mask.shape[1]
     if width == 1:
-        columns = min(columns, 1 << 11) if batch.mask.is_cpu else columns  # for its cache
+        # larger micro-batches do not fit into the CPU's cache
+        columns = min(columns, 1 << 11) if batch.mask.is_cpu else columns
         yield from [batch] if len(batch) <= columns else (batch[i : i + columns] for i in range(0, len(batch), columns))
         return
     lengths = (batch.mask * torch.arange(1, width + 1, device=batch.mask.device)).amax(1)  # up to the last valid column

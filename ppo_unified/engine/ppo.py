@@ -60,7 +60,7 @@ class Learner:
 
     def scale(self, annealed: bool) -> float:
         """Return the factor in (0, 1] of a value that is annealed, or 1."""
-        return self.optim.annealed(self.progress.remaining) if annealed else 1.0
+        return self.optim.anneal_factor(self.progress.remaining) if annealed else 1.0
 
     @property
     def trains_critic_only(self) -> bool:

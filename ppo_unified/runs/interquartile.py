@@ -1,6 +1,6 @@
 """The interquartile mean over seeds, and its bootstrap interval.
 
-Both are those of rliable (Agarwal et al. 2021, arXiv:2108.13264, section 4).
+Both are computed as in rliable (Agarwal et al. 2021, arXiv:2108.13264, section 4).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SEED = 20_210_830  # of the bootstrap; fixed, so that equal scores give equal i
 _CHUNK = 1 << 22  # maximum number of values that are resampled at once
 
 
-class Estimate(NamedTuple):
+class IqmInterval(NamedTuple):
     """An interquartile mean and the ends of its interval. They are equal if there is only one value per task."""
 
     mean: float
@@ -35,7 +35,7 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
     return middle
 
 
-def estimate(scores: Sequence[Sequence[float]]) -> Estimate:
+def iqm_interval(scores: Sequence[Sequence[float]]) -> IqmInterval:
     """Return the interquartile mean of the scores of all runs of all tasks, and its stratified bootstrap interval.
 
     `scores` contains the scores of each task's runs, at least one per task. The bootstrap resamples the runs of each
@@ -49,4 +49,4 @@ def estimate(scores: Sequence[Sequence[float]]) -> Estimate:
         drawn = [task[generator.integers(len(task), size=(count, len(task)))] for task in tasks]
         means.append(interquartile_mean(np.concatenate(drawn, axis=1)))
     ends = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(interquartile_mean(np.concatenate(tasks))), float(ends[0]), float(ends[1]))
+    return IqmInterval(float(interquartile_mean(np.concatenate(tasks))), float(ends[0]), float(ends[1]))

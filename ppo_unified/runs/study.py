@@ -1,4 +1,4 @@
-"""The study of a hyper-parameter sweep, in Optuna's journal file. Several processes and machines can share it.
+"""The study of a hyperparameter sweep, in Optuna's journal file. Several processes and machines can share it.
 
 A process holds a lock on the trial that it works on. The kernel releases the lock when the process ends, even after
 kill -9, so that another process can take over the trial. Only the commands for sweeps import this module, because it
@@ -82,14 +82,14 @@ class TrialLocks:
 
     @contextmanager
     def choosing(self) -> Iterator[None]:
-        """Exclude other processes that choose a trial in such a block."""
+        """Hold the lock for choosing a trial, so that only one process chooses at a time."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, 0)
         try:
             yield
         finally:
             fcntl.lockf(self._file, fcntl.LOCK_UN, 1, 0)
 
-    def take(self, number: int) -> bool:
+    def acquire(self, number: int) -> bool:
         """Lock a trial until this process ends or releases it. Return False if another process works on it."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number + 1)
@@ -115,7 +115,7 @@ def open_study(journal: Path, name: str, seed: tuple[int, ...] = ()) -> optuna.S
         if journal.exists():
             with open_file(journal) as file:
                 if not _LINE.startswith(file.read(len(_LINE))):
-                    raise ValueError("the first line is no operation")
+                    raise ValueError("the first line is not a journal entry")
         journal.parent.mkdir(parents=True, exist_ok=True)
         backend = JournalFileBackend(str(journal), JournalLock(journal))  # type: ignore[arg-type]  # has its methods
         return optuna.create_study(
@@ -133,9 +133,9 @@ def open_study(journal: Path, name: str, seed: tuple[int, ...] = ()) -> optuna.S
 
 
 def define(study: optuna.Study, definition: Definition, first: Mapping[str, str] | None) -> None:
-    """Store the definition of a new sweep, whose first trial has the values `first`, or check that of an existing one.
+    """Store the definition of a new sweep, or check that an existing sweep has the same definition.
 
-    Raises UsageError if the existing sweep has another definition.
+    The first trial of a new sweep has the values `first`. Raises UsageError if the definitions differ.
     """
     known = find_definition(study)
     if known is None:
@@ -147,8 +147,8 @@ def define(study: optuna.Study, definition: Definition, first: Mapping[str, str]
     pairs = zip(known[1:], definition[1:], Definition._fields[1:], strict=True)
     if different := [field for before, now, field in pairs if before != now]:
         raise UsageError(
-            f"the sweep {study.study_name!r} exists and differs in its {different[0]}; repeat its command "
-            f"({known.command}), or choose another --name"
+            f"the sweep {study.study_name!r} exists with a different definition ({different[0]}); to resume it, repeat "
+            f"its command: {known.command}; to start a new sweep, choose another --name"
         )
 
 
@@ -170,12 +170,12 @@ def choose_trial(
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
         for trial in trials:
             is_free = trial.state == TrialState.RUNNING and not is_training(trial.number)
-            if is_free and locks.take(trial.number):
+            if is_free and locks.acquire(trial.number):
                 return Trial(study, trial._trial_id)
         if len(trials) >= limit:
             return None
         new = study.ask()
-        locks.take(new.number)
+        locks.acquire(new.number)
         return new
 
 
@@ -214,8 +214,8 @@ def count_attempt(trial: Trial) -> int:
     return killed
 
 
-def forgive_attempt(trial: Trial) -> None:
-    """Record that a process has stopped working on a trial in an orderly way."""
+def undo_attempt(trial: Trial) -> None:
+    """Do not count the current attempt, because the process stopped without being killed."""
     trial.set_user_attr("attempts", trial.user_attrs.get("attempts", 1) - 1)
 
 

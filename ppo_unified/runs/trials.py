@@ -1,4 +1,4 @@
-"""The trials of a hyper-parameter sweep: how the run of a trial ended, and its value, which the sweep maximizes.
+"""The trials of a hyperparameter sweep: how the run of a trial ended, and its value, which the sweep maximizes.
 
 A trial is a run whose run.json contains the entry `sweep`: the sweep's `name`, the number of the `trial`, the searched
 `options` and their values, the `objective`, and the `value` so far. This module needs no optional package.

@@ -1,4 +1,4 @@
-"""Formats the trials of a hyper-parameter sweep: a chart of each searched option against the value, and a table."""
+"""Formats the trials of a hyperparameter sweep: a chart of each searched option against the value, and a table."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ LEAST_CHART, MOST_CHART = 37, 60  # columns of a chart
 MOST_MISSING = 20  # number of trials without a run that are listed
 ORDER = ("complete", "training", "interrupted", "pruned", "failed")  # results, in the order of the table
 MARKS = {  # kind of a point -> its sign; later kinds cover earlier ones
+    "failed": Mark("x", "x", "31"),
     "pruned": Mark("·", ".", "2"),
     "unfinished": Mark("○", ",", "33"),
     "complete": Mark("●", "o", "36"),
@@ -69,7 +70,7 @@ def sweep_charts(
 def _kind(trial: TrialRow, best: TrialRow | None) -> str:
     if trial == best:
         return "best"
-    return trial.result if trial.result in MARKS else "unfinished" if trial.result in ORDER[1:3] else "pruned"
+    return trial.result if trial.result in MARKS else "unfinished"
 
 
 def trial_table(trials: Sequence[TrialRow], objective: str, width: int, color: bool = False) -> list[str]:
@@ -91,7 +92,8 @@ def _missing(trials: Sequence[TrialRow]) -> str:
     count = max(0, max(numbers) + 1 - len(numbers))  # files of other programs may contain negative numbers
     first = list(islice((number for number in count_from(0) if number not in numbers), min(count, MOST_MISSING)))
     more = f" and {count - len(first)} more" if count > len(first) else ""
-    return f"no run: {', '.join(map(str, first))}{more} (invalid combination of options, or deleted)" if first else ""
+    reasons = "invalid options, deleted, or trained on another machine"
+    return f"trials without a run in this folder: {', '.join(map(str, first))}{more} ({reasons})" if first else ""
 
 
 def _rank(trial: TrialRow) -> tuple[int, float, int]:

@@ -520,7 +520,7 @@ def test_compare_seeds_scales_the_scores_of_tasks(run_command: Any, folder: Path
     assert (both["tasks"], both["runs"]) == (["cartpole", "lander"], 3)
     assert both["score"]["iqm"] == pytest.approx((0.9 + 1.0 + 0.5) / 3)
     assert run_command(*named, "--scale", "cartpole=0..500", "lander=-50..150")[1].splitlines()[-1].split() == [
-        *("scaled", "2", "3", "0.8", "[0.7667,", "0.8333]")
+        *("-", "2", "3", "0.8", "[0.7667,", "0.8333]")
     ]
     for words, problem in (
         (["cartpol=0..1"], "no run of the task 'cartpol'; did you mean 'cartpole'?"),

@@ -114,7 +114,8 @@ def test_sweep_restarts_killed_workers_and_can_be_resumed(
     code, _, err = call(*words, "--objective", "best_score")
     assert (code, err.count("\n")) == (2, 1)
     assert (
-        "the sweep 'cartpole-sweep' exists and differs in its objective; repeat its command (ppo-unified sweep" in err
+        "the sweep 'cartpole-sweep' exists with a different definition (objective); to resume it, repeat its command: "
+        "ppo-unified sweep" in err
     )
 
 

@@ -67,7 +67,7 @@ def test_sampled_numbers_are_short_and_inside_the_range() -> None:
         (["seed=1..4"], "seed cannot be searched, because trials with different seeds are not comparable; set it"),
         (["eval.episodes=1..4"], "eval.episodes cannot be searched"),
         (["optim.lr=1e-4..1e-2", "optim.lr=1e-4..1e-3"], "optim.lr is given twice"),
-        (["ppo.penalty_coef=2..3"], "no combination of these values is valid; for example, ppo.penalty_coef = "),
+        (["ppo.penalty_coef=2..3"], "none of 64 tried combinations is valid; first error: ppo.penalty_coef = "),
     ],
 )
 def test_invalid_spaces_are_rejected(words: list[str], problem: str) -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ppo_unified.runs.interquartile import estimate, interquartile_mean
+from ppo_unified.runs.interquartile import interquartile_mean, iqm_interval
 
 
 def test_interquartile_mean_cuts_a_quarter_at_each_end() -> None:
@@ -24,10 +24,10 @@ def test_interval_of_two_runs_equals_enumeration() -> None:
         for first in itertools.product(tasks[0], repeat=2)
         for second in itertools.product(tasks[1], repeat=2)
     ]
-    found = estimate(tasks)
+    found = iqm_interval(tasks)
     assert found.mean == 5.5
     assert (found.low, found.high) == (min(resampled), max(resampled)) == (5.0, 7.5)
-    assert estimate([[3.0]]) == (3.0, 3.0, 3.0)
+    assert iqm_interval([[3.0]]) == (3.0, 3.0, 3.0)
 
 
 # rliable 1.2.0: get_interval_estimates with metrics.aggregate_iqm, reps=20000, on the scores that `make_scores` returns
@@ -51,6 +51,6 @@ def make_scores() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", RLIABLE)
 def test_estimates_equal_those_of_rliable(name: str) -> None:
     """The means are equal; the ends of the intervals differ only by the noise of the resampling."""
-    found, (mean, low, high) = estimate(list(make_scores()[name].T)), RLIABLE[name]
+    found, (mean, low, high) = iqm_interval(list(make_scores()[name].T)), RLIABLE[name]
     assert found.mean == pytest.approx(mean, rel=1e-7)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.02 * (high - low))

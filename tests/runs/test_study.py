@@ -124,7 +124,7 @@ def test_processes_never_work_on_the_same_trial(journal: Path) -> None:
 def test_sweep_with_another_definition_is_rejected(journal: Path) -> None:
     study = open_study(journal, "x")
     define(study, DEFINITION._replace(command="written in another way"), FIRST)
-    with pytest.raises(UsageError, match=r"differs in its objective; repeat its command \(ppo-unified sweep x\)"):
+    with pytest.raises(UsageError, match=r"definition \(objective\); .* its command: ppo-unified sweep x; to start"):
         define(study, DEFINITION._replace(objective="best_score"), FIRST)
     for text in ("not a journal\n", "one line"):
         (journal.parent / "text").write_text(text)

@@ -15,6 +15,7 @@ TRIALS = [
     TrialRow(2, "try-2", "complete", 480.0, 8_000, {"optim.lr": "0.01", "policy.activation": "tanh"}),
     TrialRow(4, "try-4", "training", None, 0, {"optim.lr": "0.005", "policy.activation": "relu"}),
     TrialRow(5, "try-5", "interrupted", 300.0, 4_000, {"optim.lr": "0.003", "policy.activation": "relu"}),
+    TrialRow(6, "try-6", "failed", 100.0, 4_000, {"optim.lr": "0.004", "policy.activation": "tanh"}),
 ]
 
 
@@ -42,18 +43,20 @@ def test_wide_ranges_are_logarithmic_and_words_are_categories() -> None:
 
 def test_sweep_shows_all_trials_in_any_width() -> None:
     assert describe_sweep("try", TRIALS, "score") == (
-        "try: 2 complete, 1 training, 1 interrupted, 1 pruned; best score 480 (try-2)"
+        "try: 2 complete, 1 training, 1 interrupted, 1 pruned, 1 failed; best score 480 (try-2)"
     )
     for width in (30, 77, 117):
         lines = [*sweep_charts(TRIALS, width, 8), *trial_table(TRIALS, "score", width)]
-        assert max(map(display_width, lines)) <= max(width, 46)
+        assert max(map(display_width, lines)) <= max(width, 55)
     table = trial_table(TRIALS, "score", 77)
-    assert [line.split()[0] for line in table] == ["trial", "2", "0", "4", "5", "1", "no"]
-    assert table[-1] == "no run: 3 (invalid combination of options, or deleted)"
+    assert [line.split()[0] for line in table] == ["trial", "2", "0", "4", "5", "1", "6", "trials", "on"]
+    assert (
+        table[-1] == "trials without a run in this folder: 3 (invalid options, deleted, or trained on another machine)"
+    )
     narrow = " ".join(trial_table(TRIALS, "score", 50))
     assert "not shown, because the terminal is too narrow: policy.activation" in narrow
     signs = "".join(sweep_charts(TRIALS, 77, 8)[:-1])
-    assert [signs.count(sign) for sign in "◆●○·"] == [2, 2, 2, 2]
+    assert [signs.count(sign) for sign in "◆●○·x"] == [2, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("x", ["1e308", "-1e308", "nan", "inf", "", "\x1b[31m", "長" * 30])

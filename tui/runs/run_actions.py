@@ -210,7 +210,7 @@ class RunActions(Screen[None]):
 
     def action_sweep(self) -> None:
         if not (name := sweep_name(self.entry)):
-            self._warn("The selected run is not a trial of a sweep, which ppo-unified sweep starts.")
+            self._warn("The selected run is not a trial of a sweep. To start a sweep, use ppo-unified sweep.")
             return
         from tui.runs.sweep_screen import SweepScreen  # imported late to show the first screen sooner
 

@@ -1,4 +1,4 @@
-"""The screen that shows the trials of a hyper-parameter sweep: options against the value, and a table."""
+"""The screen that shows the trials of a hyperparameter sweep: options against the value, and a table."""
 
 from __future__ import annotations
 
