@@ -118,7 +118,7 @@ def test_each_part_can_have_its_own_encoder() -> None:
             {"camara": "resnet"},
             "the observation has no part 'camara'; did you mean 'camera'? (its parts: camera, state.0",
         ),
-        ({"state.0": "nature"}, "state.0 = 'nature': expected an image: a Box of uint8"),
+        ({"state.0": "nature"}, "state.0 = 'nature': expected an image (a Box of uint8"),
         ({"state.0": "embedding(3)"}, "expected a Discrete or MultiDiscrete space, got Box"),
         ({"camera": "mlp(3"}, "camera: expected nature, resnet, flat, 'mlp(64, 64)'"),
         ({"camera": "tests.pixel_envs:Absent"}, "tests.pixel_envs contains no class 'Absent'"),
