@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from envs.gym.eval import Player
+from envs.gym.eval import MAX_STEPS, Player
 from envs.gym.masks import MASK_METHOD
 from envs.gym.observations import unpack
 from envs.gym.options import Gym, fill_rank, resolve
@@ -270,6 +270,7 @@ def example(options: Gym, observations: ObservationLayout, actions: ActionLayout
         start=f"state = torch.zeros(1, {state_size})\n    " if state_size else "",
         act=f"actions, state = {call}" if state_size else f"actions = {call}",
         action=f"actions[0]{'.item()' if discrete else '.numpy()'}",
+        max_steps=MAX_STEPS,
     )
 
 
@@ -392,14 +393,18 @@ sys.path.append("")  # also import environments from the current folder
 
 {encode}
 
+# Without a time limit, an episode might never end.
+max_steps = getattr(env.spec, "max_episode_steps", None) or {max_steps}
 returns = []
 for episode in range(10):
     obs, info = env.reset(seed=episode)
-    {start}total, ended = 0.0, False
-    while not ended:
+    {start}total = 0.0
+    for _ in range(max_steps):
         {act}
         obs, reward, terminated, truncated, info = env.step({action})
-        total, ended = total + float(reward), terminated or truncated
+        total += float(reward)
+        if terminated or truncated:
+            break
     returns.append(total)
 print(f"mean return {{np.mean(returns):.6g}} over {{len(returns)}} episodes")
 """

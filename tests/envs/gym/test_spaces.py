@@ -337,7 +337,8 @@ def test_checkpoint_with_float32_statistics_is_restored() -> None:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gym_eval, "MAX_STEPS", 20)
+    for module in (gym_eval, gym_export):
+        monkeypatch.setattr(module, "MAX_STEPS", 20)
 
 
 LINE = "evaluation episodes were cut at 20 steps, because the environment has no time limit"
@@ -364,12 +365,19 @@ def test_cut_episodes_are_reported(name: str, tmp_path: Path, capsys: pytest.Cap
     + [({}, ["tests.space_envs:LimitOf30"], 30)],
 )
 def test_time_limit_of_the_user_is_respected(
-    limit: dict[str, int], wrappers: list[str], steps: int, capsys: pytest.CaptureFixture[str]
+    limit: dict[str, int],
+    wrappers: list[str],
+    steps: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In Gymnasium, max_episode_steps = -1 means no limit."""
     adapter = make_adapter("TwoBuilds", env_kwargs=limit | {"length": 1000}, wrappers=wrappers, vectorization="sync")
     assert adapter.score(2, 1, True) == [float(steps)] * 2
     assert bool(capsys.readouterr().err) == (steps == 20)
+    if wrappers or steps == 20:  # the two cases that differ in an export, which takes a second
+        export_and_compare(adapter, tmp_path, monkeypatch)
 
 
 # Environments that have changed since the run began
