@@ -52,9 +52,9 @@ def initialize(module: nn.Module, gain: float, generator: torch.Generator) -> No
 class GymPolicy(ActorCritic):
     """An MLP policy with categorical or Gaussian actions, and its critic.
 
-    All methods except `scale`, `read` and `update_statistics` expect normalized observations. Observations are a tensor
-    [.., size], or a mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. If
-    there are encoders, they map observations to the inputs of the hidden layers.
+    All methods except `scale` and `read` expect normalized observations. Observations are a tensor [.., size], or a
+    mapping with the keys "obs" and "action_mask" (bool, [.., sum of sizes]) and one key per image. If there are
+    encoders, they map observations to the inputs of the hidden layers.
     """
 
     row_len = 1  # columns that `evaluate` must see together
@@ -162,17 +162,9 @@ class GymPolicy(ActorCritic):
         """Return what the networks receive for observations [.., size]: images are unpacked, numbers normalized."""
         if not self.observations.images:
             return self.scale(obs)
-        return {key: self.scale(x) if key == "obs" else x for key, x in self._unpack(obs).items()}
-
-    def update_statistics(self, obs: Tensor) -> None:
-        """Update the statistics of `gym.normalize_obs` with observations [B, size]."""
-        if self.scaler is not None:
-            self.scaler.update(self._unpack(obs)["obs"] if self.observations.images else obs)
-
-    def _unpack(self, obs: Tensor) -> dict[str, Tensor]:
         from envs.gym.observations import unpack
 
-        return unpack(obs, self.observations)
+        return {key: self.scale(x) if key == "obs" else x for key, x in unpack(obs, self.observations).items()}
 
     def act(self, obs: Observations, generator: torch.Generator | None) -> Tensor:
         """Return actions [N, components] for normalized obs [N, size].

@@ -157,8 +157,16 @@ class GymAdapter:
         )
         if self.policy.scaler is not None:
             self.scaling = self.policy.scaler.mean.clone(), self.policy.scaler.factor()
-            self.policy.update_statistics(torch.from_numpy(observed[:, :-1][mask]).to(self.device))
+            self.policy.scaler.update(torch.from_numpy(self._numbers(observed)[:, :-1][mask]).to(self.device))
         return rollout
+
+    def _numbers(self, raws: np.ndarray) -> np.ndarray:
+        """Return a view of the numbers in observations [.., size]. Indexing it with a mask copies no images."""
+        if not self.observations.images:
+            return raws
+        from envs.gym.observations import unpack
+
+        return unpack(raws, self.observations)["obs"]
 
     def _rollout(
         self,
