@@ -141,6 +141,10 @@ class Policy(Section):
         """Return the number of features from which the actions and values are computed, given that of the inputs."""
         return self.memory_size if self.is_recurrent else [inputs, *self.hidden][-1]
 
+    def find_encoder(self, part: str, is_image: bool) -> str:
+        """Return the encoder of a part of the observation, in the format of `encoders`."""
+        return self.encoders.get(part, self.image_encoder if is_image else "flat")
+
     @model_validator(mode="after")
     def _layers_have_a_width(self) -> Self:
         if any(width < 1 for width in self.hidden):
@@ -315,7 +319,7 @@ def _has_source(env_id: str) -> bool:
 
 def named_code(config: GymConfig) -> str:
     """Return the modules and files that a replay imports, such as 'my_env.py:Env', or "" if there are none."""
-    names = [config.gym.env_id, *(text.partition("(")[0] for text in config.gym.wrappers)]
+    names = [config.gym.env_id, *(text.partition("(")[0] for text in config.gym.for_training.wrappers)]
     return ", ".join(name for name in names if _has_source(name) and not name.startswith(OWN_CODE))
 
 

@@ -72,8 +72,7 @@ def replay(
     if the environment cannot be created or fails.
     """
     start = _find_start(record, episode)
-    options = config.gym
-    env, fps = make_drawable(options, shows)
+    env, fps = make_drawable(config.gym.for_training, shows)
     try:
         env = make_repeatable(env)
         yield from _replay(env, config, start, record.get("scaling"), episode, 1 / fps, "text" in shows, first)

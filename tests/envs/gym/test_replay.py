@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from envs.gym.options import named_code
 from envs.gym.replay import replay
 from envs.gym.vector import GymAdapter, alternatives, record
 from ppo_unified import run as train
@@ -164,6 +165,17 @@ def test_unknown_starts_are_explained(env_id: str, reason: str) -> None:
 def test_other_records_are_explained(stored: Any) -> None:
     found = collect(make_adapter("tests.gym_envs:Counter-v0"))
     assert found._replace(record=stored).replay(0)[1]
+
+
+def test_replay_uses_training_wrappers() -> None:
+    """In training, an episode is one of three lives, and rewards are clipped from 5 to 1."""
+    training = ["envs.gym.atari:LifeLoss", "ClipReward(min_reward=-1.0, max_reward=1.0)"]
+    options = {"wrappers": ["envs.gym.atari:FireStart"], "training_wrappers": training}
+    found = collect(make_adapter("tests.pixel_envs:Lives-v0", 1, 12, **options))
+    frames, reason = found.replay(0)
+    assert (frames[-1].total, frames[-1].ended, reason) == (2.0, True, "")
+    config = make_config("CartPole-v1", gym={"training_wrappers": ["own.py:Bonus(size=1)"]})
+    assert named_code(config) == "own.py:Bonus"
 
 
 def test_changed_spaces_are_explained() -> None:
