@@ -42,10 +42,11 @@ class FireStart(gym.Wrapper[Any, Any, Any, Any]):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         _, info = self.env.reset(**kwargs)
         obs, _, terminated, truncated, fired = self.env.step(FIRE)
+        info = {**info, **fired}
         if terminated or truncated:
-            return self.env.reset(**{**kwargs, "seed": None})
-        self.lives = count_lives(fired)
-        return obs, {**info, **fired}
+            obs, info = self.env.reset(**{**kwargs, "seed": None})
+        self.lives = count_lives(info)
+        return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
