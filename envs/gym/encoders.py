@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import torch
 from gymnasium import spaces
@@ -130,8 +130,7 @@ class ObservationEncoder(nn.Module):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # for a user's own encoders
             for part in observations.parts:
                 size = 0 if part.is_image else int(spaces.flatdim(part.space))
-                text = config.encoders.get(part.name, config.image_encoder if part.is_image else "flat")
-                choice = parse_encoder(part.name, text)
+                choice = parse_encoder(part.name, config.find_encoder(part.name, part.is_image))
                 if choice.kind == "flat":
                     self.plain.append(slice(start, start + size))
                     self.size += size
@@ -190,7 +189,11 @@ class ObservationEncoder(nn.Module):
             raise UsageError(f"{where}: {name}({part.space}) failed ({describe_error(error)})") from error
         if not isinstance(network, nn.Module):
             raise UsageError(f"{where}: expected a torch.nn.Module, got {type(network).__name__}")
-        return network
+        return network.eval()  # before `_measure`, which must not change its statistics
+
+    def train(self, mode: bool = True) -> Self:
+        """Leave the encoders in evaluation mode: dropout or batch statistics would change the probability ratios."""
+        return super().train(False)
 
     @torch.no_grad()
     def _measure(self, slot: Slot, network: nn.Module) -> int:
