@@ -68,6 +68,17 @@ class Lives(gym.Env[Any, Any]):
         return np.zeros(1, np.float32), reward, self.lives == 0, False, {"lives": self.lives}
 
 
+class LostStart(gym.Wrapper[Any, Any, Any, Any]):
+    """The game ends at the first step after the first reset."""
+
+    ends = True
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        ended, self.ends = self.ends, False
+        return obs, reward, terminated or ended, truncated, info
+
+
 class Means(nn.Module):
     """An encoder of images whose features are the mean brightness of the left and the right half."""
 
@@ -79,6 +90,18 @@ class Means(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images.float().mean(3).mean(1) * self.scale
         return torch.stack((x[:, : self.middle].mean(1), x[:, self.middle :].mean(1)), 1)
+
+
+class Noisy(nn.Module):
+    """An encoder of images whose layers behave differently in training mode."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.layers(images.float() / 255)
+        return features
 
 
 class Shapeless(nn.Module):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from gymnasium import spaces
 
 SMALLEST_IMAGE = 36  # pixels per side; a smaller image is encoded as an image only if policy.encoders says so
 
 
-def is_image(name: str, space: spaces.Space[Any], encoders: Mapping[str, str]) -> bool:
-    """Return True if a part with values of uint8 is treated as an image. `encoders` is `Gym.encoders`."""
-    shape = space.shape or ()
-    if not isinstance(space, spaces.Box) or len(shape) not in (2, 3, 4):
-        return False
+def is_image(name: str, shape: tuple[int, ...], encoders: Mapping[str, str]) -> bool:
+    """Return True if a part with `Part.can_be_image` is encoded as an image. `encoders` is `Gym.encoders`."""
     if name in encoders:
         return encoders[name] in ("nature", "resnet") or ":" in encoders[name]
-    return encoders[""] != "flat" and min(image_shape(shape)[1:]) >= SMALLEST_IMAGE
+    return encoders[""] != "flat" and is_large(shape)
+
+
+def is_large(shape: tuple[int, ...]) -> bool:
+    """Return True if `policy.image_encoder` applies to images of this shape."""
+    return min(image_shape(shape)[1:]) >= SMALLEST_IMAGE
 
 
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:

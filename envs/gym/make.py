@@ -132,9 +132,10 @@ def choose_vector_version(config: Gym) -> Literal["never", "if possible", "alway
         raise UsageError(f"gym.vectorization = 'vector_entry_point': {env_id} has no vector version; use sync or async")
     wrapped = bool(config.wrappers or config.training_wrappers)
     if spec.entry_point is None and (mode in ("sync", "async") or wrapped):
+        names = [name for name in ("wrappers", "training_wrappers") if getattr(config, name)]
+        remove = f" and remove {' and '.join(f'gym.{name}' for name in names)}" if names else ""
         raise UsageError(
-            f"{env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point and "
-            "remove gym.wrappers"
+            f"{env_id}: this environment only has a vector version; set gym.vectorization to vector_entry_point{remove}"
         )
     if spec.entry_point is None and uses_rank(config.env_kwargs):
         raise UsageError(
@@ -304,17 +305,12 @@ def check(config: GymConfig) -> None:
         observations, actions = check_vector_version(config.gym) if only_vector else _check_single(config.gym)
     except ForeignCodeError as error:
         raise UsageError(str(error)) from error
-    if observations.images or config.policy.encoders:
-        from envs.gym.encoders import check_encoders
-
-        check_encoders(observations, config.policy)
-    elif config.policy.image_encoder == "resnet":
+    _check_encoder_options(config, observations)
+    if config.gym.normalize_obs and not observations.numbers:
         raise UsageError(
-            f"policy.image_encoder = 'resnet' has no effect, because {config.gym.env_id} has no images of at least 36 "
-            "x 36 pixels; remove policy.image_encoder, or set policy.encoders for a smaller image"
+            f"gym.normalize_obs = true has no effect, because the observations of {config.gym.env_id} contain only "
+            "images, which are never normalized; set gym.normalize_obs = false"
         )
-    elif config.policy.shared and not config.policy.hidden and not config.policy.is_recurrent:
-        raise UsageError("policy.shared = true has no effect because policy.hidden = []; remove policy.shared")
     if not actions.continuous and not config.policy.is_default("log_std_init"):
         raise UsageError(
             f"policy.log_std_init = {config.policy.log_std_init} has no effect, because {config.gym.env_id} has "
@@ -326,6 +322,29 @@ def check(config: GymConfig) -> None:
             f"gym.rescale_actions = false has no effect, because {config.gym.env_id} has {kind}; add "
             "--gym.rescale-actions"
         )
+
+
+def _check_encoder_options(config: GymConfig, observations: ObservationLayout) -> None:
+    policy = config.policy
+    if observations.images or policy.encoders:
+        from envs.gym.encoders import check_encoders
+
+        check_encoders(observations, policy)
+    elif policy.shared and not policy.hidden and not policy.is_recurrent:
+        raise UsageError("policy.shared = true has no effect because policy.hidden = []; remove policy.shared")
+    # Runs of older versions have the value "flat" for all environments.
+    if policy.image_encoder == "resnet" or (policy.image_encoder == "flat" and policy.encoders):
+        from envs.gym.images import is_large
+
+        images = [part for part in observations.parts if part.can_be_image and is_large(part.space.shape or ())]
+        if all(part.name in policy.encoders for part in images):
+            why = f"{config.gym.env_id} has no images of at least 36 x 36 pixels"
+            if images:
+                why = f"policy.encoders contains all images: {', '.join(part.name for part in images)}"
+            raise UsageError(
+                f"policy.image_encoder = {policy.image_encoder!r} has no effect, because {why}; remove "
+                f"policy.image_encoder{'' if images else ', or set policy.encoders for a smaller image'}"
+            )
 
 
 def _check_single(config: Gym) -> tuple[ObservationLayout, ActionLayout]:

@@ -18,6 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from envs.gym.errors import DescribedError
+from envs.gym.images import is_image
 from ppo_unified.errors import ForeignCodeError, UsageError
 
 MASK_KEY = "action_mask"  # key of the action mask in a Dict observation or in a step's info
@@ -40,8 +41,14 @@ class Part(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name in `policy.encoders`, such as 'pose.1'."""
-        return ".".join(map(str, self.keys)) or ("image" if self.is_image else "obs")
+        """The name in `policy.encoders`, such as 'pose.1'. It does not depend on the encoder."""
+        return ".".join(map(str, self.keys)) or ("image" if self.can_be_image else "obs")
+
+    @property
+    def can_be_image(self) -> bool:
+        """True for a Box of uint8 with two to four dimensions."""
+        shape = self.space.shape or ()
+        return isinstance(self.space, spaces.Box) and self.space.dtype == np.uint8 and 2 <= len(shape) <= 4
 
     @property
     def entry(self) -> str:
@@ -149,16 +156,13 @@ def describe_observations(
 
 def _find_parts(space: spaces.Space[Any], encoders: Mapping[str, str], keys: tuple[Any, ...] = ()) -> Iterator[Part]:
     """Yield the parts of nested Dict and Tuple spaces, in the order in which Gymnasium flattens them."""
+    part = Part(keys, space)
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-        for key, part in inner:
-            yield from _find_parts(part, encoders, (*keys, key))
-    elif space.dtype == np.uint8 and len(space.shape or ()) > 1:
-        from envs.gym.images import is_image
-
-        yield Part(keys, space, is_image(Part(keys, space, True).name, space, encoders))
+        for key, inner_space in inner:
+            yield from _find_parts(inner_space, encoders, (*keys, key))
     else:
-        yield Part(keys, space)
+        yield part._replace(is_image=part.can_be_image and is_image(part.name, space.shape or (), encoders))
 
 
 def _describe_part(part: Part) -> str:

@@ -12,8 +12,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from envs.gym.atari import FireStart
 from envs.gym.encoders import Pixels, check_encoders
 from envs.gym.images import image_shape
+from envs.gym.initialization import check_init
 from envs.gym.make import check
 from envs.gym.options import GymConfig, Policy, make_single
 from envs.gym.spaces import describe_observations
@@ -23,9 +25,10 @@ from ppo_unified.config import presets
 from ppo_unified.errors import UsageError
 from tests.envs.gym.test_spaces import export_and_compare
 from tests.envs.gym.test_vector import OPENED, _close_adapters, make_config
+from tests.pixel_envs import Lives, LostStart
 
 __all__ = ["_close_adapters"]
-SCENE, LIVES = "tests.pixel_envs:Scene-v0", "tests.pixel_envs:Lives-v0"
+SCENE, LIVES, CATCH = "tests.pixel_envs:Scene-v0", "tests.pixel_envs:Lives-v0", "envs.gym.pixel_tasks:Catch"
 
 
 def make_adapter(env_id: str = SCENE, num_envs: int = 2, num_steps: int = 6, **tables: Any) -> GymAdapter:
@@ -111,6 +114,48 @@ def test_each_part_can_have_its_own_encoder() -> None:
     assert all(p.grad is not None and p.grad.any() for p in encoder.networks[0].parameters())
 
 
+def test_own_encoder_stays_in_evaluation_mode() -> None:
+    adapter = make_adapter(policy={"encoders": {"camera": "tests.pixel_envs:Noisy"}})
+    policy = adapter.policy
+    before, random_state = [x.clone() for x in policy.buffers()], torch.get_rng_state()
+    rollout = adapter.collect()
+    policy.train()
+    torch.testing.assert_close(policy.evaluate(rollout.obs, rollout.actions).logprobs, rollout.logprobs)
+    assert adapter.score(2, 1, True) == adapter.score(2, 1, True)
+    assert all(map(torch.equal, before, policy.buffers()))
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("env_id", "tables", "message"),
+    [
+        (CATCH, {"gym": {"normalize_obs": True}}, "gym.normalize_obs = true has no effect, because the observations"),
+        (
+            SCENE,
+            {"policy": {"image_encoder": "resnet", "encoders": {"camera": "nature"}}},
+            "policy.image_encoder = 'resnet' has no effect, because policy.encoders contains all images: camera; rem",
+        ),
+        (
+            SCENE,
+            {"policy": {"image_encoder": "flat", "encoders": {"camera": "nature"}}},
+            "policy.image_encoder = 'flat' has no effect, because policy.encoders contains all images: camera; remove",
+        ),
+        (LIVES, {"policy": {"image_encoder": "resnet"}}, "has no effect, because tests.pixel_envs:Lives-v0 has no im"),
+    ],
+)
+def test_option_of_images_without_effect_is_rejected(env_id: str, tables: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        check(make_config(env_id, **tables))
+
+
+def test_init_ignores_an_image_encoder_without_effect() -> None:
+    named, source = ({"image_encoder": x, "encoders": {"camera": "nature"}} for x in ("nature", "resnet"))
+    state = make_adapter(policy=named).state_dict()
+    check_init(make_config(SCENE, policy=named), make_config(SCENE, policy=source), {}, state)
+    with pytest.raises(UsageError, match=r"'nature' does not fit, because the policy has 'resnet'; add --policy.image"):
+        check_init(make_config(SCENE), make_config(SCENE, policy={"image_encoder": "resnet"}), {}, state)
+
+
 @pytest.mark.parametrize(
     ("encoders", "message"),
     [
@@ -141,6 +186,16 @@ def test_small_image_needs_a_named_encoder() -> None:
     check_encoders(layout, Policy(encoders={"image": "resnet"}))
     with pytest.raises(UsageError, match=r"image = 'nature': expected an image with sides of at least 36 pixels"):
         check_encoders(layout, Policy(encoders={"image": "nature"}))
+
+
+@pytest.mark.parametrize("size", [7, 40])
+def test_name_of_an_observation_depends_only_on_its_space(size: int) -> None:
+    space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+    for encoder in ("mlp(5)", "flat", "resnet"):
+        layout = describe_observations(space, "", False, {"": "nature", "image": encoder})
+        check_encoders(layout, Policy(encoders={"image": encoder}))
+        with pytest.raises(UsageError, match=r"no part 'obs' \(its parts: image\)"):
+            check_encoders(layout, Policy(encoders={"obs": encoder}))
 
 
 def test_stored_run_without_encoder_keeps_flat_images() -> None:
@@ -175,6 +230,12 @@ def test_training_wrapper_that_changes_spaces_is_rejected() -> None:
         UsageError, match=r"gym.training_wrappers: expected the observation space .* of evaluations, got"
     ):
         check(config)
+
+
+def test_fire_may_end_the_game() -> None:
+    env = FireStart(LostStart(Lives()))
+    env.reset(seed=0)
+    assert env.step(0)[2:] == (False, False, {"lives": 3})
 
 
 def test_game_without_fire_is_rejected() -> None:

@@ -128,7 +128,12 @@ def test_broken_rule_leaves_no_run_folder(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob("*"))
 
 
-@pytest.mark.parametrize("options", [{"vectorization": "sync"}, {"wrappers": ["FlattenObservation"]}])
-def test_vector_environment_cannot_be_used_as_a_single_one(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"VectorBreaksRule-v0: this environment only has a vector version; set gym"):
+@pytest.mark.parametrize(
+    ("options", "fix"),
+    [({"vectorization": "sync"}, "")]
+    + [({name: ["FlattenObservation"]}, f" and remove gym.{name}") for name in ("wrappers", "training_wrappers")],
+)
+def test_vector_environment_cannot_be_used_as_a_single_one(options: dict[str, Any], fix: str) -> None:
+    message = "VectorBreaksRule-v0: this environment only has a vector version; set gym.vectorization to"
+    with pytest.raises(UsageError, match=f"{message} vector_entry_point{fix}$"):
         check(make_config("tests.faulty_envs:VectorBreaksRule-v0", gym=options))
