@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -45,8 +45,10 @@ def run_training(
         checkpoints = run.checkpoint_folders()
         newest = f" (newest checkpoint: step {checkpoints[-1][0]:,})" if checkpoints else ""
         print_err(f"preparing {run.path}{newest}")  # training may still turn out to be impossible
-        progress = Progress(log, listener)
-        with Heartbeat(run, run.read_status(), progress.show) as heartbeat:
+        heartbeat = Heartbeat(run, run.read_status())
+        progress = Progress(log, heartbeat.lock, listener)
+        heartbeat.listener = progress.show
+        with heartbeat:
             preload("ppo_unified.training.session")  # slow (torch); the signal handlers already exist
         from ppo_unified.training.session import train_in
 
@@ -100,12 +102,17 @@ class Progress:
     """Prints the progress of a run.
 
     The trainer calls it after each iteration and each evaluation between iterations, and `finish` at the end, which
-    clears the live line. The heartbeat's thread calls `show`, so that long iterations also print lines.
-    It holds `lock`.
+    clears the live line. The heartbeat's thread calls `show`, so that long iterations also print lines. It holds the
+    heartbeat's `lock`, and so does the trainer's thread here, except while it calls the `listener`, which may be slow.
     """
 
-    def __init__(self, log: TextIO, listener: Callable[[Status, dict[str, float]], object] | None = None) -> None:
-        self.listener = listener
+    def __init__(
+        self,
+        log: TextIO,
+        lock: AbstractContextManager[object],
+        listener: Callable[[Status, dict[str, float]], object] | None = None,
+    ) -> None:
+        self.lock, self.listener = lock, listener
         self.terminal = is_drawable(sys.stderr)
         self.screen = getattr(sys.stderr, "screen", sys.stderr)  # bypasses the log, which contains no live lines
         self.log = log
@@ -115,10 +122,11 @@ class Progress:
         self.warned: frozenset[str] = frozenset()  # names of the health checks that were firing
 
     def __call__(self, status: Status, metrics: dict[str, float]) -> None:
-        self._print_health(status)
-        if "policy/kl" in metrics:
-            self.metrics, self.iterated = metrics, time.monotonic()
-        self.show(status)
+        with self.lock:
+            self._print_health(status)
+            if "policy/kl" in metrics:
+                self.metrics, self.iterated = metrics, time.monotonic()
+            self.show(status)
         if self.listener is not None:
             self.listener(status, metrics)
 

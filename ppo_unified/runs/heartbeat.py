@@ -51,8 +51,9 @@ class Heartbeat:
     write. After a `stop_request`, the state is shown as 'stopping', even if the trainer is still busy.
     """
 
-    def __init__(self, run: Run, status: Status, listener: Callable[[Status], None] | None = None) -> None:
-        self.run, self.status, self.listener = run, status, listener
+    def __init__(self, run: Run, status: Status) -> None:
+        self.run, self.status = run, status
+        self.listener: Callable[[Status], None] | None = None
         self.lock = threading.RLock()
         self.best_effort = BestEffort(run)
         self.stop_request = StopRequest()

@@ -22,7 +22,8 @@ from ppo_unified.training.out_of_memory import OutOfMemory, explain_out_of_memor
 from ppo_unified.training.reporting import Reporter
 from ppo_unified.training.state import TrainingState
 
-# called with the metrics of each iteration, and of each evaluation between iterations
+# Called with the metrics of each iteration, and of each evaluation between iterations. It may be slow, so it is called
+# without the heartbeat's lock.
 Listener = Callable[[Status, dict[str, float]], None]
 
 
@@ -145,8 +146,7 @@ class Trainer:
         self._save_if_due(metrics["time/update_s"])
         self.reporter.heartbeat.enter("collecting")  # the next iteration
         self.reporter.write_status_if_due()
-        with self.reporter.heartbeat.lock:
-            self.listener(self.status, metrics)
+        self.listener(self.status, metrics)
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate at the current step and return the metrics. If this is interrupted, the evaluation stays pending."""
@@ -174,8 +174,7 @@ class Trainer:
             if not self._is_over:
                 self.reporter.heartbeat.enter("collecting")
             self.reporter.write_status()
-            with self.reporter.heartbeat.lock:
-                self.listener(self.status, metrics)
+            self.listener(self.status, metrics)
 
     def _save(self) -> None:
         self.reporter.heartbeat.enter("saving")

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -519,7 +520,7 @@ def test_detach_counts_the_runs_that_were_not_started(
 def test_progress_and_summary_label_greedy_and_sampled(tmp_path: Path) -> None:
     log = io.StringIO()
     status = Status(name="a", step=500, total_steps=1000, score=490.0, best_score=500.0, state="finished")
-    progress = Progress(log)
+    progress = Progress(log, nullcontext())
     progress.last_plain = -PLAIN_S
     progress(status, {"time/steps_per_second": 10.0, "episode/return": 123.0, "policy/kl": 0.01})
     assert re.search(r"return 123 \(sampled\) .{1,2} ?score 490 \(greedy\) ", log.getvalue())

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -395,7 +396,7 @@ def test_progress_lines_name_phase_before_the_first_iteration(monkeypatch: pytes
     monkeypatch.setattr("ppo_unified.cli.run_training.time.monotonic", lambda: clock[0])
     monkeypatch.setattr("ppo_unified.cli.run_training.time.time", lambda: clock[0])
     log: Any = Log()
-    progress, status = Progress(log), Status(state="running", total_steps=4000, phase="starting")
+    progress, status = Progress(log, nullcontext()), Status(state="running", total_steps=4000, phase="starting")
 
     def line_after(seconds: float) -> str:
         log.text, clock[0] = "", clock[0] + seconds

@@ -10,6 +10,7 @@ from ppo_unified import run
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
 from ppo_unified.training.session import load_adapter
+from tests.cli.commands import wait_for
 from tests.sequences import sequences
 from tests.training.runs import short_config
 
@@ -32,15 +33,19 @@ def test_configuration_not_fitting_checkpoint_is_reported(tmp_path: Path) -> Non
         load_adapter(kept, short_config(policy={"hidden": [32]}), "latest")
 
 
-def test_callback_sees_every_iteration_and_can_stop(tmp_path: Path) -> None:
+def test_callback_sees_every_iteration_and_can_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppo_unified.runs.heartbeat.HEARTBEAT_S", 0.01)
     seen = list[tuple[int, float]]()
 
     def on_iteration(steps: int, metrics: dict[str, float]) -> bool:
+        kept = Run(tmp_path / "a")
+        before = kept.read_status().heartbeat
+        wait_for(lambda: kept.read_status().heartbeat > before)  # although this function is slow
         seen.append((steps, metrics["policy/kl"]))
         return len(seen) == 2
 
     config = short_config(total_steps=100_000, eval={"at_start": True, "episodes": 1})
-    result = run(config, tmp_path, on_iteration=on_iteration)
+    result = run(config, tmp_path, "a", on_iteration=on_iteration)
     status = Run(result.path).read_status()
     assert (result.state, result.reason) == (status.state, status.reason) == ("stopped", "stopped by on_iteration")
     assert 0 < seen[0][0] < seen[1][0] == status.step
