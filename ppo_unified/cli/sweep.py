@@ -16,7 +16,7 @@ from ppo_unified.cli.common import add_runs_folder, foreign_code, integer
 from ppo_unified.config import presets
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.schema import RunConfig
-from ppo_unified.config.space import Choices, Range, Space, find_values, parse_space
+from ppo_unified.config.space import Choices, Range, Space, drop_ignored, find_values, parse_space
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import preparation
 from ppo_unified.runs.folder import check_name
@@ -166,9 +166,9 @@ class Sweep:
 
     def run(self, first: dict[str, str] | None) -> int:
         """Train the trials, print the result and return the exit code."""
-        is_new = not self.journal.exists()
         study = self.api.open_study(self.journal, self.name)
         with self.api.TrialLocks(self.journal).choosing():
+            is_new = self.api.find_definition(study) is None
             self.api.define(study, self.definition, first)
         self._printed = {trial.number for trial in self.api.finished_trials(study)}
         start = f"resuming after {len(self._printed)} trials" if not is_new else "starting"
@@ -223,7 +223,7 @@ class Sweep:
         return Path(self.logs / f"worker-{number}.log")
 
     def _start(self, number: int) -> subprocess.Popen[bytes]:
-        words = [self.journal, self.name, self.options.folder, self.options.trials, number]
+        words = [self.journal, self.name, self.options.folder, self.options.trials]
         with open(self._log(number), "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", "ppo_unified.cli.sweep_worker", *map(str, words)],
@@ -245,7 +245,7 @@ class Sweep:
     def _describe(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> str:
         result = f"{self.options.objective} {format_number(trial.value)}" if trial.state.name == "COMPLETE" else ""
         best, reason = self.api.best_trial(study), self.api.reason_of(trial)
-        values = self.api.trial_values(trial, self.space)
+        values = self._values(trial)
         parts = [f"trial {trial.number}: {result or reason}"]
         parts += [" ".join(f"{option}={text}" for option, text in values.items())]
         parts += [f"{len(self._printed)} of {self.options.trials} trials"]
@@ -277,16 +277,20 @@ class Sweep:
         return 1 if problem or best is None else 0
 
     def _row(self, trial: optuna.trial.FrozenTrial) -> dict[str, str]:
-        values: dict[str, str] = self.api.trial_values(trial, self.space)
+        values = self._values(trial)
         row = {"trial": str(trial.number), "run": f"{self.name}-{trial.number}"}
-        return row | {self.options.objective: format_number(trial.value)} | values
+        row |= {self.options.objective: format_number(trial.value)}
+        return row | {option: values.get(option, "-") for option in self.space}
+
+    def _values(self, trial: optuna.trial.FrozenTrial) -> dict[str, str]:
+        values, _ = drop_ignored(self.config, self.api.trial_values(trial, self.space))
+        return values
 
     def _command(self, trial: optuna.trial.FrozenTrial) -> str:
         """Return the command line that trains a run with the options of a trial."""
         from ppo_unified.cli.sweep_worker import trial_command
 
-        values = self.api.trial_values(trial, self.space)
-        return shlex.join(trial_command(self.definition, values, self.config, self.options.folder))
+        return shlex.join(trial_command(self.definition, self._values(trial), self.config, self.options.folder))
 
 
 def clean_table(rows: Sequence[dict[str, str]]) -> str:

@@ -18,7 +18,7 @@ from ppo_unified.cli.common import foreign_code
 from ppo_unified.cli.run_training import run_training
 from ppo_unified.config import presets
 from ppo_unified.config.schema import RunConfig, typed_options
-from ppo_unified.config.space import apply_values
+from ppo_unified.config.space import apply_values, drop_ignored
 from ppo_unified.config.values import format_flag, read_value
 from ppo_unified.errors import ForeignCodeError, UsageError
 from ppo_unified.parsing import parse_toml
@@ -33,8 +33,8 @@ from ppo_unified.runs.study import (
     count_attempt,
     draw_values,
     find_definition,
-    finished_trials,
     open_study,
+    read_scores,
     record_outcome,
     report_score,
     undo_attempt,
@@ -59,10 +59,11 @@ class Work(NamedTuple):
 
 def train_trials(work: Work, limit: int) -> int:
     """Train trials until the study has `limit` of them. Return the number of the signal that ended the loop, or 0."""
+    seed = int(parse_toml(work.definition.config)["seed"])
     while True:
         stop = StopRequest()
         with stop.handle_signals():
-            trial = choose_trial(work.study, work.locks, limit, lambda number: work.run_of(number).is_locked())
+            trial = choose_trial(work.study, work.locks, limit, lambda number: work.run_of(number).is_locked(), seed)
             if trial is None:
                 return 0
             outcome = train_trial(work, trial, stop)
@@ -86,6 +87,8 @@ def train_trial(work: Work, trial: optuna.Trial, stop: StopRequest) -> Outcome |
             if (outcome := find_outcome(run, run.read_status())) is not None:
                 return outcome
             _resume(run, stop, listener)
+        elif read_scores(trial):
+            return Outcome("failed", None, f"it was interrupted, and its run is not in {work.runs}")
         else:
             _start(work, trial, stop, listener)
     except Interrupted:
@@ -98,8 +101,8 @@ def train_trial(work: Work, trial: optuna.Trial, stop: StopRequest) -> Outcome |
 def _start(work: Work, trial: optuna.Trial, stop: StopRequest, listener: TrialListener) -> None:
     """Train the run of a new trial. Raises UsageError if the drawn options are invalid."""
     definition, name = work.definition, work.run_of(trial.number).name
-    values = draw_values(trial, definition.read_space())
     base = presets.from_table(parse_toml(definition.config), "the sweep")
+    values, _ = drop_ignored(base, draw_values(trial, definition.read_space()))
     config = apply_values(base, values, "invalid combination")
     entry = describe_trial(work.study.study_name, trial.number, values, definition.objective)
     with foreign_code(), stop.interruptible():
@@ -141,10 +144,9 @@ class TrialListener:
         score = metrics.get("eval/score")
         if score is None or score != score or abs(score) == float("inf"):
             return
-        # runs with different rollouts evaluate at slightly different steps, which are compared as if they were equal
-        step = status.step // self._every * self._every if self._every else status.step
-        scores = report_score(self._trial, step, score)
-        status.sweep["value"] = mean_score(scores, self._every, status.total_steps)
+        scores = report_score(self._trial, status.step, score, self._every)
+        value = mean_score(scores, self._every, status.total_steps)
+        status.sweep = status.sweep | {"value": value}  # as a whole, because the heartbeat's thread may read it
         done = fraction_done(status) or 0.0
         if self._definition.pruning and WARMUP <= done < 1 and not self._stop and self._trial.should_prune():
             self._stop.cause = f"{PRUNED} by the sweep: score {format_number(score)} at step {status.step:,}"
@@ -165,15 +167,14 @@ def _stop_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Train trials. `arguments`: the journal, the sweep's name, the runs folder, the number of trials, the worker."""
-    journal, name, runs, limit, number = arguments
+    """Train trials. `arguments`: the journal, the sweep's name, the runs folder, the number of trials."""
+    journal, name, runs, limit = arguments
     _stop_with_parent()
     try:
         definition = find_definition(study := open_study(Path(journal), name))
         if definition is None:
             raise UsageError(f"{journal}: expected a sweep named {name!r}; start it with ppo-unified sweep")
-        seed = int(parse_toml(definition.config)["seed"]), int(number), len(finished_trials(study))
-        work = Work(open_study(Path(journal), name, seed), TrialLocks(Path(journal)), definition, Path(runs))
+        work = Work(study, TrialLocks(Path(journal)), definition, Path(runs))
         ended_by = train_trials(work, int(limit))
     except UsageError as error:
         print_err(str(error))

@@ -24,7 +24,7 @@ from ppo_unified.errors import UsageError
 WHERE = "--space"
 DIGITS = 4  # significant digits of a sampled number
 _RANGE = re.compile(r"\s*(\S+?)\s*\.\.\s*(\S+?)(\s+log)?\s*")
-_PROBES = 64  # number of combinations that are tried before a space counts as invalid
+_PROBES = 512  # number of combinations that are tried before a space counts as invalid
 _UNSEARCHABLE = {
     "seed": "trials with different seeds are not comparable",
     "eval": "the scores of trials with different evaluations are not comparable",
@@ -99,6 +99,25 @@ def apply_values(config: C, values: Mapping[str, str], where: str) -> C:
     declared = typed_options(type(config))
     changes = {option: read_value(text, declared[option]) for option, text in values.items()}
     return validate(type(config), config.replace(changes).model_dump(), where)
+
+
+def drop_ignored(config: RunConfig, values: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the values without those of options that have no effect because of the others, and the reason of each.
+
+    If such an option is not at its default in `config`, which would be an error, it gets its default value.
+    """
+    declared, kept, reasons = typed_options(type(config)), dict(values), dict[str, str]()
+    while True:
+        changed = config.replace({option: read_value(text, declared[option]) for option, text in kept.items()})
+        ignored = ((option, why) for option, is_ignored, why in changed.ignored_options() if is_ignored)
+        option, why = next((pair for pair in ignored if pair[0] in values and pair[0] not in reasons), ("", ""))
+        if not option:
+            return kept, reasons
+        reasons[option] = why
+        del kept[option]
+        owner, name = config.owner(option)
+        if not owner.is_default(name):
+            kept[option] = format_value(declared[option].get_default(call_default_factory=True), declared[option])
 
 
 def find_values(space: Space, config: RunConfig) -> dict[str, str] | None:
@@ -178,15 +197,25 @@ def _parse_choices(parts: Sequence[str], declared: FieldInfo) -> Choices:
 
 
 def _check_combinations(space: Space, config: RunConfig) -> None:
-    """Raise UsageError if none of many combinations of the ends of ranges and of listed values is valid."""
-    generator, problem = random.Random(0), ""
+    """Try combinations of the ends of ranges and of listed values.
+
+    Raises UsageError if none of them is valid, or if a searched option has no effect in any of them.
+    """
+    generator, problem, effective, reasons = random.Random(0), "", set[str](), dict[str, str]()
     for _ in range(_PROBES):
         values = {option: generator.choice(among.ends) for option, among in space.items()}
+        kept, ignored = drop_ignored(config, values)
+        reasons = ignored | reasons
         try:
-            apply_values(config, values, "")
-            return
+            apply_values(config, kept, "")
+            effective |= space.keys() - ignored.keys()
         except UsageError as error:
             problem = problem or str(error).partition("\n")[0].removeprefix(": ")
+        if effective == space.keys():
+            return
+    for option, why in reasons.items():
+        if option not in effective:
+            raise UsageError(f"{WHERE}: {option} has no effect because {why}; remove it")
     raise UsageError(
         f"{WHERE}: none of {_PROBES} tried combinations is valid; first error: {problem}; change or narrow these values"
     )

@@ -29,6 +29,7 @@ STARTUP_TRIALS = 5  # number of random trials before the sampler learns from res
 STATES = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 _LINE = b'{"op_code"'  # the start of each line of a journal
 _DEFINITION, _REASON = "definition", "reason"  # names of attributes in the journal
+_SCORE = "score at step "  # how the names of the attributes start that store the scores of a trial
 
 
 class Definition(NamedTuple):
@@ -101,15 +102,9 @@ class TrialLocks:
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number + 1)
 
 
-def open_study(journal: Path, name: str, seed: tuple[int, ...] = ()) -> optuna.Study:
-    """Open a study or create it. `seed` determines the random numbers of this process.
-
-    Raises UsageError if the file cannot be written or is not a journal.
-    """
+def open_study(journal: Path, name: str) -> optuna.Study:
+    """Open a study or create it. Raises UsageError if the file cannot be written or is not a journal."""
     optuna.logging.set_verbosity(logging.ERROR)
-    sampler = optuna.samplers.TPESampler(
-        n_startup_trials=STARTUP_TRIALS, seed=int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed else None
-    )
     pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS)
     try:
         if journal.exists():
@@ -121,7 +116,6 @@ def open_study(journal: Path, name: str, seed: tuple[int, ...] = ()) -> optuna.S
         return optuna.create_study(
             storage=JournalStorage(backend),
             study_name=name,
-            sampler=sampler,
             pruner=pruner,
             direction="maximize",
             load_if_exists=True,
@@ -159,24 +153,36 @@ def find_definition(study: optuna.Study) -> Definition | None:
 
 
 def choose_trial(
-    study: optuna.Study, locks: TrialLocks, limit: int, is_training: Callable[[int], bool]
+    study: optuna.Study, locks: TrialLocks, limit: int, is_training: Callable[[int], bool], seed: int
 ) -> Trial | None:
     """Return an abandoned trial or, if there is none, a new one. Return None if the study has `limit` trials.
 
     A trial is abandoned if it has no result, no process has its lock, and `is_training` is false for its number.
-    Afterwards, this process has the lock of the returned trial.
+    Afterwards, this process has the lock of the returned trial. The values of a trial depend only on the `seed`, its
+    number and the results so far, so a resumed sweep draws the same values as an uninterrupted one.
     """
     with locks.choosing():
-        trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state != TrialState.WAITING]
+        known = study.get_trials(deepcopy=False)
+        trials = [trial for trial in known if trial.state != TrialState.WAITING]
         for trial in trials:
             is_free = trial.state == TrialState.RUNNING and not is_training(trial.number)
             if is_free and locks.acquire(trial.number):
+                study.sampler = _make_sampler(seed, trial.number)
                 return Trial(study, trial._trial_id)
         if len(trials) >= limit:
             return None
+        waiting = [trial.number for trial in known if trial.state == TrialState.WAITING]
+        study.sampler = _make_sampler(seed, min(waiting, default=len(known)))
         new = study.ask()
         locks.acquire(new.number)
         return new
+
+
+def _make_sampler(seed: int, number: int) -> optuna.samplers.TPESampler:
+    """Return the sampler of one trial. Optuna can store neither the state of a sampler nor set it."""
+    return optuna.samplers.TPESampler(
+        n_startup_trials=STARTUP_TRIALS, seed=int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    )
 
 
 def draw_values(trial: Trial, space: Space) -> dict[str, str]:
@@ -198,13 +204,30 @@ def _to_optuna(values: Range | Choices, text: str) -> str | int | float:
     return int(text) if values.is_integer else float(text)
 
 
-def report_score(trial: Trial, step: int, score: float) -> dict[int, float]:
-    """Report the score of an evaluation. Return all scores of the trial by step. A repeated report has no effect."""
-    scores = dict(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
+def report_score(trial: Trial, step: int, score: float, every: int) -> dict[int, float]:
+    """Store the score of an evaluation. Return all scores of the trial by step. A repeated report has no effect.
+
+    Runs with different rollouts evaluate at slightly different steps. The pruner compares the first evaluations of
+    trials after each multiple of `every` steps.
+    """
+    scores, compared = read_scores(trial), _find_stored(trial).intermediate_values
     if step not in scores:
-        trial.report(score, step)
+        trial.set_user_attr(f"{_SCORE}{step}", score)
         scores[step] = score
+    rounded = step // every * every if every else step
+    if rounded not in compared:
+        trial.report(score, rounded)
     return scores
+
+
+def read_scores(trial: Trial) -> dict[int, float]:
+    """Return the scores of a trial's evaluations by step."""
+    attributes = _find_stored(trial).user_attrs.items()
+    return {int(name.removeprefix(_SCORE)): score for name, score in attributes if name.startswith(_SCORE)}
+
+
+def _find_stored(trial: Trial) -> FrozenTrial:
+    return trial.study.get_trials(deepcopy=False)[trial.number]
 
 
 def count_attempt(trial: Trial) -> int:

@@ -45,7 +45,7 @@ def trial_options(status: Status) -> dict[str, str]:
 
 
 def mean_score(scores: Mapping[int, float], every: int, total: int) -> float:
-    """Return the mean of the scores of evaluations at steps that are `every` steps apart.
+    """Return the mean of the scores of evaluations at steps that are about `every` steps apart.
 
     Each score counts for the steps until the next evaluation, and the last one for the steps until `total`.
     """

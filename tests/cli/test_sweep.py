@@ -21,7 +21,16 @@ from ppo_unified.cli.sweep_worker import TrialListener, Work, train_trials
 from ppo_unified.config.presets import load_preset
 from ppo_unified.config.space import parse_space
 from ppo_unified.runs.folder import Run, Status
-from ppo_unified.runs.study import Definition, TrialLocks, define, open_study, reason_of
+from ppo_unified.runs.study import (
+    Definition,
+    TrialLocks,
+    choose_trial,
+    define,
+    open_study,
+    read_scores,
+    reason_of,
+    report_score,
+)
 from ppo_unified.runs.trials import mean_score
 from tests.cli.commands import Call, wait_for
 
@@ -61,10 +70,10 @@ import os, signal, sys, time
 from pathlib import Path
 from ppo_unified.runs.study import TrialLocks, choose_trial, draw_values, find_definition, open_study, record_outcome
 from ppo_unified.runs.trials import Outcome
-journal, name, runs, limit, number = sys.argv[1:]
+journal, name, runs, limit = sys.argv[1:]
 signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-study, locks = open_study(Path(journal), name, (int(number),)), TrialLocks(Path(journal))
-while (trial := choose_trial(study, locks, int(limit), lambda number: False)) is not None:
+study, locks = open_study(Path(journal), name), TrialLocks(Path(journal))
+while (trial := choose_trial(study, locks, int(limit), lambda number: False, 1)) is not None:
     values = draw_values(trial, find_definition(study).read_space())
     if trial.number == 1 and not Path("killed").exists():
         Path("killed").touch()
@@ -83,7 +92,7 @@ def test_sweep_restarts_killed_workers_and_can_be_resumed(
     tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(sweep: Sweep, number: int) -> subprocess.Popen[bytes]:
-        words = map(str, (sweep.journal, sweep.name, sweep.options.folder, sweep.options.trials, number))
+        words = map(str, (sweep.journal, sweep.name, sweep.options.folder, sweep.options.trials))
         return subprocess.Popen([sys.executable, "-c", WORKER, *words], start_new_session=True)
 
     monkeypatch.setattr(Sweep, "_start", start)
@@ -111,6 +120,8 @@ def test_sweep_restarts_killed_workers_and_can_be_resumed(
     assert code == 130
     assert err.startswith("cartpole-sweep: resuming after 4 trials; 5 trials")
     assert err.splitlines()[-1] == "to resume the sweep, repeat the command"
+    new = (*words, "--study", "runs/cartpole-sweep/study.journal", "--name", "new", "--trials", "1")
+    assert call(*new)[2].startswith("new: starting; 1 trials")
     code, _, err = call(*words, "--objective", "best_score")
     assert (code, err.count("\n")) == (2, 1)
     assert (
@@ -124,12 +135,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """A sweep over two options, of which some combinations are invalid. Its runs are tiny."""
     monkeypatch.chdir(tmp_path)
     config = load_preset("cartpole", **TINY)
-    space = parse_space(["ppo.objective=clip,penalty", "ppo.penalty_coef=1,2"], config)
+    space = parse_space(["ppo.objective=clip,penalty", "ppo.penalty_coef=1,2", "ppo.dual_clip=0,0.5"], config)
     entries = {option: values._asdict() for option, values in space.items()}
     definition = Definition("ppo-unified sweep", ["cartpole"], [], config.to_toml(), entries, "mean_score", True)
     journal = tmp_path / "study.journal"
     study = open_study(journal, "try")
-    define(study, definition, {"ppo.objective": "clip", "ppo.penalty_coef": "1"})
+    define(study, definition, {"ppo.objective": "clip", "ppo.penalty_coef": "2", "ppo.dual_clip": "0"})
     return Work(study, TrialLocks(journal), definition, Path("runs"))
 
 
@@ -138,20 +149,22 @@ def states(work: Work) -> list[TrialState]:
 
 
 def test_trials_are_runs_and_invalid_ones_have_a_reason(work: Work) -> None:
-    work.study.enqueue_trial({"ppo.objective": "clip", "ppo.penalty_coef": "2"})
+    work.study.enqueue_trial({"ppo.objective": "clip", "ppo.penalty_coef": "2", "ppo.dual_clip": "0.5"})
     assert train_trials(work, 2) == 0
     assert states(work) == [TrialState.COMPLETE, TrialState.FAIL]
     reason = reason_of(work.study.trials[1])
-    assert reason.startswith("invalid combination: ppo.penalty_coef = 2.0 has no effect because ppo.objective = 'clip'")
+    assert reason.startswith("invalid combination: ppo.dual_clip: expected 0 (off) or a number > 1, got 0.5")
     assert [path.name for path in work.runs.iterdir()] == ["try-0"]
     status, trial = work.run_of(0).read_status(), work.study.trials[0]
     assert status.state == "finished"
-    assert status.sweep["options"] == {"ppo.objective": "clip", "ppo.penalty_coef": "1"}
-    assert len(scores := trial.intermediate_values) > 1
-    assert all(step % 500 == 0 for step in scores)
+    assert status.sweep["options"] == {"ppo.objective": "clip", "ppo.dual_clip": "0"}  # penalty_coef has no effect
+    assert len(trial.intermediate_values) > 1
+    assert all(step % 500 == 0 for step in trial.intermediate_values)
+    scores = read_scores(optuna.Trial(work.study, trial._trial_id))
+    assert max(scores) == status.step
     assert status.sweep["value"] == trial.value == mean_score(scores, 500, 1500)
     words = work.run_of(0).command.read_text().split()
-    assert words == ["ppo-unified", "train", "cartpole", "--ppo.objective", "clip", "--ppo.penalty-coef", "1.0"]
+    assert words == ["ppo-unified", "train", "cartpole", "--ppo.objective", "clip", "--ppo.dual-clip", "0.0"]
 
 
 def test_interrupted_trial_is_resumed_in_its_folder(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +180,15 @@ def test_interrupted_trial_is_resumed_in_its_folder(work: Work, monkeypatch: pyt
     assert train_trials(work, 1) == 0
     assert (work.run_of(0).read_status().state, states(work)) == ("finished", [TrialState.COMPLETE])
     assert len(work.run_of(0).read_status().resumes) == 1
+
+
+def test_trial_with_scores_of_a_run_elsewhere_fails(work: Work) -> None:
+    trial = choose_trial(work.study, work.locks, 1, lambda number: False, 1)
+    assert trial is not None
+    report_score(trial, 500, 3.0, 500)
+    work.locks.release(trial.number)
+    assert train_trials(work, 1) == 0
+    assert reason_of(work.study.trials[0]) == "it was interrupted, and its run is not in runs"
 
 
 def test_pruned_trial_stops_its_run(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

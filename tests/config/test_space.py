@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppo_unified.config.presets import load_preset
-from ppo_unified.config.space import Choices, Range, Space, apply_values, find_values, parse_space
+from ppo_unified.config.space import Choices, Range, Space, apply_values, drop_ignored, find_values, parse_space
 from ppo_unified.errors import UsageError
 
 CARTPOLE = load_preset("cartpole")
@@ -51,6 +51,17 @@ def test_sampled_numbers_are_short_and_inside_the_range() -> None:
     ]
 
 
+def test_ineffective_options_are_dropped_or_get_their_default() -> None:
+    values = {"policy.torso": "mlp", "policy.memory_size": "16", "optim.lr": "0.001"}
+    kept, reasons = drop_ignored(CARTPOLE, values)
+    assert kept == {"policy.torso": "mlp", "optim.lr": "0.001"}
+    assert reasons == {"policy.memory_size": "policy.torso = 'mlp'"}
+    assert drop_ignored(CARTPOLE, values | {"policy.torso": "gru"})[1] == {}
+    recurrent = apply_values(CARTPOLE, values | {"policy.torso": "gru"}, "test")
+    config = apply_values(recurrent, drop_ignored(recurrent, values)[0], "test")
+    assert config.flatten()["policy.memory_size"] == CARTPOLE.flatten()["policy.memory_size"]
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
@@ -67,7 +78,8 @@ def test_sampled_numbers_are_short_and_inside_the_range() -> None:
         (["seed=1..4"], "seed cannot be searched, because trials with different seeds are not comparable; set it"),
         (["eval.episodes=1..4"], "eval.episodes cannot be searched"),
         (["optim.lr=1e-4..1e-2", "optim.lr=1e-4..1e-3"], "optim.lr is given twice"),
-        (["ppo.penalty_coef=2..3"], "none of 64 tried combinations is valid; first error: ppo.penalty_coef = "),
+        (["ppo.penalty_coef=2..3"], "ppo.penalty_coef has no effect because ppo.objective = 'clip'; remove it"),
+        (["ppo.dual_clip=0.1..0.9"], "tried combinations is valid; first error: ppo.dual_clip: expected"),
     ],
 )
 def test_invalid_spaces_are_rejected(words: list[str], problem: str) -> None:

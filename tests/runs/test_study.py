@@ -55,8 +55,8 @@ def journal(tmp_path: Path) -> Path:
 
 def work(journal: Path, limit: int, objective: Callable[[dict[str, str]], float]) -> optuna.Study:
     """Finish the trials of a study, as a worker does."""
-    study, locks = open_study(journal, "x", (1, 2)), TrialLocks(journal)
-    while (trial := choose_trial(study, locks, limit, idle)) is not None:
+    study, locks = open_study(journal, "x"), TrialLocks(journal)
+    while (trial := choose_trial(study, locks, limit, idle, 1)) is not None:
         values = draw_values(trial, SPACE)
         record_outcome(study, trial, Outcome("complete", objective(values), ""))
         locks.release(trial.number)
@@ -82,12 +82,24 @@ def test_first_trial_has_the_options_of_the_target(journal: Path) -> None:
     best = best_trial(study)
     assert best is not None
     assert best.value == max(trial.value or 0.0 for trial in trials)
-    assert choose_trial(study, TrialLocks(journal), 12, idle) is None
+    assert choose_trial(study, TrialLocks(journal), 12, idle, 1) is None
+
+
+def test_resumed_sweep_draws_the_same_values(tmp_path: Path) -> None:
+    def values_after(name: str, limits: list[int]) -> list[dict[str, str]]:
+        define(open_study(path := tmp_path / name, "x"), DEFINITION, FIRST)
+        for limit in limits:
+            study = work(path, limit, lambda values: float(values["ppo.epochs"]))
+        return [trial_values(trial, SPACE) for trial in study.trials]
+
+    values = values_after("uninterrupted", [8])
+    assert values_after("resumed", [3, 3, 7, 8]) == values
+    assert len({str(drawn) for drawn in values}) == 8
 
 
 def test_trial_of_a_killed_process_is_taken_over(journal: Path) -> None:
     def die() -> None:
-        trial = choose_trial(open_study(journal, "x"), TrialLocks(journal), 3, idle)
+        trial = choose_trial(open_study(journal, "x"), TrialLocks(journal), 3, idle, 1)
         assert trial is not None
         draw_values(trial, SPACE)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,7 +109,7 @@ def test_trial_of_a_killed_process_is_taken_over(journal: Path) -> None:
         file.write(b'{"op_code": 6, "worker_')  # a line that the killed process could not complete
     study = open_study(journal, "x")
     assert study.trials[0].state == TrialState.RUNNING
-    busy = choose_trial(study, TrialLocks(journal), 1, lambda number: number == 0)
+    busy = choose_trial(study, TrialLocks(journal), 1, lambda number: number == 0, 1)
     assert busy is None  # someone has resumed its run by hand
     study = work(journal, 3, lambda values: float(values["ppo.epochs"]))
     assert [(trial.number, trial.state) for trial in finished_trials(study)] == [
@@ -108,7 +120,7 @@ def test_trial_of_a_killed_process_is_taken_over(journal: Path) -> None:
 
 def test_processes_never_work_on_the_same_trial(journal: Path) -> None:
     locks = TrialLocks(journal)
-    mine = choose_trial(open_study(journal, "x"), locks, 2, idle)
+    mine = choose_trial(open_study(journal, "x"), locks, 2, idle, 1)
     assert mine is not None
 
     def work_on_others() -> None:
@@ -136,11 +148,13 @@ def test_sweep_with_another_definition_is_rejected(journal: Path) -> None:
 def test_repeated_report_of_a_score_has_no_effect(journal: Path) -> None:
     """A resumed run evaluates again at steps after its checkpoint."""
     study = open_study(journal, "x")
-    trial = choose_trial(study, TrialLocks(journal), 1, idle)
+    trial = choose_trial(study, TrialLocks(journal), 1, idle, 1)
     assert trial is not None
-    assert report_score(trial, 1000, 3.0) == {1000: 3.0}
-    assert report_score(trial, 1000, 4.0) == {1000: 3.0}
-    assert report_score(trial, 2000, 5.0) == {1000: 3.0, 2000: 5.0}
+    assert report_score(trial, 1024, 3.0, 1000) == {1024: 3.0}
+    assert report_score(trial, 1024, 4.0, 1000) == {1024: 3.0}
+    assert report_score(trial, 1500, 5.0, 1000) == {1024: 3.0, 1500: 5.0}  # the last step of a run
+    assert report_score(trial, 2048, 6.0, 1000) == {1024: 3.0, 1500: 5.0, 2048: 6.0}
+    assert study.trials[0].intermediate_values == {1000: 3.0, 2000: 6.0}
 
 
 def test_mean_score_holds_each_score_until_the_next() -> None:
