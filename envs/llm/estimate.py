@@ -201,9 +201,11 @@ def memory_parts(
 
 
 def _gaps(adam: float, phase: dict[str, float]) -> float:
-    """Return the memory for gaps between tensors: the usual share, or what was measured if this is more."""
-    measured = phase.get("allocator", 0.0)
-    return max(measured, FRAGMENTATION * (adam + sum(phase.values()) - measured))
+    """Return the memory for gaps between tensors: the usual share of them. For activations, it is what was measured if
+    this is more."""
+    activations, measured = phase.get("activations", 0.0), phase.get("allocator", 0.0)
+    others = adam + sum(phase.values()) - activations - measured
+    return max(measured, FRAGMENTATION * activations) + FRAGMENTATION * others
 
 
 def _sampling(batch: Batch, costs: Costs, chunk: int) -> list[dict[str, float]]:
