@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-SMALLEST_IMAGE = 36  # pixels per side; a smaller image is encoded as an image only if policy.encoders says so
+SMALLEST_IMAGE = 36  # pixels per side; smaller images are numbers unless policy.encoders names an encoder
 
 
 def is_image(name: str, shape: tuple[int, ...], encoders: Mapping[str, str]) -> bool:

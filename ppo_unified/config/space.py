@@ -152,7 +152,7 @@ def _read_word(word: str, declared: Mapping[str, FieldInfo]) -> Iterable[tuple[s
 
 
 def _find_option(text: str, declared: Mapping[str, FieldInfo]) -> str:
-    """Return the full name of an option that can be searched. Raises UsageError if there is none of this name."""
+    """Return the full name of an option. Raises UsageError if it does not exist or cannot be searched."""
     name = text.removeprefix("--").replace("-", "_")
     if name not in declared:
         found = suggest(name, declared)

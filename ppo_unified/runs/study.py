@@ -155,7 +155,7 @@ def find_definition(study: optuna.Study) -> Definition | None:
 def choose_trial(
     study: optuna.Study, locks: TrialLocks, limit: int, is_training: Callable[[int], bool], seed: int
 ) -> Trial | None:
-    """Return an abandoned trial or, if there is none, a new one. Return None if the study has `limit` trials.
+    """Return an abandoned trial. Without one, return a new trial, or None if the study already has `limit` trials.
 
     A trial is abandoned if it has no result, no process has its lock, and `is_training` is false for its number.
     Afterwards, this process has the lock of the returned trial. The values of a trial depend only on the `seed`, its
@@ -260,7 +260,7 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def best_trial(study: optuna.Study) -> FrozenTrial | None:
-    """Return the complete trial with the largest value, or None if there is none."""
+    """Return the complete trial with the largest value, or None if no trial is complete."""
     complete = [trial for trial in finished_trials(study) if trial.state == TrialState.COMPLETE]
     return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
 
