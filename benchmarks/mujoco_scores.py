@@ -33,11 +33,11 @@ from envs.gym.vector import GymAdapter
 from ppo_unified import load_preset, run
 from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
+from ppo_unified.runs.interquartile import iqm_interval
 from ppo_unified.training.session import load_adapter
 
 OURS, PEER = "ours", "stable-baselines3"
 EPISODES, FIRST_EVALUATION_SEED = 100, 1_000_000  # the environments' seeds are the same for all runs
-RESAMPLES, CONFIDENCE = 10_000, 0.95
 PACKAGES = ("torch", "gymnasium", "mujoco", "numpy")
 
 
@@ -142,24 +142,6 @@ def add_run(key: tuple[str, str, int], python: str, path: Path) -> None:
     print(f"{task}, {side}, seed {seed}: score {row.score:.4g}, training return {row.train_return:.4g}", flush=True)
 
 
-def interquartile_mean(scores: np.ndarray) -> np.ndarray:
-    """Return the mean over the last axis without the lowest and the highest quarter of the scores, rounded down.
-
-    This is the interquartile mean of Agarwal et al. 2021 (arXiv:2108.13264). It is the mean if there are three scores.
-    """
-    cut, count = scores.shape[-1] // 4, scores.shape[-1]
-    mean: np.ndarray = np.sort(scores, axis=-1)[..., cut : count - cut].mean(-1)
-    return mean
-
-
-def interval(scores: np.ndarray) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of the interquartile mean over runs."""
-    chosen = np.random.default_rng(0).integers(len(scores), size=(RESAMPLES, len(scores)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(interquartile_mean(scores[chosen]), [tail, 1 - tail])
-    return float(low), float(high)
-
-
 def format_number(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.1f}"
 
@@ -168,16 +150,16 @@ def format_scores(scores: np.ndarray) -> str:
     """Return 'mean [low, high]', the single score, or '-' if there are no runs."""
     if not len(scores):
         return "-"
-    mean = format_number(float(interquartile_mean(scores)))
-    return f"{mean} [{', '.join(map(format_number, interval(scores)))}]" if len(scores) > 1 else mean
+    mean, low, high = map(format_number, iqm_interval([scores.tolist()]))
+    return f"{mean} [{low}, {high}]" if len(scores) > 1 else mean
 
 
 def reaches_peer(ours: np.ndarray, theirs: np.ndarray) -> str:
     """Return whether our interquartile mean reaches the peer's or both intervals overlap; "-" without both sides."""
     if not len(ours) or not len(theirs):
         return "-"
-    reached = interquartile_mean(ours) >= interquartile_mean(theirs) or interval(ours)[1] >= interval(theirs)[0]
-    return "yes" if reached else "**no**"
+    own, peer = (iqm_interval([scores.tolist()]) for scores in (ours, theirs))
+    return "yes" if own.mean >= peer.mean or own.high >= peer.low else "**no**"
 
 
 def select(rows: Sequence[Row], task: str, side: str, quantity: str) -> np.ndarray:
