@@ -12,9 +12,10 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.exhaustive
-def test_runs_killed_at_any_moment_resume_identically(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ["cartpole, a checkpoint", "catch", "tmaze"])
+def test_runs_killed_at_any_moment_resume_identically(case: str, tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "torture.py"
-    limits = ("--kills", "4", "--only", "cartpole, a checkpoint", "--crowd", "0", "--stops", "0", "--seed", "5")
+    limits = ("--kills", "4", "--only", case, "--crowd", "0", "--stops", "0", "--seed", "5")
     done = subprocess.run(
         [sys.executable, str(script), *limits, "--keep", str(tmp_path)],
         cwd=ROOT,

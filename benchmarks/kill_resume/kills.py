@@ -44,8 +44,8 @@ LUNARLANDER = (
     *("lunarlander", "--total-steps", "1536", "--gym.num-envs", "4", "--gym.num-steps", "64", "--ppo.epochs", "2"),
     *("--eval.every-steps", "1000", "--eval.episodes", "1"),
 )
-CATCH = (
-    *("catch", "--total-steps", "1536", "--gym.num-envs", "4", "--gym.num-steps", "64", "--ppo.epochs", "2"),
+FEW_STEPS = (
+    *("--total-steps", "1536", "--gym.num-envs", "4", "--gym.num-steps", "64", "--ppo.epochs", "2"),
     *("--no-stop-when-solved", "--eval.every-steps", "1000", "--eval.episodes", "5", "--log.samples-every", "2"),
 )
 CASES = (
@@ -54,7 +54,8 @@ CASES = (
     Case("arithmetic, a checkpoint every iteration", (*ARITHMETIC, *OFTEN), 25),
     Case("arithmetic, checkpoints at evaluations only", (*ARITHMETIC, *SELDOM), 10),
     Case("lunarlander, a checkpoint every iteration", (*LUNARLANDER, *OFTEN), 10),
-    Case("catch, a checkpoint every iteration", (*CATCH, *OFTEN), 10),
+    Case("catch (images), a checkpoint every iteration", ("catch", *FEW_STEPS, *OFTEN), 10),
+    Case("tmaze (recurrent), a checkpoint every iteration", ("tmaze", *FEW_STEPS, *OFTEN), 10),
 )
 
 
