@@ -33,13 +33,13 @@ def check_init(
                 f"{env_id} has {what} of {found}, but the policy was trained on {what} of "
                 f"{needed.get(what)} in {source.gym.env_id}; use an environment with the same spaces"
             )
-    for part in observations.images:  # policy.encoders is the same in both configurations
-        encoder, needs = (x.policy.find_encoder(part.name, part.is_image) for x in (config, source))
-        if encoder != needs:
-            raise UsageError(
-                f"policy.image_encoder: expected {needs!r}, which the policy of --init uses, got {encoder!r}; add "
-                f"--policy.image-encoder {needs}"
-            )
+    encoder, needs = config.policy.image_encoder, source.policy.image_encoder
+    named = config.policy.encoders  # the same in both configurations
+    if encoder != needs and any(part.name not in named for part in observations.images):
+        raise UsageError(
+            f"policy.image_encoder: expected {needs!r}, which the policy of --init uses, got {encoder!r}; add "
+            f"--policy.image-encoder {needs}"
+        )
     if actions.can_rescale and config.gym.rescale_actions != source.gym.rescale_actions:
         value = str(source.gym.rescale_actions).lower()
         raise UsageError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import gymnasium as gym
@@ -40,6 +41,13 @@ def parse_encoder(part: str, text: str) -> EncoderChoice:
     if text in ("nature", "resnet", "flat") or (source and name.isidentifier()):
         return EncoderChoice(text)
     raise ValueError(f"policy.encoders: {part}: expected {ENCODERS}, got {text!r}")
+
+
+def resolve_encoder(part: str, text: str) -> EncoderChoice:
+    """Parse a value of `policy.encoders`, and make the path of a file absolute, so that it can be compared."""
+    choice = parse_encoder(part, text)
+    source, _, name = choice.kind.rpartition(":")
+    return choice._replace(kind=f"{Path(source).resolve()}:{name}") if source.endswith(".py") else choice
 
 
 class ImagePacker(gym.ObservationWrapper[Any, Any, Any]):

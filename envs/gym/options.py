@@ -220,10 +220,13 @@ class GymConfig(RunConfig):
         return next(n for n in range(min(steps, self.policy.row_len), 0, -1) if steps % n == 0)
 
     def network_options(self) -> dict[str, Any]:
-        policy = ("torso", "memory_size", "hidden", "activation", "shared", "encoders")
+        from envs.gym.observations import resolve_encoder
+
+        policy = ("torso", "memory_size", "hidden", "activation", "shared")
         names = [*(f"policy.{name}" for name in policy), "gym.normalize_obs"]
         options = self.flatten()
-        return {name: options[name] for name in names}
+        encoders = {part: resolve_encoder(part, text) for part, text in self.policy.encoders.items()}
+        return {name: options[name] for name in names} | {"policy.encoders": encoders}
 
     def beside_training(self) -> Self:
         """Return options whose environments have numbers ({rank}) that the training process does not use.

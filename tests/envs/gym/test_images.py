@@ -156,6 +156,16 @@ def test_init_ignores_an_image_encoder_without_effect() -> None:
         check_init(make_config(SCENE), make_config(SCENE, policy={"image_encoder": "resnet"}), {}, state)
 
 
+def test_init_compares_encoders_as_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path.name
+    same = ("net.py:Net", "./net.py:Net", f"../{folder}/net.py:Net", f"{tmp_path}/net.py:Net")
+    other = ("net.py:Other", "sub/net.py:Net", "net:Net", "mlp(8)")
+    found = [make_config(SCENE, policy={"encoders": {"camera": x}}).network_options() for x in (*same, *other)]
+    assert found[1:4] == found[:1] * 3
+    assert all(options != found[0] for options in found[4:])
+
+
 @pytest.mark.parametrize(
     ("encoders", "message"),
     [
