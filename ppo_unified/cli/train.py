@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ppo_unified.cli.common import add_detach, add_runs_folder, foreign_code, preload
 from ppo_unified.cli.run_training import EXIT, describe_background, run_training
 from ppo_unified.config import presets
+from ppo_unified.config.grid import expand
 from ppo_unified.config.recipes import apply_recipe
 from ppo_unified.config.schema import RunConfig, typed_options
-from ppo_unified.config.sweep import expand
 from ppo_unified.config.values import format_flag
 from ppo_unified.errors import UsageError
 from ppo_unified.runs import control, preparation

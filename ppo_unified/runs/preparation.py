@@ -26,8 +26,8 @@ from typing import IO, Any, TypeVar
 import psutil
 
 from ppo_unified.config import presets
+from ppo_unified.config.grid import SEED
 from ppo_unified.config.schema import RunConfig, typed_options
-from ppo_unified.config.sweep import SEED
 from ppo_unified.config.values import Auto, Kind, is_verbatim, kind_of
 from ppo_unified.runs.background import DETACHED_VARIABLE
 from ppo_unified.runs.folder import ACTIVE, Run, Status, create

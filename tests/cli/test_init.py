@@ -13,7 +13,7 @@ from tests.cli.commands import QUICK, Call, command, wait_for
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
-def test_all_runs_of_a_sweep_start_with_the_same_policy(tmp_path: Path, call: Call) -> None:
+def test_all_runs_of_a_grid_start_with_the_same_policy(tmp_path: Path, call: Call) -> None:
     """'latest' is resolved once: the first new run is not the source of the second one."""
     assert call("train", "cartpole", "--name", "a", *QUICK)[0] == 0
     code, _, err = call("train", "cartpole", "--seed", "1-2", "--name", "b", "--init", "latest", *QUICK)
@@ -36,8 +36,8 @@ def test_default_name_contains_the_source(tmp_path: Path, call: Call) -> None:
 
     folder = tmp_path / "runs"
     assert run(load_preset("cartpole", total_steps=1), folder, init="a").path.name == "cartpole-init-a-s1"
-    sweep = ["--init", "a", "--seed", "1,3", "--ppo.clip", "0.1"]
-    assert call("train", "cartpole", *sweep, *QUICK)[0] == 0
+    grid = ["--init", "a", "--seed", "1,3", "--ppo.clip", "0.1"]
+    assert call("train", "cartpole", *grid, *QUICK)[0] == 0
     code, out, err = call("train", "cartpole", "--detach", "--init", "a", "--seed", "4-5", *QUICK)
     assert code == 0, err
     started = {"cartpole-init-a-s4", "cartpole-init-a-s5"}

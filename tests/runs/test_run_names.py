@@ -1,4 +1,4 @@
-"""Default names of runs: the same for the same options, distinct for runs of one sweep, and valid for any value."""
+"""Default names of runs: the same for the same options, distinct for runs of one grid, and valid for any value."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 
 from ppo_unified import load_preset
 from ppo_unified.cli.flags import configure
+from ppo_unified.config.grid import expand
 from ppo_unified.config.presets import load_target, naming_base, reload_target
 from ppo_unified.config.schema import typed_options
-from ppo_unified.config.sweep import expand
 from ppo_unified.runs.folder import check_name
 from ppo_unified.runs.preparation import LONGEST_LABELS, run_name
 

@@ -239,7 +239,7 @@ def test_wrappers_with_arguments_round_trip_through_the_form(tmp_path: Path) -> 
     assert problem.startswith("gym.wrappers: expected Name or Name(key=value, ...), got 'TimeLimit(200)'; name each")
 
 
-SWEEP = {"seed": "2-4", "optim.lr": "0.01, 3e-3", "ppo.objective": "clip,ratio", "gym.wrappers": "A,B"}
+GRID = {"seed": "2-4", "optim.lr": "0.01, 3e-3", "ppo.objective": "clip,ratio", "gym.wrappers": "A,B"}
 
 
 @pytest.mark.parametrize("name", ["", "pole", "two words"])
@@ -253,7 +253,7 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr("ppo_unified.runs.control.start", start)
     monkeypatch.setattr(Run, "read_status", lambda _: Status())
-    typed = SWEEP | {"name": name}
+    typed = GRID | {"name": name}
     verdict = form_model.check_typed("cartpole", "", typed, tmp_path)
     assert (verdict.runs, dict(verdict.problems)) == (12, {})
     assert "--seed 2-4 --ppo.objective clip,ratio --optim.lr 0.01,3e-3 --gym.wrappers A B" in verdict.command
@@ -271,7 +271,7 @@ def test_each_value_of_a_list_is_a_run(name: str, tmp_path: Path, monkeypatch: p
     assert [run.config.seed for run in runs[0][:4]] == [2, 3, 4, 2]
 
 
-def test_runs_of_a_sweep_choose_their_own_names_if_possible(tmp_path: Path) -> None:
+def test_runs_of_a_grid_choose_their_own_names_if_possible(tmp_path: Path) -> None:
     """A run whose value equals the preset's, or whose option is not part of default names, gets its name in a flag."""
 
     def flags(**typed: str) -> list[list[str]]:

@@ -62,15 +62,15 @@ def head(app: Terminal) -> str:
 
 
 def test_options_that_separate_most_runs_come_first() -> None:
-    sweep = [
+    grid = [
         entry(f"{lr}-{clip}-{seed}", seed=seed, ppo__clip=clip, optim__lr=lr, ppo__epochs=round(1 / clip), gym__n=4)
         for lr in (1e-3, 2e-3, 3e-3)
         for clip in (0.1, 0.2)
         for seed in (1, 2)
     ]
-    assert rank_differences(sweep) == ["optim.lr", "ppo.clip", "seed", "ppo.epochs"]  # epochs depends on clip
+    assert rank_differences(grid) == ["optim.lr", "ppo.clip", "seed", "ppo.epochs"]  # epochs depends on clip
     llm = [entry("llm", "sentiment", seed=1, llm__kl_coef=0.1, ppo__clip=0.4)]  # differs from all others in its preset
-    assert rank_differences(sweep[:2] + llm) == ["seed"]
+    assert rank_differences(grid[:2] + llm) == ["seed"]
     assert rank_differences([entry("a", seed=1), entry("old"), entry("b", seed=1, ppo__x=2)]) == []
     assert rank_differences([]) == []
     lists = [entry("a", policy__hidden=[64, 64]), entry("b", policy__hidden=[64])]

@@ -19,7 +19,7 @@ from textual.timer import Timer
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from ppo_unified.config.sweep import SEED
+from ppo_unified.config.grid import SEED
 from ppo_unified.errors import UsageError
 from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import clean

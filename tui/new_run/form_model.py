@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from pydantic.fields import FieldInfo
 
 from ppo_unified.config import presets
+from ppo_unified.config.grid import Combination, combine, split_values
 from ppo_unified.config.recipes import all_recipes, apply_recipe
 from ppo_unified.config.registry import find_adapter, load
 from ppo_unified.config.schema import RECORDS, RunConfig, known_options, typed_options, validate
-from ppo_unified.config.sweep import Combination, combine, split_values
 from ppo_unified.config.values import (
     Kind,
     choices_of,

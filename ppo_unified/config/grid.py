@@ -1,4 +1,4 @@
-"""Expand one command line or form into several runs: one for each combination of the listed values."""
+"""Expand one command line or form into a grid of runs: one for each combination of the listed values."""
 
 from __future__ import annotations
 

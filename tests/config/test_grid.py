@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from envs.gym.options import GymConfig
+from ppo_unified.config.grid import MAX_RUNS, expand, parse_seeds
 from ppo_unified.config.schema import typed_options
-from ppo_unified.config.sweep import MAX_RUNS, expand, parse_seeds
 from ppo_unified.errors import UsageError
 
 OPTIONS = typed_options(GymConfig)
