@@ -201,7 +201,8 @@ def test_stored_config_with_discrete_actions_is_accepted(tmp_path: Path) -> None
     result = run(make_config("Strict"), tmp_path, name="old")
     config = result.path / "config.toml"
     config.write_text(config.read_text(encoding="utf-8").replace("rescale_actions = true\n", ""), encoding="utf-8")
-    presets.complete(presets.load_target(str(config)))
+    completed, _ = presets.complete(presets.load_target(str(config)))
+    assert completed.flatten()["gym.rescale_actions"] is False
 
 
 # Exported programs
