@@ -40,10 +40,10 @@ def test_default_name_contains_the_source(tmp_path: Path, call: Call) -> None:
     assert call("train", "cartpole", *grid, *QUICK)[0] == 0
     code, out, err = call("train", "cartpole", "--detach", "--init", "a", "--seed", "4-5", *QUICK)
     assert code == 0, err
-    started = {"cartpole-init-a-s4", "cartpole-init-a-s5"}
+    started = {f"cartpole-init-a-epochs1-s{seed}" for seed in (4, 5)}
     assert {Path(line).name for line in out.splitlines()} == started
     wait_for(lambda: all(Run(folder / name).read_status().state == "finished" for name in started))
-    here = {"a", "cartpole-init-a-s1", "cartpole-init-a-clip0.1-s1", "cartpole-init-a-clip0.1-s3"}
+    here = {"a", "cartpole-init-a-s1", *(f"cartpole-init-a-epochs1-clip0.1-s{seed}" for seed in (1, 3))}
     assert {run.name for run, _ in all_runs(folder)} == started | here
     assert all(" --name " not in Run(folder / name).command.read_text() for name in started)
 
