@@ -32,6 +32,8 @@ class RecurrentLayer(nn.Module):
             nn.init.orthogonal_(weight, generator=generator)
         for bias in (self.cell.bias_ih, self.cell.bias_hh):
             nn.init.zeros_(bias)
+        if self.is_lstm:  # Jozefowicz et al. 2015 (https://proceedings.mlr.press/v37/jozefowicz15.html) recommend a
+            nn.init.ones_(self.cell.bias_ih[size : 2 * size])  # forget gate that starts nearly open
 
     def step(self, x: Tensor, states: Tensor) -> Tensor:
         """Return the states [R, S] after the inputs x [R, F]."""

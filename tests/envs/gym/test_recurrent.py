@@ -79,13 +79,13 @@ def unroll(
 
 
 @pytest.mark.parametrize("torso", ["gru", "lstm"])
-def test_recurrent_weights_are_orthogonal_and_biases_zero(torso: str) -> None:
+def test_initial_recurrent_weights_and_biases(torso: str) -> None:
     policy = policy_of(make_adapter(policy={"torso": torso}))
+    biases = [0.0] * 15 if torso == "gru" else [0.0] * 5 + [1.0] * 5 + [0.0] * 10  # the forget gate is the second one
     for layer in (policy.actor_memory, policy.critic_memory):
         for weight in (layer.cell.weight_ih, layer.cell.weight_hh):
             assert torch.allclose(weight.T @ weight, torch.eye(weight.shape[1]), atol=1e-5)
-        assert not layer.cell.bias_ih.any()
-        assert not layer.cell.bias_hh.any()
+        assert (layer.cell.bias_ih + layer.cell.bias_hh).tolist() == biases
     assert not policy.initial_states(3).any()
 
 
