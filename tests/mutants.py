@@ -163,6 +163,7 @@ MUTANTS = [
     Mutant("gaussian: entropy sign", POLICY, "(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()", "-(self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()"),
     Mutant("recurrent: weights not orthogonal", RECURRENT, "nn.init.orthogonal_(weight", "nn.init.normal_(weight"),
     Mutant("recurrent: biases not zero", RECURRENT, "nn.init.zeros_(bias)", "nn.init.ones_(bias)"),
+    Mutant("recurrent: forget gates half open", RECURRENT, "nn.init.ones_(self.cell", "nn.init.zeros_(self.cell"),
     Mutant("recurrent: initial states not zero", RECURRENT, "weight.new_zeros(count, size)", "weight.new_ones(count, size)"),
     Mutant("recurrent: states never reset in rollouts", VECTOR, "self.states[self.ended] = 0", "pass"),
     Mutant("recurrent: states never reset in updates", RECURRENT, "states = states * continues[:, column]", "pass"),
