@@ -453,13 +453,13 @@ def test_compare_screen_shows_results_and_differing_options(runs: Path) -> None:
         assert "Comparison of 3 runs" in shown
         assert "Not compared, because another program wrote them: CartPole-v1__ppo__1" in shown
         assert "Not compared: torn, because " in shown
-        app.screen._show = shown_again = Mock()  # type: ignore[method-assign]
+        app.screen.show_text = shown_again = Mock()  # type: ignore[method-assign]
         entry = app.store.entries["alpha"]
         for change, drawn in ((replace(entry, speed=3.0), 0), (replace(entry, state="running"), 1)):
             app.store.entries = {**app.store.entries, "alpha": change}
             app.screen.update_from_store(NOTHING)
             assert shown_again.call_count == drawn
-        del app.screen._show
+        del app.screen.show_text
         assert re.search(r"optim\.lr .* 0\.0005", shown)
         assert "env_id" not in shown
         assert re.search(r"alpha ... beta +various +1,000 +350 ", shown)

@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from rich.text import Text
-from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import VerticalScroll
-from textual.content import Content
-from textual.screen import Screen
-from textual.widgets import Static
 
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.folder import Run
@@ -22,29 +16,19 @@ from ppo_unified.text import clean
 from tui.action import Place
 from tui.actions import bindings
 from tui.runs.entries import Entry
-from tui.status_row import StatusRow
+from tui.runs.text_screen import TextScreen
 from tui.store import Changes, Store
 
-MARGIN = 3  # columns of the padding and the scrollbar
 
-
-class CompareScreen(Screen[None]):
+class CompareScreen(TextScreen):
     """Shows the results of runs and the options in which they differ. The results of active runs are updated."""
 
-    DEFAULT_CSS = """
-    CompareScreen #top { height: auto; padding: 0 1; background: $primary; color: $text; text-style: bold; }
-    CompareScreen VerticalScroll {
-        height: 1fr; padding: 0 1; background: $background; scrollbar-size-vertical: 1; scrollbar-gutter: stable;
-    }
-    CompareScreen VerticalScroll > Static { width: 1fr; height: auto; }
-    """
     BINDINGS: ClassVar[list[BindingType]] = bindings("compare")
     places: tuple[Place, ...] = ("compare",)
 
     def __init__(self, store: Store, drawn: Sequence[Entry]) -> None:
         """Compare those of the runs in `drawn` that have options."""
-        super().__init__()
-        self.store = store
+        super().__init__(store)
         self.not_compared: list[str] = []  # sentences about the other runs
         self._options: dict[str, Mapping[str, Any]] = {}
         for entry in drawn:
@@ -53,7 +37,6 @@ class CompareScreen(Screen[None]):
         self._entries = {entry.key: entry for entry in drawn if entry.key in self._options}
         if foreign := ", ".join(clean(entry.key) for entry in drawn if entry.foreign):
             self.not_compared.append(f"Not compared, because another program wrote them: {foreign}")
-        self._shown: Sequence[object] = ()  # the displayed values
         self._show_equal = False
 
     def _add(self, entry: Entry) -> None:
@@ -69,46 +52,27 @@ class CompareScreen(Screen[None]):
         """The number of compared runs."""
         return len(self._options)
 
-    def compose(self) -> ComposeResult:
-        yield Static(id="top", markup=False)
-        with VerticalScroll():
-            yield Static(id="comparison", markup=False)
-        yield StatusRow()
-
-    def on_mount(self) -> None:
-        self.query_one(VerticalScroll).focus()
-
-    def on_resize(self) -> None:
-        self._show()
-
     def update_from_store(self, changes: Changes) -> None:
         """Update the results. A run that has been deleted or renamed keeps its last results."""
         self._entries = {key: self.store.entries.get(key, entry) for key, entry in self._entries.items()}
-        if self._displayed() != self._shown:
-            self._show()
+        super().update_from_store(changes)
 
-    def _displayed(self) -> list[object]:
+    def read_values(self) -> list[object]:
         return [(e.state, *(getattr(e.status, name) for name in RESULTS)) for e in self._entries.values()]
 
-    def _show(self) -> None:
-        self._shown = self._displayed()
+    def format_text(self, width: int) -> tuple[str, list[str]]:
         runs = [
             ComparedRun(key, e.state, seed_of(e.status, self._options[key]), self._options[key], e.status)
             for key, e in self._entries.items()
         ]
-        groups, width = group_runs(runs, one_run_per_seed), max(20, self.size.width - MARGIN)
+        groups = group_runs(runs, one_run_per_seed)
         first, *others = compare(groups, width, color=True, show_equal=self._show_equal)
         lines = [*self.not_compared, ""] if self.not_compared else []
         lines += [*first.lines, ""] if first.lines else []
         for title, own in others:
             lines += [f"\x1b[1;4m{title}\x1b[0m", *own, ""]
-        self.query_one("#top", Static).update(Content(first.title))
-        text = Text.from_ansi("\n".join(lines[:-1]), no_wrap=False)
-        self.query_one("#comparison", Static).update(Content.from_rich_text(text))
+        return first.title, lines[:-1]
 
     def action_equal(self) -> None:
         self._show_equal = not self._show_equal
-        self._show()
-
-    def action_back(self) -> None:
-        self.app.pop_screen()
+        self.show_text()
