@@ -57,7 +57,7 @@ def test_custom_reward_is_applied_to_each_prompt(tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 def test_custom_reward_is_learned(tmp_path: Path) -> None:
     output = run_example("custom_reward.py", tmp_path, {})
-    assert float(output.split("score ")[1].split(";")[0]) >= 0.5  # 0 before training
+    assert float(output.split("score ")[1].split(";")[0]) >= 0.3  # 0 before training; 0.4 to 0.7 with seeds 1 to 4
 
 
 def test_adapter_classes_have_about_40_lines() -> None:
