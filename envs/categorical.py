@@ -20,12 +20,12 @@ def logprobs_and_entropy(logits: Tensor, actions: Tensor, entropy_gradient: bool
 
 def evaluate(logits: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return log pi(a) and the entropy, each [n], and the probabilities [n, V]."""
-    logs, actions = logits.log_softmax(-1), actions[:, None]
+    logs, actions = logits.log_softmax(-1), actions.unsqueeze(-1)
     logprobs = logs.gather(-1, actions)
     total = logits.gather(-1, actions) - logprobs
     probs = logs.exp_()
-    entropy = total.squeeze(-1) - torch.bmm(probs[:, None], logits[..., None])[:, 0, 0]
-    return logprobs.squeeze(-1), entropy, probs
+    entropy = total.view(-1) - torch.bmm(probs.unsqueeze(1), logits.unsqueeze(2)).view(-1)
+    return logprobs.view(-1), entropy, probs
 
 
 def logits_gradient(
@@ -36,13 +36,11 @@ def logits_gradient(
     d log pi(a) / d logits = onehot(a) - pi, and d H / d logits = -pi * (log pi + H). `entropy_grad` is None if the loss
     does not depend on the entropy.
     """
-    scale = -logprob_grad[:, None]
+    scale = -logprob_grad if entropy_grad is None else -logprob_grad - entropy_grad * entropy
+    grad = probs * scale.unsqueeze(1)
     if entropy_grad is not None:
-        scale = scale - (entropy_grad * entropy)[:, None]
-    grad = probs * scale
-    if entropy_grad is not None:
-        grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad[:, None]))
-    return grad.scatter_add_(-1, actions[:, None], logprob_grad[:, None])
+        grad.sub_(torch.xlogy(probs, probs).mul_(entropy_grad.unsqueeze(1)))
+    return grad.scatter_add_(-1, actions.unsqueeze(1), logprob_grad.unsqueeze(1))
 
 
 class LogprobsAndEntropy(torch.autograd.Function):

@@ -134,25 +134,23 @@ class GymPolicy(ActorCritic):
 
     @torch.no_grad()
     def evaluate_explicitly(self, obs: Observations, actions: Tensor) -> tuple[Evaluation, AddGradients] | None:
-        if self.actor_encoder is not None:
+        head, (x, mask), shape = self.head, split_mask(obs), actions.shape[:-1]
+        if self.actor_encoder is not None or not head.is_explicit:
             return None
-        found = self.towers.find(self.actor_torso, self.head.linear, self.critic_torso, self.critic)
-        if not found or not self.head.is_explicit:
+        found = self.towers.find(self.actor_torso, head.linear, self.critic_torso, self.critic)
+        if not found or not all(p is None or p.requires_grad for p in (*found[0], *head._parameters.values())):
             return None
         parameters, activation = found
-        if any(p is not None and not p.requires_grad for p in (*parameters, *self.head._parameters.values())):
-            return None
-        x, mask = split_mask(obs)
         outputs, values, add_network_gradients = self.towers.evaluate(activation, parameters, x.flatten(0, -2))
         choices = None if mask is None else mask.flatten(0, -2)
-        logprobs, entropy, output_gradient = self.head.evaluate_explicitly(outputs, actions.flatten(0, -2), choices)
+        logprobs, entropy, output_gradient = head.evaluate_explicitly(outputs, actions.flatten(0, -2), choices)
 
-        @torch.no_grad()
         def add_gradients(by_logprob: Tensor, by_entropy: Tensor | None, by_value: Tensor) -> None:
-            by_output = output_gradient(by_logprob.flatten(), None if by_entropy is None else by_entropy.flatten())
-            add_network_gradients(by_output, by_value.view(-1, 1))
+            with torch.no_grad():  # a decorator would take longer
+                by_output = output_gradient(by_logprob.flatten(), None if by_entropy is None else by_entropy.flatten())
+                add_network_gradients(by_output, by_value.view(-1, 1))
 
-        return Evaluation(*(x.view(actions.shape[:-1]) for x in (logprobs, entropy, values))), add_gradients
+        return Evaluation(logprobs.view(shape), entropy.view(shape), values.view(shape)), add_gradients
 
     def scale(self, obs: Tensor) -> Tensor:
         """Normalize numbers [.., numbers] if `gym.normalize_obs` is true; otherwise return them unchanged."""

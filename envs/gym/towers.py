@@ -145,11 +145,21 @@ class Layers:
             torch._foreach_copy_(list(tensors[: 2 * half]), [x for network in parts for x in network])
 
 
+def find_activation(actor: nn.Sequential, critic: nn.Sequential) -> type[nn.Module] | None:
+    """Return the activation after every linear layer of both networks, or None if `Towers` does not support them."""
+    kinds = [type(layer) for layer in actor]
+    activation = kinds[1] if len(kinds) > 1 else nn.Identity
+    supported = ACTIVATIONS.get(activation, (None, None))[1] is not None
+    same = [type(layer) for layer in critic] == kinds == [nn.Linear, activation] * (len(kinds) // 2)
+    return activation if supported and same and actor is not critic else None
+
+
 class ExplicitTowers:
     """Evaluates both networks without autograd, whose bookkeeping would take as long as a small network."""
 
     def __init__(self) -> None:
-        self.weights, self.gradients, self.known = Layers(), Layers(), list[nn.Parameter]()
+        self.weights, self.gradients, self.parts = Layers(), Layers(), list[Any]()
+        self.found: tuple[list[nn.Parameter], type[nn.Module]] | None = None  # for the networks that consist of `parts`
 
     def __reduce__(self) -> tuple[type[ExplicitTowers], tuple[()]]:
         return ExplicitTowers, ()  # a copy has other parameters
@@ -159,26 +169,16 @@ class ExplicitTowers:
     ) -> tuple[list[nn.Parameter], type[nn.Module]] | None:
         """Return the parameters that `Towers` needs and the activation. Return None if the networks are not separate
         networks of equal shape with an activation that has a gradient in `ACTIVATIONS`."""
-        actor_layers, critic_layers = list(actor), list(critic)
-        kinds = [type(layer) for layer in actor_layers]
-        activation = kinds[1] if len(kinds) > 1 else nn.Identity
-        if (
-            actor is critic
-            or ACTIVATIONS.get(activation, (None, None))[1] is None
-            or kinds != [nn.Linear, activation] * (len(kinds) // 2)
-            or kinds != [type(layer) for layer in critic_layers]
-        ):
-            return None
-        linear = (*actor_layers[::2], *critic_layers[::2], actor_head, critic_head)
-        found: list[Any] = [p for layer in linear for p in layer._parameters.values()]  # faster than by name
-        if len(found) != len(self.known) or not all(map(is_, found, self.known)):
-            half = len(found) // 2 - 2
-            shapes = [None if p is None else p.shape for p in found]
-            shared = len({id(p) for p in found}) < len(found)
-            if shared or None in shapes or shapes[:half] != shapes[half : 2 * half]:
-                return None
-            self.known = found
-        return found, activation
+        layers = [*actor._modules.values(), *critic._modules.values(), actor_head, critic_head]  # faster than by name
+        parameters = [p for layer in layers if layer is not None for p in layer._parameters.values()]
+        parts = [*layers, *parameters]
+        if len(parts) != len(self.parts) or not all(map(is_, parts, self.parts)):
+            self.parts, activation = parts, find_activation(actor, critic)
+            half, shapes = len(parameters) // 2 - 2, [None if p is None else p.shape for p in parameters]
+            shared = len({id(p) for p in parameters}) < len(parameters)
+            fits = activation and not shared and None not in shapes and shapes[:half] == shapes[half : 2 * half]
+            self.found = ([p for p in parameters if p is not None], activation) if activation and fits else None
+        return self.found
 
     def evaluate(
         self, activation: type[nn.Module], parameters: Sequence[Tensor], x: Tensor

@@ -28,9 +28,14 @@ class Batch:
     places: Tensor  # int64: index of each step in the flattened rollout [N * T]
 
     def __getitem__(self, index: Tensor | slice | tuple[slice, slice]) -> Batch:
-        """Select rows with an index tensor or a slice; a pair of slices selects rows and columns."""
-        rest = (getattr(self, f.name)[index] for f in fields(self)[1:])
-        return Batch(map_obs(lambda x: x[index], self.obs), *rest)
+        """Select rows with a tensor of row numbers or a slice; a pair of slices selects rows and columns."""
+
+        def select(x: Tensor) -> Tensor:
+            if not isinstance(index, Tensor):
+                return x[index]
+            return x.squeeze(1).index_select(0, index).view(len(index), *x.shape[1:])  # faster than x[index]
+
+        return Batch(map_obs(select, self.obs), *(select(getattr(self, f.name)) for f in fields(self)[1:]))
 
     def __len__(self) -> int:
         return len(self.mask)

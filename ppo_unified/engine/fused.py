@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from ppo_unified.engine.rollout import AddGradients, Evaluation
 ALIGNMENT = 16  # in elements: a view starts at a multiple of 64 bytes, as a separate tensor does
 
 
-@torch.no_grad()
 def value_slope(values: Tensor, batch: Batch, value_clip: float) -> Tensor:
     """Return the derivative of `ppo.value_loss` with respect to `values` at every step, [R, L]."""
     error = values - batch.returns
@@ -27,7 +27,6 @@ def value_slope(values: Tensor, batch: Batch, value_clip: float) -> Tensor:
     return error
 
 
-@torch.no_grad()
 def policy_slope(logprobs: Tensor, batch: Batch, ppo: PPO, limits: tuple[float, float], penalty_coef: float) -> Tensor:
     """Return the derivative of `ppo.policy_loss` with respect to `logprobs` at every step, [R, L]."""
     advantages = batch.advantages
@@ -73,8 +72,9 @@ class FlatParameters:
 
     def collect_gradients(self) -> Tensor:
         """Move the gradients to their common tensor and return it."""
-        if any(p.grad is not view for p, view in zip(self.parameters, self.views, strict=True)):
-            torch._foreach_copy_(self.views, [p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not all(map(is_, gradients, self.views)):
+            torch._foreach_copy_(self.views, gradients)
             for p, view in zip(self.parameters, self.views, strict=True):
                 p.grad = view
         return self.whole[1][0]

@@ -58,7 +58,7 @@ class Adam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
-        self.gradients()
+        """Take a step with the gradients that the last call of `gradients` returned."""
         if not self.is_small:
             inspect.unwrap(torch.optim.Adam.step)(self)
         for flat in self.flats:

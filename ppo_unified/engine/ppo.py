@@ -150,15 +150,11 @@ def episode_return(rollout: Rollout, gamma: float) -> Tensor:
 def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
     """Return the update batch with advantages, value targets and step weights. Drop rows without a valid step."""
     estimate = gae(rollout, ppo.gamma, ppo.lam)
-    match ppo.advantage:
-        case "gae":
-            advantages = estimate
-        case "td":
-            advantages = gae(rollout, ppo.gamma, 0.0)
-        case "reward-to-go":
-            advantages = reward_to_go(rollout, ppo.gamma)
-        case "return":
-            advantages = episode_return(rollout, ppo.gamma)
+    if ppo.advantage in ("gae", "td"):
+        advantages = estimate if ppo.advantage == "gae" else gae(rollout, ppo.gamma, 0.0)
+    else:
+        discount = reward_to_go if ppo.advantage == "reward-to-go" else episode_return
+        advantages = discount(rollout, ppo.gamma)
     monte_carlo = ppo.value_target == "monte-carlo"
     returns = reward_to_go(rollout, ppo.gamma) if monte_carlo else estimate + rollout.values
     if ppo.normalize_advantages == "batch":
@@ -167,7 +163,7 @@ def make_batch(rollout: Rollout, ppo: PPO) -> Batch:
     weights = mask / (mask.sum(1, keepdim=True).clamp(min=1) if ppo.loss_mean == "sequence" else 1.0)
     places = torch.arange(mask.numel(), device=mask.device).view(mask.shape)
     columns = map(rollout.rows, (rollout.actions, rollout.logprobs, rollout.values, advantages, returns))
-    return Batch(map_obs(rollout.rows, rollout.obs), *(*columns, mask, weights, places))[mask.any(1)]
+    return Batch(map_obs(rollout.rows, rollout.obs), *(*columns, mask, weights, places))[mask.any(1).nonzero()[:, 0]]
 
 
 class Loss(NamedTuple):
@@ -316,10 +312,11 @@ def backward(learner: Learner, minibatch: Batch, critic_only: bool, measured: bo
             totals.add(loss.totals)
         if single:
             limits, penalty_coef = clip_range(ppo, clip_scale), learner.progress.penalty_coef
-            share = micro.weights.to(new.values.dtype) / weight
-            by_logprob = share * policy_slope(new.logprobs, micro, ppo, limits, penalty_coef)
-            by_entropy = share * -entropy_coef if entropy_coef else None
-            by_value = share * value_coef * value_slope(new.values, micro, ppo.value_clip)
+            with torch.no_grad():
+                share = micro.weights.to(new.values.dtype) / weight
+                by_logprob = share * policy_slope(new.logprobs, micro, ppo, limits, penalty_coef)
+                by_entropy = share * -entropy_coef if entropy_coef else None
+                by_value = share * value_coef * value_slope(new.values, micro, ppo.value_clip)
             add_gradients(*((None, None) if critic_only else (by_logprob, by_entropy)), by_value)
         else:
             total = loss.value if critic_only else loss.total(value_coef, entropy_coef)

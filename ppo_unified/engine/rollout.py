@@ -76,10 +76,8 @@ class Rollout:
         flat |= {f"extras[{name!r}]": x for name, x in self.extras.items()}
         for name, x in (obs | {"actions": self.actions} | flat).items():
             if x.shape[:2] != shape or (name in flat and x.ndim != 2):
-                rest = "" if name in flat else ", ..."
-                raise ValueError(
-                    f"Rollout.{name}: expected shape [N, T{rest}] with [N, T] = {list(shape)}, got {list(x.shape)}"
-                )
+                expected = f"[N, T{'' if name in flat else ', ...'}] with [N, T] = {list(shape)}"
+                raise ValueError(f"Rollout.{name}: expected shape {expected}, got {list(x.shape)}")
         for name in ("continues", "mask"):
             if flat[name].dtype is not torch.bool:
                 raise ValueError(f"Rollout.{name}: expected dtype torch.bool, got {flat[name].dtype}")

@@ -258,5 +258,5 @@ def test_masked_rows_of_one_step_are_ignored() -> None:
     masked = torch.arange(len(batch))[:, None] % 3 == 0
     filled = {name: getattr(batch, name).masked_fill(masked, math.nan) for name in ("returns", "advantages")}
     poisoned = replace(batch, mask=~masked, weights=batch.weights * ~masked, **filled)
-    expected = engine_gradient(policy, batch[~masked[:, 0]], PPO())
+    expected = engine_gradient(policy, batch[(~masked[:, 0]).nonzero()[:, 0]], PPO())
     assert (engine_gradient(policy, poisoned, PPO()) - expected).abs().max() < 1e-12

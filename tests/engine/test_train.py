@@ -215,10 +215,7 @@ def test_adam_with_common_tensors_equals_adam_of_torch() -> None:
         if number < 3 or number == 8:  # like the critic's warm-up
             for p in (*policy.actor.parameters(), *theirs.actor.parameters()):
                 p.grad = None
-        if number % 2:
-            step([ours], Optim(max_grad_norm=0))
-        else:
-            ours.step()
+        step([ours], Optim(max_grad_norm=0))
         other.step()
         if number == 4:
             policy.zero_grad()
