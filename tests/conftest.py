@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as for a background job of a script: child processes could not be interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a busy computer must not fail tests
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
     gc.disable()  # during test collection: the imported objects persist, and examining them takes seconds
     # also for the processes that tests start, because several test files run in parallel
     os.environ.setdefault("OMP_NUM_THREADS", "1")
