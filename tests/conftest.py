@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,29 @@ def _draw_before_waiting() -> Iterator[None]:
         patch.setattr(app_module, "wait_for_idle", settle)
         patch.setattr(pilot, "wait_for_idle", settle)
         patch.setattr(pilot.Pilot, "_wait_for_screen", settle)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _estimate_equal_models_once() -> Iterator[None]:
+    """Measure what runs with equal models need once per process, because this takes a fifth of a short run's time."""
+    from ppo_unified.training import estimation
+
+    measured, measure = dict[object, Any](), estimation.estimate
+
+    @wraps(measure)
+    def estimate(adapter: Any, config: Any) -> Any:
+        llm, ppo = config.llm, config.ppo
+        sizes = llm.max_new_tokens, llm.rollout_batch, llm.ptx_coef, ppo.minibatches, ppo.microbatch_columns
+        policy = [(name, p.shape, p.dtype, p.requires_grad) for name, p in adapter.policy.named_parameters()]
+        key = repr((sizes, llm.reward, llm.gradient_checkpointing, policy))
+        if key not in measured:
+            measured[key] = measure(adapter, config)
+        adapter.config = adapter.config.replace(measured[key].options)
+        return estimation.add_totals(measured[key], config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimation, "estimate", estimate)
         yield
 
 

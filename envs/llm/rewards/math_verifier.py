@@ -51,19 +51,17 @@ def _parse_answer(answer: str) -> tuple[Any, ...]:
 def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
-    found = list[Any]()
     with _limit_time():
-        found = parse(text, parsing_timeout=None)
-    return found
+        return list(parse(text, parsing_timeout=None))
+    return []
 
 
 def _are_equal(answer: Sequence[Any], found: list[Any]) -> bool:
     from math_verify import verify
 
-    equal = False
     with _limit_time():
-        equal = verify(list(answer), found, timeout_seconds=None)
-    return equal
+        return bool(verify(list(answer), found, timeout_seconds=None))
+    return False
 
 
 @contextmanager
