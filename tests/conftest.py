@@ -9,12 +9,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +31,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     ):  # as for a background job of a script: child processes could not be interrupted
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a busy computer must not fail tests
+    settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("untimed")
     gc.disable()  # during test collection: the imported objects persist, and examining them takes seconds
     # also for the processes that tests start, because several test files run in parallel
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -103,6 +108,29 @@ def _draw_before_waiting() -> Iterator[None]:
         patch.setattr(app_module, "wait_for_idle", settle)
         patch.setattr(pilot, "wait_for_idle", settle)
         patch.setattr(pilot.Pilot, "_wait_for_screen", settle)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _estimate_equal_models_once() -> Iterator[None]:
+    """Measure what runs with equal models need once per process, because this takes a fifth of a short run's time."""
+    from ppo_unified.training import estimation
+
+    measured, measure = dict[object, Any](), estimation.estimate
+
+    @wraps(measure)
+    def estimate(adapter: Any, config: Any) -> Any:
+        llm, ppo = config.llm, config.ppo
+        sizes = llm.max_new_tokens, llm.rollout_batch, llm.ptx_coef, ppo.minibatches, ppo.microbatch_columns
+        policy = [(name, p.shape, p.dtype, p.requires_grad) for name, p in adapter.policy.named_parameters()]
+        key = repr((sizes, llm.reward, llm.gradient_checkpointing, policy))
+        if key not in measured:
+            measured[key] = measure(adapter, config)
+        adapter.config = adapter.config.replace(measured[key].options)
+        return estimation.add_totals(measured[key], config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimation, "estimate", estimate)
         yield
 
 

@@ -157,7 +157,7 @@ def llm_config(folder: Path, **llm: Any) -> LLMConfig:
     [
         pytest.param({}, marks=pytest.mark.exhaustive),  # the next test contains this case
         {"lora_rank": 2, "critic": "shared"},
-        {"baseline": "rloo", "group_size": 3},
+        pytest.param({"baseline": "rloo", "group_size": 3}, marks=pytest.mark.exhaustive),
     ],
 )
 def test_language_model_update_is_repeated(

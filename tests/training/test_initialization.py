@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -388,16 +389,25 @@ def test_adapter_without_checks_reports_misfit_at_start(
 
 
 def llm_config(folder: Path, **llm: Any) -> LLMConfig:
-    tables = {"optim": {"lr": 0.01}, "eval": {"every_steps": 1, "at_start": True, "episodes": 6}}
+    tables = {"optim": {"lr": 0.01}, "eval": {"every_steps": 0, "at_start": True, "episodes": 6}}
     tables["checkpoint"] = {"keep": 1000}
-    config = make_config(folder, {"score_normalize": "running"} | llm, ppo={"epochs": 1, "minibatches": 1}, **tables)
+    llm = {"score_normalize": "running", "max_new_tokens": 6} | llm
+    config = make_config(folder, llm, ppo={"epochs": 1, "minibatches": 1}, **tables)
     return config.model_copy(update={"total_steps": 0, "total_iterations": 2})
 
 
-@pytest.mark.parametrize("lora_rank", [0, 2])
-def test_language_model_starts_with_the_policy_of_its_source(lora_rank: int, folder: Path, tmp_path: Path) -> None:
-    config = llm_config(folder, lora_rank=lora_rank)
-    trained = Run(run(config, tmp_path, "source").path)
+@pytest.fixture(scope="module")
+def language_models(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Run]:
+    """Return a function that returns a trained run of this LoRA rank."""
+    runs = tmp_path_factory.mktemp("runs")
+    return cache(lambda rank: Run(run(llm_config(folder, lora_rank=rank), runs / str(rank), "source").path))
+
+
+@pytest.mark.parametrize("lora_rank", [pytest.param(0, marks=pytest.mark.exhaustive), 2])
+def test_language_model_starts_with_the_policy_of_its_source(
+    lora_rank: int, folder: Path, language_models: Callable[[int], Run], tmp_path: Path
+) -> None:
+    trained = language_models(lora_rank)
     step = checkpoint.steps(trained)[-1]
     source = load_step(trained.path, step)
     other = llm_config(folder, lora_rank=lora_rank, rollout_batch=4, kl_coef=0.2)
@@ -411,20 +421,24 @@ def test_language_model_starts_with_the_policy_of_its_source(lora_rank: int, fol
     assert source.trainer["adapter"]["scores"]["count"] == 12
 
 
-def test_different_model_is_reported_before_folder_exists(folder: Path, tmp_path: Path) -> None:
+def test_different_model_is_reported_before_folder_exists(
+    folder: Path, language_models: Callable[[int], Run], tmp_path: Path
+) -> None:
     from tests.models import save_model
 
-    run(llm_config(folder), tmp_path, "source")
+    source = language_models(0).path
     wide = save_model(tmp_path / "wide", hidden_size=64)
     with pytest.raises(UsageError, match=r"init from source: llm.model = .*wide.* does not fit.*expected \[.*32\]"):
-        run(llm_config(folder, model=str(wide)), tmp_path, "new", init="source")
+        run(llm_config(folder, model=str(wide)), tmp_path, "new", init=source)
     with pytest.raises(UsageError, match=r"llm.lora_rank = 2 does not fit.*add --llm.lora-rank 0"):
-        run(llm_config(folder, lora_rank=2), tmp_path, "new", init="source")
+        run(llm_config(folder, lora_rank=2), tmp_path, "new", init=source)
     assert not (tmp_path / "new").exists()
-    run(llm_config(folder, model=str(folder / "other")), tmp_path, "new", init="source")
+    run(llm_config(folder, model=str(folder / "other")), tmp_path, "new", init=source)
 
 
-def test_lora_weights_need_the_same_base_model(folder: Path, tmp_path: Path) -> None:
-    run(llm_config(folder, lora_rank=2), tmp_path, "source")
+def test_lora_weights_need_the_same_base_model(
+    folder: Path, language_models: Callable[[int], Run], tmp_path: Path
+) -> None:
+    source = language_models(2).path
     with pytest.raises(StartError, match=r"init from source: llm.model = .*other.* differs from the base model"):
-        run(llm_config(folder, lora_rank=2, model=str(folder / "other")), tmp_path, "new", init="source")
+        run(llm_config(folder, lora_rank=2, model=str(folder / "other")), tmp_path, "new", init=source)

@@ -160,11 +160,7 @@ def test_checkpoint_is_due_after_a_slow_update(monkeypatch: pytest.MonkeyPatch) 
         assert checkpointer.is_due(update_s) == due
 
 
-@pytest.mark.parametrize(
-    ("method", "number", "iteration"),
-    [("_rollout", 3, 2), ("extra_loss", 2, 0)],  # after sampling and changing the KL coefficient; between minibatches
-)
-def test_stopped_llm_run_equals_uninterrupted(method: str, number: int, iteration: int, tmp_path: Path) -> None:
+def test_stopped_llm_run_equals_uninterrupted(tmp_path: Path) -> None:
     from envs.llm.adapter import LLMAdapter
     from tests.models import save_model
 
@@ -183,15 +179,17 @@ def test_stopped_llm_run_equals_uninterrupted(method: str, number: int, iteratio
         ppo={"minibatches": 2, "epochs": 1},
         eval={"every_steps": 0, "episodes": 2, "at_start": False},
     )
-    whole, pieces = Run(tmp_path / "whole"), Run(tmp_path / "pieces")
+    whole = Run(tmp_path / "whole")
     assert train_or_resume(whole, config) == "finished"
-    stop = StopRequest()
-    with pytest.MonkeyPatch.context() as patch:
-        stop_in(method, number, stop, patch, LLMAdapter)
-        assert train_or_resume(pieces, config, stop) == "stopped"
-    assert pieces.read_status().iteration == iteration
-    assert train_or_resume(pieces, config) == "finished"
-    assert_same(pieces, whole)
+    # after sampling and changing the KL coefficient; between minibatches
+    for method, number, iteration in (("_rollout", 3, 2), ("extra_loss", 2, 0)):
+        pieces, stop = Run(tmp_path / f"stopped in {method}"), StopRequest()
+        with pytest.MonkeyPatch.context() as patch:
+            stop_in(method, number, stop, patch, LLMAdapter)
+            assert train_or_resume(pieces, config, stop) == "stopped"
+        assert pieces.read_status().iteration == iteration
+        assert train_or_resume(pieces, config) == "finished"
+        assert_same(pieces, whole)
 
 
 def test_stop_before_first_iteration_resumes_at_step_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -759,6 +759,7 @@ def test_run_can_be_stopped_resumed_killed_and_deleted(tmp_path: Path) -> None:
     drive(folder, act)
 
 
+@pytest.mark.exhaustive  # test_terminal.py tests the same in a real terminal
 def test_quitting_keeps_runs_running(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
 

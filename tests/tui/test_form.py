@@ -308,7 +308,7 @@ def test_two_enters_train_cartpole(size: tuple[int, int], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("key", ["ctrl+s", "f5", "enter"])
+@pytest.mark.parametrize("key", ["ctrl+s", pytest.param("f5", marks=pytest.mark.exhaustive), "enter"])
 def test_started_run_uses_the_typed_options(key: str, size: tuple[int, int], tmp_path: Path) -> None:
     async def work(pilot: Pilot[None], app: Host) -> None:
         screen = await app.open_form()

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ from tui.new_run.form_model import Field
 ROOT = Path(__file__).resolve().parents[2]
 LLM = {"llm.model": "tiny"}  # the options that the target llm requires
 TARGETS = [*presets.preset_files(), "Foo-v1", "some.module:Foo-v0", "ALE/Pong-v5"]
+USUAL = {  # the other targets and seeds are exhaustive
+    (target, seed)
+    for target in ("cartpole", "breakout", "halfcheetah", "sentiment", "Foo-v1", "some.module:Foo-v0", "llm")
+    for seed in (0, 1)
+}
 RECIPES = [recipe.name for recipe in all_recipes()]
 TEXTS = ("a b", "-x", "--name", "it's", '"', "$HOME", "日本", "a=b", "regex:^\\d+$", "None", "[]", ";")
 
@@ -89,8 +95,13 @@ def edit_randomly(target: str, recipe: str, seed: int, start: dict[str, str]) ->
 
 
 @pytest.mark.usefixtures("_raise_at_prepare")
-@pytest.mark.parametrize("target", [*TARGETS, "llm"])
-@pytest.mark.parametrize("seed", [0, 1, pytest.param(2, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("target", "seed"),
+    [
+        pytest.param(target, seed, marks=() if (target, seed) in USUAL else pytest.mark.exhaustive)
+        for target, seed in product([*TARGETS, "llm"], range(3))
+    ],
+)
 def test_command_line_and_run_reproduce_the_configuration(target: str, seed: int, tmp_path: Path) -> None:
     for typed in edit_randomly(target, "", seed, LLM if target == "llm" else {}):
         verdict = form_model.check_typed(target, "", typed)
@@ -106,7 +117,10 @@ def test_command_line_and_run_reproduce_the_configuration(target: str, seed: int
 
 
 @pytest.mark.usefixtures("_raise_at_prepare")
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(x, marks=() if x in ("oai-2019", "grpo", "tldr") else pytest.mark.exhaustive) for x in RECIPES],
+)
 def test_recipe_is_applied_between_target_and_input(recipe: str) -> None:
     whole = apply_recipe(presets.load_target("sentiment"), recipe)
     for typed in edit_randomly("sentiment", recipe, 0, {}):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -14,17 +15,15 @@ from envs.llm.data import shorten
 from ppo_unified.errors import UsageError
 
 REWARD = "math"
-TIMEOUT = 2  # seconds for parsing or comparing an answer; 9^9^9^9, for example, would take years
+TIMEOUT = 2.0  # seconds of processor time for parsing or comparing an answer; 9^9^9^9, for example, would take years
 DELIMITERS = ("$", r"\(", r"\[", r"\boxed", r"\begin")
 
 
 def math(prompts: list[str], responses: list[str], *, answer: list[Any], **columns: Any) -> list[float]:
     """Score each response 1 if its final answer is mathematically equal to the record's `answer`, and 0 otherwise."""
-    from math_verify import verify
-
     with _silence_math_verify():
         return [
-            float(verify(list(_parse_answer(str(a))), _parse(response), timeout_seconds=_timeout()))
+            float(_are_equal(_parse_answer(str(a)), _parse(response)))
             for response, a in zip(responses, answer, strict=True)
         ]
 
@@ -52,13 +51,42 @@ def _parse_answer(answer: str) -> tuple[Any, ...]:
 def _parse(text: str) -> list[Any]:
     from math_verify import parse
 
-    found: list[Any] = parse(text, parsing_timeout=_timeout())
-    return found
+    with _limit_time():
+        return list(parse(text, parsing_timeout=None))
+    return []
 
 
-def _timeout() -> int | None:
-    """Return the time limit in seconds. Outside the main thread there is none, because math-verify uses signals."""
-    return TIMEOUT if threading.current_thread() is threading.main_thread() else None
+def _are_equal(answer: Sequence[Any], found: list[Any]) -> bool:
+    from math_verify import verify
+
+    with _limit_time():
+        return bool(verify(list(answer), found, timeout_seconds=None))
+    return False
+
+
+@contextmanager
+def _limit_time() -> Iterator[None]:
+    """End the block after TIMEOUT seconds of processor time. Outside the main thread, signals cannot limit the time.
+
+    math-verify limits the elapsed time, so other programs on a busy computer would change the scores.
+    """
+    from math_verify.errors import TimeoutException
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutException("the time limit is reached")
+
+    handler = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, TIMEOUT, TIMEOUT)  # repeatedly, because math-verify handles the exception
+    try:
+        with suppress(TimeoutException):
+            yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
 
 
 @contextmanager

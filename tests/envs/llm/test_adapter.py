@@ -66,7 +66,12 @@ SIMILAR = {  # the other kinds contain all their mechanisms
     "full KL, whitened rewards",
     "recomputed activations",
 }
-UNIQUE_IN_UPDATES = {"LoRA, reference is a copy", "LoRA, critic from a path", "normalized by the reference"}
+UNIQUE_IN_UPDATES = {
+    "LoRA, reference is a copy",
+    "LoRA, critic from a path",
+    "normalized by the reference",
+    "recomputed activations, LoRA",
+}
 GROUPS = {
     "rloo": {"llm": {"baseline": "rloo", "group_size": 3}, "ppo": CRITIC_FREE},
     "grpo": {"llm": {"baseline": "grpo", "group_size": 2}, "ppo": CRITIC_FREE},

@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "bf16-copy": ("llama", {"llm": {"reference_dtype": "bfloat16"}}),
     "small-batches": ("llama", {"ppo": {"microbatch_columns": 20}}),
 }
-SIMILAR = ("gpt2-shared", "qwen2-bf16", "lora", "lora-shared", "bf16-copy")  # exhaustive if a test trains runs
+SIMILAR = ("llama", "gpt2-shared", "qwen2-bf16", "lora", "lora-shared", "bf16-copy")  # exhaustive
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,12 @@ def all_logprobs(adapter: LLMAdapter, tokens: Tensor, reference: bool) -> Tensor
     return (logits / adapter.config.llm.temperature).log_softmax(-1).view(*tokens.shape, -1)
 
 
-@pytest.mark.parametrize("name", KINDS)
+EACH_KIND = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in SIMILAR else ()) for name in KINDS]
+)
+
+
+@EACH_KIND
 def test_alternatives_equal_topk(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(policy_module.CHUNK, "cpu", 2000)  # about 7 steps per chunk
     adapter = changed_adapter(folder, name)
@@ -126,9 +131,7 @@ def stored_iteration(folder: Path, name: str) -> StoredIteration:
     return samples.read(Run(result.path), 2)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.exhaustive if name in SIMILAR else ()) for name in KINDS]
-)
+@EACH_KIND
 def test_stored_alternatives_agree_with_logprobs(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the alternatives include all tokens, the log-prob of the chosen one equals the step's own."""
     monkeypatch.setattr("envs.llm.explain.ALTERNATIVES", 1000)
@@ -171,6 +174,7 @@ def reward_options() -> Iterator[tuple[str, dict[str, Any]]]:
 
 REWARDS = dict(reward_options())
 COMBINED = [f"{kl}-{baseline}" for kl, baseline in product(("abs", "k2", "k3", "full"), ("rloo", "grpo"))]
+COMBINED += [name for name in recipe_files() if name not in ("oai-2019", "trian-ppo")]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from typing import Any
 
 import pytest
 
@@ -31,8 +33,22 @@ def test_equal_expressions_score_one() -> None:
 
 
 def test_huge_powers_end_at_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(math_verifier, "TIMEOUT", 1)
+    load_reward("math")([""], ["1"], answer=["1"])  # imports math-verify
+    monkeypatch.setattr(math_verifier, "TIMEOUT", 0.2)
     assert load_reward("math")([""], ["9^9^9^9"], answer=["72"]) == [0.0]
+
+
+def test_waiting_for_the_processor_does_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    import math_verify
+
+    def wait_and_parse(text: str, **options: Any) -> Any:
+        time.sleep(1.1 * math_verifier.TIMEOUT)
+        return parse(text, **options)
+
+    parse = math_verify.parse
+    monkeypatch.setattr(math_verifier, "TIMEOUT", 0.2)
+    monkeypatch.setattr(math_verify, "parse", wait_and_parse)
+    assert load_reward("math")([""], ["x is 3"], answer=["3"]) == [1.0]
 
 
 def test_reward_works_outside_the_main_thread() -> None:

@@ -20,6 +20,7 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from tests.models import FAMILIES, VOCABULARY, make_tokenizer, save_model
 
+USUAL = ("oai-2019", "instructgpt-ptx", "grpo", "trian-ppo")  # the other recipes are exhaustive
 BATCH, TOKENS = 8, 6  # small sizes for speed; only trian-ppo has a smaller batch, of 2 responses
 
 
@@ -59,7 +60,9 @@ def recipe_options(name: str) -> dict[str, Any]:
     return options
 
 
-@pytest.mark.parametrize("name", recipe_files())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.exhaustive) for name in recipe_files()]
+)
 def test_recipe_trains_a_local_model(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     flags = [part for option, value in recipe_options(name).items() for part in (f"--{option}", str(value))]
