@@ -30,7 +30,7 @@ ALLOWED = {  # other packages that each package may import, as in docs/architect
     "testing": {"config", "engine", "training"},
     "inspection": {"config", "runs"},
     "study": {"inspection", "runs"},
-    "cli": {"config", "engine", "runs", "training", "terminal", "testing", "inspection"},
+    "cli": {"config", "engine", "runs", "training", "terminal", "testing", "inspection", "study"},
     "envs": {"config", "engine"},
     "tui": {"config", "runs", "terminal", "inspection", "study"},
 }
@@ -38,7 +38,7 @@ ENTRY_POINTS = {"ppo_unified", "ppo_unified.__main__"}  # these may import from 
 
 LIGHT = ["ppo_unified", "ppo_unified.errors", "ppo_unified.runs.metrics", "ppo_unified.runs.folder"]
 LIGHT += ["ppo_unified.config.spec", "ppo_unified.inspection.token_text", "ppo_unified.terminal.chat"]
-LIGHT += ["ppo_unified.terminal.sample_table"]
+LIGHT += ["ppo_unified.terminal.sample_table", "ppo_unified.study.pages"]
 WITHOUT_TORCH = ["ppo_unified.config.schema", "ppo_unified.config.presets", "ppo_unified.config.recipes"]
 WITHOUT_TORCH += [f"ppo_unified.cli.{name}" for name in ("flags", "train", "sweep", "resume", "show", "export")]
 WITHOUT_TORCH += ["ppo_unified.inspection.what_if", "ppo_unified.inspection.html_page", "ppo_unified.study.numbers"]

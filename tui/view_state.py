@@ -23,6 +23,7 @@ class ViewState:
     """The saved view of one runs folder. Missing or invalid values in the file keep their defaults."""
 
     theme: str = "ppo-dark"
+    language: str = "en"  # of the study text
     marked: list[str] = field(default_factory=list)
     pinned: str = ""
     query: str = ""

@@ -36,7 +36,10 @@ EXAMPLES = {  # in the last stored iteration
     "first": Example(61, 0),  # the tokens before and after it
     "second": Example(61, 1),
     "last": Example(61, 3),
+    "good_first": Example(72, 0),
+    "good_second": Example(72, 1),
     "good": Example(72, 2),  # a correct digit that the clip cuts
+    "good_last": Example(72, 3),
 }
 VARIANTS: dict[str, dict[str, Any]] = {  # suffix of a name -> changed settings
     "lam0": {"lam": 0.0},
@@ -57,8 +60,7 @@ def step_numbers(step: Step, prefix: str = "here") -> dict[str, Number]:
     for line in explain(step):
         name = line.name.replace(" ", "_")
         found |= {f"formula.{name}": line.symbols, f"{prefix}.{name}": line.value}
-        if line.numbers:
-            found[f"{prefix}.{name}.numbers"] = line.numbers
+        found[f"{prefix}.{name}.numbers"] = line.numbers or "..."
     return found | {f"{prefix}.{name}": value for name, value in _quantities(step)}
 
 
@@ -134,7 +136,6 @@ def _iteration_numbers(recomputed: Recomputed) -> dict[str, Number]:
         "run.outside": _count(recomputed, "outside"),
         "run.epochs": int(options["ppo"]["epochs"]),
         "run.minibatches": int(options["ppo"]["minibatches"]),
-        "run.value_coef": float(options["ppo"]["value_coef"]),
         "run.mean_score": float(stored.columns["score"][mask].sum() / mask.any(1).sum()),
         "run.mean_value": recomputed.means["value/mean"],
         "run.explained_variance": recomputed.means["value/explained_variance"],
@@ -143,6 +144,8 @@ def _iteration_numbers(recomputed: Recomputed) -> dict[str, Number]:
         "run.positive": int((recomputed.columns["advantage"][mask] > 0).sum()),
     }
     found |= dict(zip(("run.std_lam0", "run.std_A", "run.std_lam1"), variances, strict=True))
+    found["run.optimizer_steps"] = int(found["run.epochs"]) * int(found["run.minibatches"])
+    found["run.minibatch_responses"] = int(found["run.responses"]) // int(found["run.minibatches"])
     return found | {f"run.{name}": float(getattr(settings, name)) for name in ("gamma", "lam", "clip", "kl_coef")}
 
 
@@ -177,6 +180,7 @@ def _sample_numbers(recomputed: Recomputed, prefix: str, example: Example) -> di
         f"{prefix}.response": stored.text_of(sample).partition("<|")[0],
         f"{prefix}.length": len(sample.columns),
         f"{prefix}.score": float(stored.columns["score"][sample.row, sample.columns[-1]]),
+        f"{prefix}.sum_log_old": float(stored.columns["logprob_old"][sample.row, sample.columns].sum()),
         f"{prefix}.rewards_to_go": _rewards_to_go(recomputed, sample, example.token),
         f"{prefix}.kl_full": float(stored.columns["kl_full"][sample.row, column]),
     }

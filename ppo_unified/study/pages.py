@@ -13,15 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from ppo_unified.inspection.step_formulas import show
-
 Number: TypeAlias = str | int | float
 
 FOLDER = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "中文"}
 PLACEHOLDER = re.compile(r"\{\{([\w.-]+)(?::([^{}]+))?\}\}")
 _SECTION = re.compile(r"^## (.+) \{#([\w-]+)\}$", re.M)
-_LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
+_LINK = re.compile(r"\[([^\]]+)\]\((/?)([^)]+)\)")
 
 TOPICS = {  # name of a formula or quantity in the inspector -> page and section about it
     "kl": ("reward", "kl"),
@@ -44,6 +42,13 @@ class Section(NamedTuple):
     id: str
     title: str
     text: str
+
+
+class Block(NamedTuple):
+    """A paragraph, a list or a code block of a section as plain text."""
+
+    is_code: bool
+    lines: list[str]  # each line of a code block, each paragraph and each item of a list is one string
 
 
 def page_names() -> list[str]:
@@ -87,21 +92,29 @@ def format_number(number: Number, spec: str | None) -> str:
     if spec:
         return format(number, spec)
     if isinstance(number, float):
+        from ppo_unified.inspection.step_formulas import show  # imported late: it imports numpy
+
         return show(number)
     return f"{number:,}" if isinstance(number, int) else number
 
 
-def plain_paragraphs(section: Section, numbers: Mapping[str, Number], live: Mapping[str, Number]) -> list[str]:
-    """Return the paragraphs and code blocks of a section as plain text, with the numbers of a live step.
+def plain_blocks(section: Section, numbers: Mapping[str, Number], live: Mapping[str, Number]) -> list[Block]:
+    """Return the blocks of a section, without tables.
 
-    `live` replaces the numbers of the names that begin with "here." or "formula.". A paragraph that needs a number of
-    the step that `live` lacks is omitted, and so is a table.
+    `live` contains the numbers and formulas of one step, which replace those of the committed run. A block that needs a
+    number "here." that `live` lacks is omitted.
     """
     found = []
-    for paragraph in section.text.split("\n\n"):
-        names = placeholders(paragraph)
-        is_known = all(name in live for name in names if name.startswith("here."))
-        if is_known and not paragraph.startswith("|"):
-            text = _LINK.sub(r"\1", fill(paragraph, {**numbers, **live}))
-            found.append(text if text.startswith("```") else text.replace("`", "").replace("**", "").replace("*", ""))
+    for block in section.text.split("\n\n"):
+        is_known = all(name in live for name in placeholders(block) if name.startswith("here."))
+        if not is_known or block.startswith("|"):
+            continue
+        text = fill(block, {**numbers, **live})
+        if text.startswith("```"):
+            found.append(Block(True, text.split("\n")[1:-1]))
+        else:
+            spans = _LINK.sub(lambda link: link[1] + f" ({link[3]})" * bool(link[2]), text).split("`")
+            spans[::2] = [span.replace("*", "") for span in spans[::2]]  # not in code, where * is a sign of a formula
+            items = re.split(r"\n(?=- )", "".join(spans))
+            found.append(Block(False, [" ".join(item.split()) for item in items]))
     return found

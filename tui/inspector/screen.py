@@ -21,7 +21,7 @@ from tui.inspector.explanation import EXPLANATION, LEGEND
 from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
-from tui.inspector.what_if_actions import WhatIfActions
+from tui.inspector.study_actions import StudyActions
 from tui.services import Services
 from tui.store import Changes, Store
 
@@ -29,7 +29,7 @@ LOOK_S = 0.5  # interval between checks for new iterations
 OPTIONS = frozenset(action.name for action in actions_of("what_if"))
 
 
-class InspectorScreen(WhatIfActions):
+class InspectorScreen(StudyActions):
     """Shows the stored iterations of one run. New iterations are announced in the header and do not replace the shown
     one, except after "sample now".
     """
@@ -161,6 +161,7 @@ class InspectorScreen(WhatIfActions):
             "iterations": len(self.numbers) > 1,
             "epochs": self.inspection is not None and len(self.inspection.moments) > 1,
             "active": self._is_active(),
+            "study": self.study,
             "permission": any(pane.needs_permission for pane in self.query(FramePane)),
         }
         return frozenset(name for name, is_true in holds.items() if is_true)
@@ -188,6 +189,8 @@ class InspectorScreen(WhatIfActions):
     def action_back(self) -> None:
         if self.what_if:
             self.action_what_if()
+        elif self.study:
+            self.action_study()
         elif self.is_list_alone:
             self.action_list()
         else:
