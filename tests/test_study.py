@@ -69,6 +69,18 @@ def test_languages_have_the_same_structure(page: str) -> None:
     assert re.search(r"[\u4e00-\u9fff]", source(page, "zh"))
 
 
+def test_chinese_readme_mirrors_the_english_one() -> None:
+    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+    assert BLOCK.findall(english) == BLOCK.findall(chinese)
+    assert _shapes(english) == _shapes(chinese)
+    assert re.findall(r"^#+ ", english, re.M) == re.findall(r"^#+ ", chinese, re.M)
+    targets = [re.sub(r"README(\.zh)?\.md|study/zh/", "study/", url) for _, url in LINK.findall(chinese)]
+    expected = [re.sub(r"README(\.zh)?\.md", "study/", url) for _, url in LINK.findall(english)]
+    assert sorted(targets) == sorted(expected)
+    numbers = [sorted(re.findall(r"\d+\.\d+|\d+(?= %)", text)) for text in (english, chinese)]
+    assert numbers[0] == numbers[1]
+
+
 def _shapes(text: str) -> list[list[int]]:
     """Return the number of cells in each row of each table, and of items in each list."""
     return [
