@@ -52,7 +52,7 @@ class StudyActions(WhatIfActions):
             self.notify("This terminal cannot show Chinese; use one with UTF-8.", severity="warning", markup=False)
             return
         codes, state = list(LANGUAGES), self.services.state
-        state.language = codes[(codes.index(state.language) + 1) % len(codes)] if state.language in codes else codes[0]
+        state.language = codes[(codes.index(state.language) + 1) % len(codes)]
         self.services.save_state()
         self.query_one(StudyPane).language = state.language
         self.update_panes()
