@@ -21,7 +21,7 @@ from tui.inspector.explanation import EXPLANATION, LEGEND
 from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
-from tui.inspector.study_actions import StudyActions
+from tui.inspector.study_actions import STUDY_KEYS, StudyActions
 from tui.services import Services
 from tui.store import Changes, Store
 
@@ -179,11 +179,13 @@ class InspectorScreen(StudyActions):
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable the actions of the what-if pane while it is closed, and those that it replaces while it is open."""
+        """Disable the actions of closed panes, and those that the what-if pane replaces while it is open."""
         if self.services.readonly and is_write_action(action):
             return False
         if action in OPTIONS:
             return self.what_if
+        if action in STUDY_KEYS:
+            return self.study
         return not (self.what_if and action in ("sample_next", "sample_previous"))
 
     def action_back(self) -> None:

@@ -7,6 +7,8 @@ from tui.inspector.formula_pane import FormulaPane
 from tui.inspector.study_pane import StudyPane, topics_of
 from tui.inspector.what_if_actions import WhatIfActions
 
+STUDY_KEYS = frozenset(["topic_next", "topic_previous", "language"])  # they need the study pane
+
 
 class StudyActions(WhatIfActions):
     """Selects the formula and the language of the study pane."""
