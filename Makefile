@@ -6,7 +6,7 @@ BEFORE ?= HEAD^
 unexport PYTHONDONTWRITEBYTECODE # modules are compiled once, not in each of the hundreds of processes that tests start
 QUICK := tests/engine tests/config tests/test_contract.py tests/test_learning.py tests/envs/llm/test_recipes.py
 
-.PHONY: install demo quick test check exhaustive format learn bench bench-peers bench-mujoco bench-tui fuzz torture mutants pictures docs wheel-check families clean
+.PHONY: install demo quick test check exhaustive format learn bench bench-peers bench-mujoco bench-tui fuzz torture mutants pictures study docs wheel-check families clean
 
 install: $(VENV)/.installed
 
@@ -72,6 +72,9 @@ mutants: install  ## break the engine in one place at a time; the tests must not
 
 pictures: install  ## the screenshots of the terminal UI in docs/pictures/
 	$(BIN)/python docs/pictures.py
+
+study: install  ## the numbers and the pages of docs/study/, from ppo_unified/study/ and docs/study/run/
+	$(BIN)/python docs/make_study.py
 
 families: install  ## train a small model of every type that benchmarks/families.md lacks (15 minutes)
 	$(BIN)/python benchmarks/families.py

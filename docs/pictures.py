@@ -29,7 +29,7 @@ DARK = {
     "inspector-episode": "episode",
 }
 LIGHT = {"runs": "list of runs"}
-
+STUDY = {"inspector-study": "study mode", "inspector-study-zh": "study mode in Chinese"}  # in the first two sizes
 
 GALLERY = ROOT / "build" / "pictures"
 
@@ -47,6 +47,8 @@ def main() -> None:
         with trainers(Path("runs")):
             paint_screens(ROOT / "docs" / "pictures", SIZE, "ppo-dark", "", DARK)
             paint_screens(ROOT / "docs" / "pictures", SIZE, "ppo-light", "-light", LIGHT)
+            for columns, lines in SIZES[:2]:
+                paint_screens(ROOT / "docs" / "pictures", (columns, lines), "ppo-dark", f"-{columns}x{lines}", STUDY)
             for columns, lines in SIZES:
                 for theme in ("dark", "light"):
                     paint_screens(GALLERY, (columns, lines), f"ppo-{theme}", f"-{columns}x{lines}-{theme}")

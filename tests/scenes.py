@@ -435,6 +435,13 @@ async def _visit_inspector(pilot: Pilot[None], app: Terminal, list_: RunList, lo
     await look("inspector-chinese", "iteration 80", "A used")
     await pilot.press("left_curly_bracket")
     await look("inspector", "iteration 40", "A used")
+    await pilot.press("g")
+    await look("inspector-study", "A: GAE")
+    if app.unicode:
+        await pilot.press("L", "j", "j", "j", "j")
+        await look("inspector-study-zh", "用截断限制")
+        await pilot.press("L")
+    await pilot.press("g")
     await pilot.press("t")
     await look("inspector-table", "iteration 40")
     await pilot.press("t", "t", "w", "down", *["greater_than_sign"] * 2, "down", "less_than_sign")

@@ -29,18 +29,19 @@ ALLOWED = {  # other packages that each package may import, as in docs/architect
     "training": {"engine", "runs", "config"},
     "testing": {"config", "engine", "training"},
     "inspection": {"config", "runs"},
-    "cli": {"config", "engine", "runs", "training", "terminal", "testing", "inspection"},
+    "study": {"inspection", "runs"},
+    "cli": {"config", "engine", "runs", "training", "terminal", "testing", "inspection", "study"},
     "envs": {"config", "engine"},
-    "tui": {"config", "runs", "terminal", "inspection"},
+    "tui": {"config", "runs", "terminal", "inspection", "study"},
 }
 ENTRY_POINTS = {"ppo_unified", "ppo_unified.__main__"}  # these may import from every package
 
 LIGHT = ["ppo_unified", "ppo_unified.errors", "ppo_unified.runs.metrics", "ppo_unified.runs.folder"]
 LIGHT += ["ppo_unified.config.spec", "ppo_unified.inspection.token_text", "ppo_unified.terminal.chat"]
-LIGHT += ["ppo_unified.terminal.sample_table"]
+LIGHT += ["ppo_unified.terminal.sample_table", "ppo_unified.study.pages"]
 WITHOUT_TORCH = ["ppo_unified.config.schema", "ppo_unified.config.presets", "ppo_unified.config.recipes"]
 WITHOUT_TORCH += [f"ppo_unified.cli.{name}" for name in ("flags", "train", "sweep", "resume", "show", "export")]
-WITHOUT_TORCH += ["ppo_unified.inspection.what_if", "ppo_unified.inspection.html_page"]
+WITHOUT_TORCH += ["ppo_unified.inspection.what_if", "ppo_unified.inspection.html_page", "ppo_unified.study.numbers"]
 WITHOUT_TORCH += [
     f"ppo_unified.runs.{name}" for name in ("event_reader", "event_writer", "control", "preparation", "samples")
 ]

@@ -17,7 +17,11 @@ from tui.action import PLACES
 from tui.actions import actions_of, key_name
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+PAGES = [
+    path
+    for pattern in ("*.md", "docs/*.md", "docs/study/**/*.md", "benchmarks/*.md")
+    for path in sorted(ROOT.glob(pattern))
+]
 
 
 def test_readme_stays_within_its_limits() -> None:

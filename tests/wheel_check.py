@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ppo_unified", "envs", "tui")
-DATA = (".py", ".toml", ".tcss", ".css", ".js", ".html", "py.typed")
+DATA = (".py", ".toml", ".tcss", ".css", ".js", ".html", ".json", ".md", "py.typed")
 
 # Runs in the new environment. The audit hook sees each file that Python opens.
 USE = """

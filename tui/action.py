@@ -48,6 +48,7 @@ NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for 
     "ungrouped": "needs ungrouped seeds",
     "sample": "needs a stored iteration",
     "iterations": "needs several stored iterations",
+    "study": "needs the study text",
     "epochs": "needs an iteration whose epochs are stored",
     "permission": "needs an environment that the run's own code draws",
 }

@@ -267,12 +267,19 @@ class Terminal(MessageApp):
         self.save_state()
 
 
-def run(runs: Path, readonly: bool = False, rings: bool = True, standby_slot: StandbySlot | None = None) -> int:
+def run(
+    runs: Path,
+    readonly: bool = False,
+    rings: bool = True,
+    standby_slot: StandbySlot | None = None,
+    language: str | None = None,
+) -> int:
     """Run the UI until the user quits, and return its exit code."""
     from tui.terminal_modes import restore_terminal
 
     sys.setswitchinterval(SWITCH_S)
     with restore_terminal():
         app = Terminal(runs, readonly, rings=rings, standby_slot=standby_slot)
+        app.state.language = language or app.state.language
         app.run()
     return app.return_code or 0

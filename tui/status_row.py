@@ -29,6 +29,7 @@ PAIRS: dict[tuple[str, str], str] = {  # two opposite actions -> label of the hi
     ("iteration_previous", "iteration_next"): "Iteration",
     ("option_previous", "option_next"): "Option",
     ("less", "more"): "Value",
+    ("topic_previous", "topic_next"): "Formula",
 }
 
 

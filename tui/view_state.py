@@ -16,6 +16,7 @@ from platformdirs import user_state_path
 
 from ppo_unified.parsing import read_json
 from ppo_unified.runs.folder import write_atomically
+from ppo_unified.study.pages import LANGUAGES
 
 
 @dataclass
@@ -23,6 +24,7 @@ class ViewState:
     """The saved view of one runs folder. Missing or invalid values in the file keep their defaults."""
 
     theme: str = "ppo-dark"
+    language: str = "en"  # of the study text
     marked: list[str] = field(default_factory=list)
     pinned: str = ""
     query: str = ""
@@ -45,6 +47,7 @@ class ViewState:
             for f in fields(cls) if isinstance(table, dict) else ():
                 if type(table.get(f.name)) is type(getattr(state, f.name)):
                     setattr(state, f.name, table[f.name])
+        state.language = state.language if state.language in LANGUAGES else cls.language
         state.marked = [key for key in state.marked if isinstance(key, str)]
         state.columns = [name for name in state.columns if isinstance(name, str)]
         state.typed = {target: _texts(options) for target, options in state.typed.items() if isinstance(options, dict)}

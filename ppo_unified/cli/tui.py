@@ -11,6 +11,7 @@ from pathlib import Path
 from ppo_unified.cli.common import add_runs_folder, preload
 from ppo_unified.errors import UsageError
 from ppo_unified.runs.background import StandbySlot
+from ppo_unified.study.pages import LANGUAGES
 from ppo_unified.text import is_drawable
 
 
@@ -22,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-bell",
         action="store_true",
         help="do not ring or send desktop notifications when a run ends or a health check warns",
+    )
+    parser.add_argument(
+        "--language",
+        choices=LANGUAGES,
+        help="language of the study text in the inspector: en (English) or zh (Chinese) (default: the last one used)",
     )
     add_runs_folder(parser)
 
@@ -37,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.readonly and _is_empty(options.folder):
         standby_slot.fill()  # the user can only start a run, and a run's imports take longer than those of the UI
     try:
-        code: int = preload("tui.app").run(options.folder, options.readonly, not options.no_bell, standby_slot)
+        code: int = preload("tui.app").run(
+            options.folder, options.readonly, not options.no_bell, standby_slot, options.language
+        )
     finally:
         standby_slot.clear()
     return code

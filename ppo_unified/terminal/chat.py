@@ -11,6 +11,7 @@ from ppo_unified.text import BOLD, DIM, apply_style, clean_lines, display_width,
 
 SIDE_BY_SIDE = 80  # minimum width in columns to show two responses side by side
 GAP = "   "
+NOT_FIRST = frozenset("，。、；：？！）」』”’》…%")  # noqa: RUF001  # a line does not start with these
 LABEL = 11  # width of the labels "policy" and "reference" if the responses are shown one below the other
 
 
@@ -39,18 +40,29 @@ def format_blocks(
 
 
 def wrap_text(text: str, columns: int) -> list[str]:
-    """Sanitize a text and wrap its lines at spaces to at most `columns` columns. With 0 columns, do not wrap."""
+    """Sanitize a text and wrap its lines to at most `columns` columns. With 0 columns, do not wrap.
+
+    A line breaks at a space or beside a wide character, such as a Chinese one, if possible.
+    """
     lines = []
     for line in clean_lines(text).split("\n"):
         left = line
         while columns and display_width(left) > columns:
-            cut = _prefix_length(left, columns)
-            space = left.rfind(" ", 1, cut + 1)
-            cut = space if space > 0 and left[:space].strip() else cut
+            cut = _last_break(left, _prefix_length(left, columns))
             lines.append(left[:cut].rstrip())
             left = left[cut:].lstrip()
         lines.append(left)
     return lines
+
+
+def _last_break(text: str, end: int) -> int:
+    """Return the last position up to `end` at which a line can break, or `end` if there is none."""
+    for at in range(end, 0, -1):
+        following = text[at : at + 1]
+        is_wide = display_width(text[at - 1] + following) > 2
+        if (following == " " or (is_wide and following not in NOT_FIRST)) and text[:at].strip():
+            return at
+    return end
 
 
 def _prefix_length(text: str, columns: int) -> int:

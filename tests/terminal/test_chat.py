@@ -46,5 +46,6 @@ def test_wrapping_breaks_at_spaces_and_keeps_indentation() -> None:
     assert wrap_text("  deep\nend", 8) == ["  deep", "end"]
     assert wrap_text("abcdefgh", 3) == ["abc", "def", "gh"]
     assert wrap_text("语言模型", 3) == ["语", "言", "模", "型"]
+    assert wrap_text("a 语言。模型", 6) == ["a 语", "言。模", "型"]
     assert wrap_text("\x1b]0;title\x07safe\x07", 0) == ["safe"]
     assert wrap_text("", 5) == [""]

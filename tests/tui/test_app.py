@@ -1127,7 +1127,8 @@ def test_theme_and_view_are_restored(runs: Path) -> None:
     [
         "",
         "[1]",
-        '{"marked": 3, "theme": "none such", "sorted_by": "x", "typed": {"a": 1}, "charts": {"grid": "x"}, "odd": 1}',
+        '{"marked": 3, "theme": "none such", "sorted_by": "x", "typed": {"a": 1}, "charts": {"grid": "x"}, "odd": 1,'
+        ' "language": "../en"}',
     ],
 )
 def test_damaged_view_file_does_not_prevent_start(runs: Path, text: str) -> None:
@@ -1138,6 +1139,7 @@ def test_damaged_view_file_does_not_prevent_start(runs: Path, text: str) -> None
     async def act(pilot: Pilot[None], app: Terminal) -> None:
         assert len(listed_keys(app)) == 3
         assert app.theme == "ppo-dark"
+        assert app.state.language == "en"
 
     drive(runs, act)
 

@@ -212,6 +212,29 @@ def test_filter_sort_and_heat_change_the_panes(tmp_path: Path) -> None:
     drive(tmp_path, act)
 
 
+def test_study_text_has_the_numbers_of_the_step(tmp_path: Path) -> None:
+    make_runs(tmp_path, make_token_iteration(ENGLISH))
+
+    async def act(pilot: Pilot[None], screen: InspectorScreen) -> None:
+        texts = [await type_text(pilot, "g"), await type_text(pilot, "right")]
+        for text, column in zip(texts, (2, 3), strict=True):
+            found, sample = shown(screen), shown(screen).samples[0]
+            lines = explain(Step(found.stored, found.now, sample.row, int(sample.columns[column])))
+            (line,) = [line for line in lines if line.name == "A"]
+            assert f"= {line.numbers} = {line.result}" in text
+        assert "─ ratio: The ratio ─" in await type_text(pilot, "h")
+        assert "─ loss: Limit by the clip ─" in await type_text(pilot, "j")
+        text = await type_text(pilot, "L")
+        assert "─ loss: 用截断限制 ─" in text
+        assert {cell_len(line) for line in text.splitlines()} == {screen.size.width}
+        assert "用截断限制" not in await type_text(pilot, "escape")
+        assert "概率比" in await type_text(pilot, "g")
+
+    drive(tmp_path, act)
+    (state,) = (tmp_path / "state").rglob("*.json")
+    assert '"language": "zh"' in state.read_text(encoding="utf-8")
+
+
 def test_what_if_recomputes_the_step_and_the_iteration(tmp_path: Path) -> None:
     stored = make_token_iteration(ENGLISH)
     make_runs(tmp_path, stored)

@@ -41,6 +41,8 @@ KEPT = (
     "page-log",
     "inspector",
     "inspector-chinese",
+    "inspector-study",
+    "inspector-study-zh",
     "inspector-what-if",
     "inspector-episode",
 )

@@ -52,6 +52,22 @@ INSPECTOR_ACTIONS: tuple[Action, ...] = (
         needs="sample",
     ),
     Action(
+        "study",
+        "g",
+        "Study",
+        "Show or hide a text about one formula, from the study pages, with the numbers of this step",
+        "inspector",
+        rank=1,
+        needs="sample",
+    ),
+    Action("topic_next", "j", "Next formula", "Show the text about the next formula", "inspector", 1, "study"),
+    Action(
+        "topic_previous", "k", "Previous formula", "Show the text about the previous formula", "inspector", 1, "study"
+    ),
+    Action(
+        "language", "L", "Language", "Switch the language of the study text: English, Chinese", "inspector", 1, "study"
+    ),
+    Action(
         "moment_next",
         "right_square_bracket",
         "Next epoch",
@@ -138,7 +154,14 @@ INSPECTOR_ACTIONS: tuple[Action, ...] = (
         needs="active",
         writes=True,
     ),
-    Action("back", "escape,q", "Back", "Close the what-if pane; if it is closed, go back", "inspector", rank=ALWAYS),
+    Action(
+        "back",
+        "escape,q",
+        "Back",
+        "Close the what-if pane or the study text; if both are closed, go back",
+        "inspector",
+        rank=ALWAYS,
+    ),
     Action("option_next", "down", "Next option", "Select the next option", "what_if", rank=1),
     Action("option_previous", "up", "Previous option", "Select the previous option", "what_if", rank=1),
     Action("more", "greater_than_sign", "Larger value", "Select a larger value or the next choice", "what_if", rank=1),

@@ -20,7 +20,8 @@ token is zero (mark x, "cut"). The gradients of other tokens can also move a rat
 gradient of the token itself pulls it back, it is not cut (mark ▲ or ▼).
 
 Below the text or the strips, a table shows the steps around the cursor. Every formula is filled with the numbers of \
-the step under the cursor. Press [ to see the same step in each epoch of the update, and w to try other options."""
+the step under the cursor. Press [ to see the same step in each epoch of the update, w to try other \
+options, and g for a text about each formula."""
 QUANTITIES = {  # name -> meaning, the most important first
     "A": "> 0: the rest went better than the critic predicted; < 0: worse",
     "V": "the critic's prediction of the sum of the rewards still to come",

@@ -32,10 +32,14 @@ class FormulaPane(LinesPane):
     def __init__(self, id: str) -> None:
         super().__init__(id)
         self.is_compact = False  # omit the share of the loss
+        self.selected = ""  # name of the formula that the study text explains
         self.compares = False  # show the results with the run's own options, too
 
     def _formulas(self, step: Step) -> list[Formula]:
         return [formula for formula in explain(step) if formula.name != "share" or not self.is_compact]
+
+    def signature(self, shown: Shown) -> object:
+        return shown, self.selected
 
     def lines_wanted(self, shown: Shown, width: int) -> int:
         """Return the number of lines that the pane needs for this sample, whose last step has most formulas."""
@@ -53,7 +57,7 @@ class FormulaPane(LinesPane):
         now = _step(shown, shown.now)
         before = {line.name: line.result for line in explain(_step(shown, shown.run))} if self.compares else {}
         lines = [_title_with_headings(shown, width) if before else title_line(shown, width)]
-        lines += formula_lines(self._formulas(now), before, width)
+        lines += formula_lines(self._formulas(now), before, width, self.selected)
         if not self.is_compact and width >= NARROW:
             lines += path_line(shown, width)
         words = wrap_text(describe_clip(now), max(20, width))
@@ -115,10 +119,11 @@ def chances(shown: Shown) -> list[str]:
     return [f"{name}: {all_parts}", f"p: {all_parts}", f"p: {short}", f"p: {arrow.join(parts[-2:])}"]
 
 
-def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width: int) -> list[Line]:
+def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width: int, selected: str = "") -> list[Line]:
     """Return the formulas: name, symbols, numbers and result, in aligned columns if they fit.
 
-    `before` contains the results with the run's own options, by name, if they are shown, too.
+    `before` contains the results with the run's own options, by name, if they are shown, too. The name of the formula
+    `selected` is highlighted.
     """
     room = max(0, width - NAME - 2 - RESULT * (2 if before else 1))
     if width < NARROW:
@@ -129,16 +134,16 @@ def formula_lines(formulas: Sequence[Formula], before: Mapping[str, str], width:
         symbols = min(symbols, room // 2)
     lines: list[Line] = []
     for formula in formulas:
-        name = f"{formula.name:<{NAME}}= "
+        name, style = f"{formula.name:<{NAME}}= ", "cursor" if formula.name == selected else "bold"
         head = f"{formula.symbols:<{symbols}}{GAP}"
         results = _results(formula, before)
         if len(head) + len(formula.numbers) > room:
             head = formula.symbols + GAP
         if len(head) + len(formula.numbers) > room:  # two lines
-            lines.append([(name, "bold"), (formula.symbols, "")])
+            lines.append([(name, style), (formula.symbols, "")])
             name, head = " " * NAME + "= ", ""
         numbers = formula.numbers[:room]
-        lines.append([(name, "bold"), (head, ""), (f"{numbers:<{room - len(head)}}", "muted"), *results])
+        lines.append([(name, style), (head, ""), (f"{numbers:<{room - len(head)}}", "muted"), *results])
     return lines
 
 

@@ -19,6 +19,8 @@ from tui.inspector.sample_pane import SamplePane
 from tui.inspector.shown import Look, Shown
 from tui.inspector.steps_pane import StepsPane
 from tui.inspector.strips_pane import StripsPane
+from tui.inspector.study_pane import LEAST as STUDY
+from tui.inspector.study_pane import StudyPane
 from tui.inspector.summary_pane import SummaryPane
 from tui.inspector.table_pane import TablePane
 from tui.inspector.text_pane import TextPane
@@ -49,6 +51,7 @@ class PanesScreen(Screen[None]):
         self.inspection: Inspection | None = None
         self.awaited = 0  # the iteration from which on a new one is shown when it is stored, or 0
         self.what_if = False  # the what-if pane is open
+        self.study = False  # the study pane is open
         self._list_hidden = self._list_full = False  # by the user: beside the sample, in a narrow screen
         self._layout = LAYOUTS[0]
 
@@ -71,6 +74,7 @@ class PanesScreen(Screen[None]):
                     yield FormulaPane("formulas")
                     yield ProbabilityPane("probabilities")
                 yield WordsPane("words")
+                yield StudyPane("study")
         yield StatusRow()
 
     @property
@@ -113,13 +117,15 @@ class PanesScreen(Screen[None]):
         what_if.set_class(has_list, "-beside")
         right.set_class(is_beside, "-beside")
         width = self.size.width - beside * has_list - (LIST + 2 * has_list) * self.what_if - (3 if is_beside else 2)
-        self._arrange_right(inspection, max(20, width), self.size.height - (2 if low else 3))
+        self.query_one(StudyPane).display = self.study
+        arrange = self._arrange_study if self.study else self._arrange_right
+        arrange(inspection, max(20, width), self.size.height - (2 if low else 3))
         self.update_panes()
 
     def _arrange_frames(self, inspection: Inspection, has_list: bool) -> None:
         """Show the environment below the list, or, if the strips have most of the space, below the strips."""
         possible = has_frames(str(inspection.stored.options.get("kind", "")))
-        below = self._layout == "text"
+        below = self._layout == "text" and not self.study
         self.query_one("#frame").display = possible and below
         self.query_one("#frame-left").display = possible and has_list and not below and self.size.height >= LOW
 
@@ -150,6 +156,20 @@ class PanesScreen(Screen[None]):
         rows = max(2, min(longest, max(rows, room - lines - least)))
         table.styles.height = rows
         words.styles.height = max(0, min(words.lines_wanted(shown, width), room - lines - rows))
+
+    def _arrange_study(self, inspection: Inspection, width: int, height: int) -> None:
+        """Show the steps above the study text, and the formulas between them if they leave enough lines for it."""
+        shown, steps, formulas = inspection.show(self._look()), self.steps_pane(), self.query_one(FormulaPane)
+        for name in ("text", "strips", "table", "words", "probabilities"):
+            self.query_one(f"#{name}").display = False
+        bottom, low = self.query_one("#bottom"), self.size.height < LOW
+        bottom.set_class(False, "-beside")
+        formulas.is_compact, formulas.compares = True, self.what_if
+        wanted = formulas.lines_wanted(shown, min(width, FORMULAS))
+        steps.display, lines = True, max(3, min(steps.lines_wanted(shown, width) + (not low), height // 5))
+        bottom.display = not low and height - lines - wanted >= STUDY
+        steps.styles.height, formulas.styles.height, bottom.styles.height = lines, wanted, wanted
+        self.query_one(StudyPane).styles.height = height - lines - wanted * bottom.display
 
     @property
     def has_colors(self) -> bool:

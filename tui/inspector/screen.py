@@ -21,7 +21,7 @@ from tui.inspector.explanation import EXPLANATION, LEGEND
 from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
-from tui.inspector.what_if_actions import WhatIfActions
+from tui.inspector.study_actions import STUDY_KEYS, StudyActions
 from tui.services import Services
 from tui.store import Changes, Store
 
@@ -29,7 +29,7 @@ LOOK_S = 0.5  # interval between checks for new iterations
 OPTIONS = frozenset(action.name for action in actions_of("what_if"))
 
 
-class InspectorScreen(WhatIfActions):
+class InspectorScreen(StudyActions):
     """Shows the stored iterations of one run. New iterations are announced in the header and do not replace the shown
     one, except after "sample now".
     """
@@ -161,6 +161,7 @@ class InspectorScreen(WhatIfActions):
             "iterations": len(self.numbers) > 1,
             "epochs": self.inspection is not None and len(self.inspection.moments) > 1,
             "active": self._is_active(),
+            "study": self.study,
             "permission": any(pane.needs_permission for pane in self.query(FramePane)),
         }
         return frozenset(name for name, is_true in holds.items() if is_true)
@@ -178,16 +179,20 @@ class InspectorScreen(WhatIfActions):
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable the actions of the what-if pane while it is closed, and those that it replaces while it is open."""
+        """Disable the actions of closed panes, and those that the what-if pane replaces while it is open."""
         if self.services.readonly and is_write_action(action):
             return False
         if action in OPTIONS:
             return self.what_if
+        if action in STUDY_KEYS:
+            return self.study
         return not (self.what_if and action in ("sample_next", "sample_previous"))
 
     def action_back(self) -> None:
         if self.what_if:
             self.action_what_if()
+        elif self.study:
+            self.action_study()
         elif self.is_list_alone:
             self.action_list()
         else:
