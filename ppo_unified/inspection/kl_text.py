@@ -60,10 +60,9 @@ def _plot_section(report: KLReport, canvas: Canvas) -> Section:
     room = max(10, plot_room(rows, canvas, 60))
     full = report.estimates[-1].per_response.value
     plots = interval_plots(intervals, ends, room, canvas.unicode, full)
-    about = "95 % intervals; the vertical line is the full KL. k1, k3 and full estimate the same number. |k1| and k2 do not."
-    return Section(
-        "KL per response", [*table(rows, canvas, {axis_label(ends, room): plots}), *paragraph(about, canvas)]
-    )
+    about = "95 % intervals; the vertical line is the full KL. k1, k3 and full estimate the same number; |k1| and k2 do not."
+    lines = table(rows, canvas, {axis_label(ends, room): plots})
+    return Section("KL per response", [*lines, *paragraph(about, canvas)])
 
 
 def _truncation_section(report: KLReport, canvas: Canvas) -> Section:
@@ -86,11 +85,12 @@ def _truncation_section(report: KLReport, canvas: Canvas) -> Section:
         "the same prefixes. mass: mean probability of the kept tokens. " + WHY
     )
     lines = table(rows, canvas)
-    if excluded := report.truncations[-1].excluded:
+    last = report.truncations[-1]
+    if last.excluded:
         about += (
-            f" {excluded:,} tokens are excluded from {report.truncations[-1].name}, because their kept set can have "
+            f" excluded: tokens whose kept set can have more than the {report.stored} stored tokens "
+            f"({last.excluded:,} of {last.tokens + last.excluded:,} with {last.name})."
         )
-        about += f"more than the {report.stored} stored tokens."
     return Section(title, [*lines, *paragraph(about, canvas)])
 
 

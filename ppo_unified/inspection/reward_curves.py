@@ -78,14 +78,13 @@ def reward_curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], stored: S
         return None
     steps, kl = series[KL]
     columns = {name: dict(zip(*(x.tolist() for x in series[f"reward/{name}"]), strict=True)) for name in names}
-    common = [
-        n for n, step in enumerate(steps.tolist()) if step <= stored.step and all(step in x for x in columns.values())
-    ]
+    known = np.array([all(step in x for x in columns.values()) for step in steps.tolist()], bool)
+    common = np.flatnonzero(known & (steps <= stored.step))
     if len(common) < 2 * PARTS:
         return None
     gold = [name for name in names if _weight(stored.options.get("llm", {}), name) == 0]
     parts = []
-    for chosen in np.array_split(np.array(common), PARTS):
+    for chosen in np.array_split(common, PARTS):
         at = steps[chosen].tolist()
         scores = {name: _mean([columns[name][step] for step in at]) for name in sorted(names)}
         root = math.sqrt(max(0.0, float(kl[chosen].mean())))

@@ -1,4 +1,4 @@
-"""Means and intervals over samples. The steps of one sample depend on each other, so samples are the independent units."""
+"""Means and intervals over samples, which are the independent units: the steps of one sample depend on each other."""
 
 from __future__ import annotations
 
