@@ -22,7 +22,7 @@ from ppo_unified.inspection.token_text import pieces_of, visible_text
 from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 from ppo_unified.text import display_width, pad
 
-NARROW = 16  # columns of the smallest plot
+NARROW = 11  # columns of the smallest plot
 LABEL = 16  # most columns of a token or action
 
 

@@ -20,7 +20,6 @@ from ppo_unified.inspection.sections import (
 from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 
 LABELS = {"k1": "k1", "abs": "|k1|", "k2": "k2", "k3": "k3", "full": "full"}
-NARROW = 16  # columns of the smallest plot
 
 
 def kl_sections(report: KLReport, canvas: Canvas) -> list[Section]:
@@ -28,8 +27,8 @@ def kl_sections(report: KLReport, canvas: Canvas) -> list[Section]:
     used = list(LABELS).index(report.used)
     facts = (
         f"{report.tokens:,} tokens of {report.responses:,} responses, sampled by the old policy. The run uses "
-        f"{LABELS[report.used]} (llm.kl = {report.used!r}) with the coefficient {report.coef:g}. Errors are standard "
-        "errors over responses."
+        f"{LABELS[report.used]} (llm.kl = {report.used!r}) with the coefficient {report.coef:g} (*). Errors are "
+        "standard errors over responses. spread: standard deviation over tokens, relative to that of full."
     )
     lines = [*paragraph(facts, canvas), *table(_estimate_rows(report), canvas, accent=used)]
     sections = [Section("Estimates of the KL to the reference model", lines), _plot_section(report, canvas)]
@@ -39,12 +38,12 @@ def kl_sections(report: KLReport, canvas: Canvas) -> list[Section]:
 def _estimate_rows(report: KLReport) -> list[dict[str, str]]:
     return [
         {
-            "estimate": LABELS[x.name] + ("  <- used" if x.name == report.used else ""),
+            "estimate": LABELS[x.name] + " *" * (x.name == report.used),
             "per token": format_mean(x.per_token),
             "per response": format_mean(x.per_response),
             "negative": f"{100 * x.negative:.1f} %",
-            "spread": format_value(x.spread),
-            "of full": "-" if x.relative_spread is None else f"{x.relative_spread:.2f}x",
+            "spread": "-" if x.relative_spread is None else f"{x.relative_spread:.2f}x",
+            "std": format_value(x.spread),
         }
         for x in report.estimates
     ]
@@ -60,7 +59,7 @@ def _plot_section(report: KLReport, canvas: Canvas) -> Section:
     room = max(10, plot_room(rows, canvas, 60))
     full = report.estimates[-1].per_response.value
     plots = interval_plots(intervals, ends, room, canvas.unicode, full)
-    about = "95 % intervals; the vertical line is the full KL. k1, k3 and full estimate the same number; |k1| and k2 do not."
+    about = "95 % intervals; the line marks the full KL. k1, k3 and full estimate the same number; |k1| and k2 do not."
     lines = table(rows, canvas, {axis_label(ends, room): plots})
     return Section("KL per response", [*lines, *paragraph(about, canvas)])
 
@@ -106,11 +105,14 @@ def tokens_section(
     found = token_estimates(stored, sample)
     seen = visible_steps(len(sample.columns), cursor, most)
     labels = step_labels(stored, sample, seen, canvas.unicode)
-    headers = {"logprob_old": "log old", "logprob_ref": "log ref", **LABELS}
+    headers = {**LABELS, "logprob_old": "log old", "logprob_ref": "log ref"}
     rows = [
         {"token": label} | {header: format_value(found[name][step]) for name, header in headers.items()}
         for step, label in zip(seen, labels, strict=True)
     ]
-    rows.append({"token": "sum"} | {header: format_value(sum(found[name])) for name, header in headers.items()})
+    rows.append(
+        {"token": f"sum of {len(sample.columns)}"}
+        | {header: format_value(sum(found[name])) for name, header in headers.items()}
+    )
     lines: list[Line] = table(rows, canvas, accent=cursor - seen.start if cursor >= 0 else -1)
     return Section(f"Sample {number}: the estimates at each token", lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -29,7 +30,7 @@ class Canvas(NamedTuple):
 
 def paragraph(text: str, canvas: Canvas, style: str = "muted") -> list[Line]:
     """Return a text wrapped to the width."""
-    return [[(line, style)] for line in textwrap.wrap(text, canvas.width)]
+    return [[(line, style)] for line in textwrap.wrap(text, canvas.width, break_on_hyphens=False)]
 
 
 def table(
@@ -108,8 +109,13 @@ def format_value(value: float | None) -> str:
 
 
 def format_mean(mean: Mean) -> str:
-    """Return a mean with its standard error."""
-    return format_value(mean.value) + (f" ± {format_value(mean.error)}" if mean.error is not None else "")
+    """Return a mean with its standard error, which has one digit, or two if the first is 1 or 2."""
+    error = mean.error
+    if not error or not 1e-4 < error < 1e3:
+        return format_value(mean.value) + (f" ± {format_value(error)}" if error is not None else "")
+    exponent = math.floor(math.log10(error))
+    digits = max(0, -exponent + (error < 3 * 10**exponent))
+    return f"{mean.value:z.{digits}f} ± {error:.{digits}f}"
 
 
 def format_interval(interval: Interval) -> str:

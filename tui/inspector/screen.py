@@ -11,6 +11,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ppo_unified.errors import UsageError
+from ppo_unified.inspection.settings import has_reference
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import ACTIVE
 from ppo_unified.text import clean
@@ -21,7 +22,7 @@ from tui.inspector.explanation import EXPLANATION, LEGEND
 from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
-from tui.inspector.what_if_actions import WhatIfActions
+from tui.inspector.tabs import TabActions
 from tui.services import Services
 from tui.store import Changes, Store
 
@@ -29,7 +30,7 @@ LOOK_S = 0.5  # interval between checks for new iterations
 OPTIONS = frozenset(action.name for action in actions_of("what_if"))
 
 
-class InspectorScreen(WhatIfActions):
+class InspectorScreen(TabActions):
     """Shows the stored iterations of one run. New iterations are announced in the header and do not replace the shown
     one, except after "sample now".
     """
@@ -55,7 +56,7 @@ class InspectorScreen(WhatIfActions):
         yield from super().compose()
 
     def on_mount(self) -> None:
-        self.query_one("#body").display = False
+        self.query_one("#body").display = self.query_one("#laboratory").display = False
         self.set_interval(LOOK_S, self._poll)
         self.app.theme_changed_signal.subscribe(self, lambda _: self.update_panes())
         self._update_list()
@@ -123,7 +124,7 @@ class InspectorScreen(WhatIfActions):
             return
         self.inspection = message.found
         self.query_one("#notice").display = False
-        self.query_one("#body").display = True
+        self.show_tab()
         self.query_one(SamplePane).inspection = self.inspection
         self.arrange_panes()
         self.refresh_bindings()
@@ -158,6 +159,7 @@ class InspectorScreen(WhatIfActions):
         """The conditions of actions that hold."""
         holds = {
             "sample": self.inspection is not None,
+            "reference": self.inspection is not None and has_reference(self.inspection.stored),
             "iterations": len(self.numbers) > 1,
             "epochs": self.inspection is not None and len(self.inspection.moments) > 1,
             "active": self._is_active(),
@@ -178,12 +180,15 @@ class InspectorScreen(WhatIfActions):
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable the actions of the what-if pane while it is closed, and those that it replaces while it is open."""
+        """Disable actions that have no effect: those of the what-if pane while it is closed, those that it replaces
+        while it is open, and those that the tab does not need."""
         if self.services.readonly and is_write_action(action):
             return False
         if action in OPTIONS:
             return self.what_if
-        return not (self.what_if and action in ("sample_next", "sample_previous"))
+        if self.leaves_out(action):
+            return False
+        return not (self.what_if and (action in ("sample_next", "sample_previous") or action.startswith("tab_")))
 
     def action_back(self) -> None:
         if self.what_if:
