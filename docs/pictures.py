@@ -26,6 +26,8 @@ DARK = {
     "watch": "watch",
     "inspector": "inspector",
     "inspector-what-if": "what if",
+    "inspector-critic": "critic microscope",
+    "inspector-kl": "KL laboratory",
     "inspector-episode": "episode",
 }
 LIGHT = {"runs": "list of runs"}

@@ -91,17 +91,17 @@ def compare_critics(
         collected.append(adapter.collect())
     start = adapter.policy.network
     for kind in VARIANTS:
-        policy = _make_policy(copy.deepcopy(start), kind, own).to(device)
+        policy = _make_policy(copy.deepcopy(start), kind, own, adapter.end_tokens).to(device)
         yield from _train(policy, kind, own, collected)
     adapter.close()
 
 
-def _make_policy(network: Network, kind: str, config: LLMConfig) -> TokenPolicy:
+def _make_policy(network: Network, kind: str, config: LLMConfig, end_tokens: Sequence[int]) -> TokenPolicy:
     """Return a policy with a new critic, whose head is zero."""
     own = Network(copy.deepcopy(trunk_of(network.model)), network.bf16) if kind == "independent" else None
     llm = config.llm
-    entropy_gradient = config.ppo.entropy_coef > 0
-    return TokenPolicy(network, Critic(network.width, own), llm.temperature, entropy_gradient, llm.min_new_tokens)
+    options = llm.temperature, config.ppo.entropy_coef > 0, llm.min_new_tokens, end_tokens
+    return TokenPolicy(network, Critic(network.width, own), *options)
 
 
 def _train(

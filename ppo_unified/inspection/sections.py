@@ -44,13 +44,14 @@ def table(
     `plots` maps the header of a last column to its cells. Columns that do not fit are omitted, the last ones first;
     the plot is omitted before them. The row `accent` is highlighted.
     """
-    keys = list(rows[0]) if rows else []
+    if not canvas.unicode:
+        rows = [{key: cell.replace("±", "+-") for key, cell in row.items()} for row in rows]
+    keys = list(rows[0])
     widths = {key: max(display_width(cell) for cell in [key, *(row[key] for row in rows)]) for key in keys}
     while len(keys) > 1 and sum(widths[key] for key in keys) + 2 * (len(keys) - 1) > canvas.width:
         keys.pop()
-    left = keys[:1]
     cells = [
-        "  ".join(pad(row[key], widths[key]) if key in left else row[key].rjust(widths[key]) for key in keys)
+        "  ".join(pad(row[key], widths[key]) if key == keys[0] else row[key].rjust(widths[key]) for key in keys)
         for row in [dict(zip(keys, keys, strict=True)), *rows]
     ]
     lines: list[Line] = [[(cells[0], "muted")]]

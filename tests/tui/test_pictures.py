@@ -42,6 +42,8 @@ KEPT = (
     "inspector",
     "inspector-chinese",
     "inspector-what-if",
+    "inspector-critic",
+    "inspector-kl",
     "inspector-episode",
 )
 UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))
