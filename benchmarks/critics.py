@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 import time
@@ -41,15 +40,15 @@ PAGE = """\
 
 ## The same rollouts
 
-One policy, the one at the start of the preset, collects all rollouts. Both kinds of critic train on the same rollouts in
-the same order with the complete loss, and are compared on the last two rollouts, on which neither was trained. The
+One policy, the one at the start of the preset, collects all rollouts. Both kinds of critic train on the same rollouts
+in the same order with the complete loss, and are compared on the last two rollouts, on which neither was trained. The
 explained variance is that of the rewards that followed. "value loss alone" is a shared critic without the policy loss.
-Means over seeds; the difference is paired by seed, and its interval is a 95 % interval by Student's t distribution.
-Seconds are those of a busy machine and not reliable.
+The KL is that of the policy to its start, per response. Numbers are means over seeds. The difference is paired by
+seed; its 95 % interval uses Student's t distribution.
 
 ![Explained variance by rollouts seen](critics.svg)
 
-| preset | critic | rollouts seen | explained variance | KL of the policy to its start, per response | trained weights | seeds |
+| preset | critic | rollouts seen | explained variance | KL of the policy | trained weights | seeds |
 |---|---|---|---|---|---|---|
 {same}
 
@@ -57,8 +56,8 @@ Seconds are those of a busy machine and not reliable.
 
 ## Complete trainings
 
-The preset with fewer iterations (arithmetic {arithmetic}, sentiment {sentiment}). The score is that of {episodes} sampled
-responses to held-out prompts by the last policy.
+The preset with fewer iterations (arithmetic {arithmetic}, sentiment {sentiment}). The score is the mean over {episodes}
+sampled responses to held-out prompts by the last policy.
 
 | preset | critic | mean score | each seed |
 |---|---|---|---|
@@ -66,7 +65,7 @@ responses to held-out prompts by the last policy.
 
 {differences}
 
-Command: `{command}`
+Command: `python benchmarks/critics.py`
 """
 
 
@@ -140,12 +139,11 @@ def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
                 each = ", ".join(f"{score:.3f}" for _, score in sorted(scores.items()))
                 trained.append(f"| {preset} | {critic} | {np.mean(list(scores.values())):.3f} | {each} |")
     paired = [
-        f"**{preset}**: independent minus shared {x['mean']:+.3f} (95 % interval {x['low']:+.3f} to {x['high']:+.3f}).\n"
+        f"**{preset}**: independent minus shared {x['mean']:+.3f} (95 % interval {x['low']:.3f} to {x['high']:.3f}).\n"
         for preset, x in differences(rows).items()
     ]
-    command = shlex.join(["python", "benchmarks/critics.py", *sys.argv[1:]])
     parts = {"same": "\n".join(same), "verdicts": "\n".join(verdicts), "trained": "\n".join(trained)}
-    page = PAGE.format(**parts, differences="\n".join(paired), command=command, episodes=EPISODES, **ITERATIONS)
+    page = PAGE.format(**parts, differences="\n".join(paired), episodes=EPISODES, **ITERATIONS)
     path.write_text(page.rstrip() + "\n", encoding="utf-8")
     path.with_suffix(".svg").write_text(draw(found), encoding="utf-8")
 
@@ -178,7 +176,7 @@ def draw(found: Mapping[str, Mapping[str, Any]]) -> str:
             parts.append(f'<polyline points="{points(mean)}" {stroke} stroke-width="2.5"/>')
     for number, (kind, color) in enumerate(COLORS.items()):
         x, y = left + 190 * number, top + height + 42
-        parts.append(f'<rect x="{x}" y="{y - 9}" width="18" height="4" y2="0" fill="{color}"/>'.replace(' y2="0"', ""))
+        parts.append(f'<rect x="{x}" y="{y - 9}" width="18" height="4" fill="{color}"/>')
         parts.append(f'<text x="{x + 24}" y="{y - 3}">{kind.replace("-", " ")}</text>')
     size = f"{len(found) * (width + left) + 20} {top + height + 50}"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" font-family="sans-serif" font-size="12">'

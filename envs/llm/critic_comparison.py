@@ -96,6 +96,11 @@ def compare_critics(
     adapter.close()
 
 
+def is_alone(kind: str) -> bool:
+    """Return True if a variant is trained with the value loss alone."""
+    return kind == "value-loss-alone"
+
+
 def _make_policy(network: Network, kind: str, config: LLMConfig, end_tokens: Sequence[int]) -> TokenPolicy:
     """Return a policy with a new critic, whose head is zero."""
     own = Network(copy.deepcopy(trunk_of(network.model)), network.bf16) if kind == "independent" else None
@@ -108,7 +113,7 @@ def _train(
     policy: TokenPolicy, kind: str, config: LLMConfig, collected: Sequence[Rollout]
 ) -> Iterator[Progress | CriticCurve]:
     train, held_out = collected[:-HELD_OUT], collected[-HELD_OUT:]
-    alone = kind == "value-loss-alone"
+    alone = is_alone(kind)
     ppo = config.ppo.model_copy(update=VALUE_LOSS_ALONE if alone else {"critic_warmup": 0})
     learner = make_learner(policy, ppo, config.optim, total_iterations=len(train), seed=config.seed)
     explained, kl, seconds = list[float](), list[float](), 0.0

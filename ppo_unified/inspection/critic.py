@@ -10,7 +10,14 @@ import numpy as np
 from ppo_unified.errors import UsageError
 from ppo_unified.inspection import formulas
 from ppo_unified.inspection.formulas import Array, Steps
-from ppo_unified.inspection.sample_statistics import Interval, bootstrap, divide, sample_of_steps, sums_by_group
+from ppo_unified.inspection.sample_statistics import (
+    Interval,
+    bootstrap,
+    divide,
+    sample_of_steps,
+    sums_by_group,
+    valid_numbers,
+)
 from ppo_unified.inspection.settings import Settings, check_arrays
 from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 
@@ -65,7 +72,6 @@ def check_critic(stored: StoredIteration) -> None:
 
 def followed(stored: StoredIteration) -> Array:
     """Return the discounted sum of the rewards that followed each step (G), [N, T] float64."""
-    check_arrays(stored)
     columns = stored.columns
     names = ("reward", "value", "next_value")
     rewards, values, next_values = (columns[name].astype(np.float64) for name in names)
@@ -84,7 +90,10 @@ def complete_samples(stored: StoredIteration) -> Array:
 def examine_critic(stored: StoredIteration) -> CriticReport:
     """Compare V_old with the rewards that followed. Raises UsageError if there is no critic or no complete sample."""
     check_critic(stored)
-    mask, complete = stored.columns["mask"], complete_samples(stored)
+    mask = stored.columns["mask"]
+    check_arrays(stored)
+    v, *_ = valid_numbers(stored, "value", "reward", "next_value", "advantage")
+    complete = complete_samples(stored)
     all_numbers, positions = sample_of_steps(stored)
     used = complete[all_numbers]
     if not used.any():
@@ -93,7 +102,7 @@ def examine_critic(stored: StoredIteration) -> CriticReport:
             "unknown; choose another iteration with --iteration"
         )
     numbers = (np.cumsum(complete) - 1)[all_numbers[used]]
-    g, v = followed(stored)[mask][used], stored.columns["value"][mask][used].astype(np.float64)
+    g, v = followed(stored)[mask][used], v[used]
     lengths = np.bincount(numbers)
     values = _Values(g, v, numbers, int(complete.sum()))
     overall = values.explained(np.zeros(len(g), int), [(1, int(lengths.max()))])[0]

@@ -8,12 +8,20 @@ import numpy as np
 
 from ppo_unified.errors import UsageError
 from ppo_unified.inspection.formulas import KL_ESTIMATES, Array, kl_estimate
-from ppo_unified.inspection.sample_statistics import Mean, error_of, mean_of, sample_of_steps, sum_by_sample
-from ppo_unified.inspection.settings import Settings
+from ppo_unified.inspection.sample_statistics import (
+    Mean,
+    error_of,
+    mean_of,
+    sample_of_steps,
+    sum_by_sample,
+    valid_numbers,
+)
+from ppo_unified.inspection.settings import Settings, check_arrays
 from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 
 ESTIMATES = (*KL_ESTIMATES, "full")
 TOP_K, TOP_P = (1, 2, 3), 0.9
+LARGEST = 100  # nats; k3 grows exponentially
 WHY = (
     "k1 and k3 are unbiased only if the tokens are sampled from the policy itself. A truncated sampler q never draws "
     "unlikely tokens, but the log-probs are still those of the whole policy. Then E[ref/pi] is not 1 but "
@@ -82,12 +90,15 @@ class Tokens:
                 f"the samples contain no KL to a reference model (no column {missing[0]}); expected a run of a "
                 "language model"
             )
-        mask = stored.columns["mask"]
-        names = ("logprob_old", "logprob_ref", "kl_full")
-        old, ref, full = (stored.columns[name][mask].astype(np.float64) for name in names)
+        check_arrays(stored)
+        old, ref, full = valid_numbers(stored, "logprob_old", "logprob_ref", "kl_full")
+        if np.abs(old - ref).max() > LARGEST:
+            raise UsageError(
+                f"{stored.where}: expected log-probs that differ by at most {LARGEST} from those of the reference, got "
+                f"{np.abs(old - ref).max():.3g}; choose another --iteration"
+            )
         numbers, _ = sample_of_steps(stored)
-        with np.errstate(over="ignore"):
-            estimates = {name: kl_estimate(name, old, ref, full) for name in ESTIMATES}
+        estimates = {name: kl_estimate(name, old, ref, full) for name in ESTIMATES}
         return cls(estimates, numbers, int(numbers[-1]) + 1)
 
     def by_response(self, x: Array) -> Array:
@@ -131,7 +142,7 @@ def _estimates(tokens: Tokens) -> list[Estimate]:
 
 def _truncations(stored: StoredIteration, tokens: Tokens) -> list[Truncation]:
     alternatives, mask = stored.alternatives.get("old"), stored.columns["mask"]
-    if alternatives is None or "token" not in stored.columns:
+    if alternatives is None or stored.columns.get("token", mask).dtype.kind not in "iu":
         return []
     likeliest, probabilities = alternatives.actions[mask], np.exp(alternatives.logprobs[mask].astype(np.float64))
     chosen = likeliest == stored.columns["token"][mask][:, None]  # [n, K]

@@ -23,6 +23,7 @@ from ppo_unified.runs.event_reader import EventReader
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.metrics import METRICS
 from ppo_unified.runs.stored_iteration import StoredIteration
+from ppo_unified.text import clean
 
 PARTS = 8  # parts of the run
 KL = "ref/kl_full"  # per response
@@ -73,7 +74,11 @@ def read_reward_curves(run: Run, stored: StoredIteration) -> RewardCurves | None
 
 def reward_curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], stored: StoredIteration) -> RewardCurves | None:
     """Return the rewards up to a stored iteration. `series` contains the steps and values of each metric."""
-    names = [tag.removeprefix("reward/") for tag in series if tag.startswith("reward/") and tag not in METRICS]
+    names = [
+        tag.removeprefix("reward/")
+        for tag in series
+        if tag.startswith("reward/") and tag not in METRICS and tag == clean(tag)
+    ]
     if len(names) < 2 or KL not in series:
         return None
     steps, kl = series[KL]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppo_unified.errors import UsageError
 from ppo_unified.inspection.formulas import Array
 from ppo_unified.runs.stored_iteration import StoredIteration
 
@@ -31,6 +32,20 @@ class Interval:
     value: float | None
     low: float | None
     high: float | None
+
+
+def valid_numbers(stored: StoredIteration, *names: str) -> list[Array]:
+    """Return columns at the valid steps, float64 [n] each, row by row. Raises UsageError if one has other values than
+    finite numbers."""
+    found = []
+    for name in names:
+        x = stored.columns[name]
+        if x.dtype.kind not in "biuf" or not np.isfinite(own := x[stored.columns["mask"]].astype(np.float64)).all():
+            raise UsageError(
+                f"{stored.where}: column {name}: expected finite numbers, got others; choose another --iteration"
+            )
+        found.append(own)
+    return found
 
 
 def sample_of_steps(stored: StoredIteration) -> tuple[Array, Array]:
