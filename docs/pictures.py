@@ -33,6 +33,9 @@ DARK = {
 LIGHT = {"runs": "list of runs"}
 
 
+SMALL = {"inspector-critic": "critic microscope", "inspector-kl": "KL laboratory"}  # also at 80x24 and 120x40
+
+
 GALLERY = ROOT / "build" / "pictures"
 
 
@@ -49,6 +52,8 @@ def main() -> None:
         with trainers(Path("runs")):
             paint_screens(ROOT / "docs" / "pictures", SIZE, "ppo-dark", "", DARK)
             paint_screens(ROOT / "docs" / "pictures", SIZE, "ppo-light", "-light", LIGHT)
+            for columns, lines in SIZES[:2]:
+                paint_screens(ROOT / "docs" / "pictures", (columns, lines), "ppo-dark", f"-{columns}x{lines}", SMALL)
             for columns, lines in SIZES:
                 for theme in ("dark", "light"):
                     paint_screens(GALLERY, (columns, lines), f"ppo-{theme}", f"-{columns}x{lines}-{theme}")

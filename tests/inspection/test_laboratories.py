@@ -17,6 +17,7 @@ from ppo_unified.inspection.laboratories import LABORATORIES
 from ppo_unified.inspection.reward_curves import PARTS, reward_curves, reward_section
 from ppo_unified.inspection.sample_statistics import divide, mean_of
 from ppo_unified.inspection.sections import Canvas, format_sections
+from ppo_unified.inspection.settings import COLUMNS
 from ppo_unified.runs.folder import Run
 from ppo_unified.runs.stored_iteration import Alternatives, StoredIteration
 from ppo_unified.text import display_width
@@ -34,11 +35,12 @@ def enumerated(stored_tokens: int = 4) -> StoredIteration:
     ones = np.ones(token.shape, bool)
     old, ref = np.log(P)[token], np.log(Q)[token]
     full = np.full(token.shape, np.sum(P * np.log(P / Q)))
-    columns = {"mask": ones, "continues": ~ones, "token": token, "logprob_old": old, "logprob_ref": ref}
+    columns: dict[str, Any] = {name: np.zeros(token.shape) for name in COLUMNS}
+    columns |= {"mask": ones, "continues": ~ones, "token": token, "logprob_old": old, "logprob_ref": ref}
     columns |= {"kl": old - ref, "kl_full": full, "text": np.array(list("abcd"), object)[token]}
     actions = np.broadcast_to(np.arange(stored_tokens), (20, 1, stored_tokens))
     logprobs = np.broadcast_to(np.log(P[:stored_tokens]), actions.shape)
-    return replace(stored, columns=columns, alternatives={"old": Alternatives(actions, logprobs)})
+    return replace(stored, columns=columns, epochs={}, alternatives={"old": Alternatives(actions, logprobs)})
 
 
 def test_kl_estimates_match_enumeration() -> None:

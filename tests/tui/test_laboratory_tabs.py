@@ -55,6 +55,9 @@ def test_digits_select_tabs_and_reports_are_computed_once(tmp_path: Path) -> Non
         await see(pilot, "iteration 8", "4 responses")
         await pilot.press("3")
         await see(pilot, "talk > KL", "Estimates of the KL to the reference model")
+        await pilot.press("question_mark")
+        await see(pilot, "This screen computes all estimates of the KL")
+        await pilot.press("escape")
         await pilot.press("2", "1")
         await see(pilot, "A used")
         assert not screen.query_one(LaboratoryPane).display

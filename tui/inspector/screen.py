@@ -18,7 +18,7 @@ from ppo_unified.text import clean
 from tui.action import Place
 from tui.actions import actions_of, bindings, is_write_action
 from tui.folder_scanner import stamp_if_any
-from tui.inspector.explanation import EXPLANATION, LEGEND
+from tui.inspector.explanation import LEGEND
 from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
@@ -170,12 +170,12 @@ class InspectorScreen(TabActions):
     # help
 
     def explain(self) -> str:
-        """Return the explanation of the screen for the help dialog."""
-        return EXPLANATION
+        """Return the explanation of the tab for the help dialog."""
+        return self.tab.explanation
 
     def legend(self) -> tuple[tuple[str, dict[str, str]], ...]:
         """Return the meanings of names and signs for the help dialog."""
-        return LEGEND
+        return LEGEND if self.tab.laboratory is None else ()
 
     # actions
 

@@ -15,6 +15,7 @@ from ppo_unified.errors import UsageError
 from ppo_unified.inspection.laboratories import CriticMicroscope, KLLaboratory, Laboratory
 from ppo_unified.runs.stored_iteration import StoredIteration
 from ppo_unified.text import clean
+from tui.inspector.explanation import CRITIC_EXPLANATION, EXPLANATION, KL_EXPLANATION
 from tui.inspector.head import HEADING
 from tui.inspector.laboratory_pane import LaboratoryPane
 from tui.inspector.what_if_actions import WhatIfActions
@@ -36,13 +37,14 @@ class Tab(NamedTuple):
 
     name: str  # the action is tab_NAME
     title: str  # in the header
+    explanation: str  # for the help
     laboratory: type[Laboratory] | None = None  # None: the panes with the steps of a sample
 
 
 TABS = (
-    Tab("steps", HEADING),
-    Tab("critic", "critic", CriticMicroscope),
-    Tab("kl", "KL", KLLaboratory),
+    Tab("steps", HEADING, EXPLANATION),
+    Tab("critic", "critic", CRITIC_EXPLANATION, CriticMicroscope),
+    Tab("kl", "KL", KL_EXPLANATION, KLLaboratory),
 )
 
 
