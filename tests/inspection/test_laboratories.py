@@ -193,7 +193,7 @@ def test_runs_without_critic_or_reference_get_an_error() -> None:
         kl_lab.examine_kl(replace(stored, columns={n: x for n, x in stored.columns.items() if n != "kl_full"}))
 
 
-def test_groups_have_similar_sizes_and_keep_equal_numbers_together() -> None:
+def test_groups_have_similar_sizes_and_no_common_numbers() -> None:
     x = np.random.default_rng(1).integers(1, 40, 1000)
     ends, groups = divide(x, 8)
     assert len(ends) == len(set(groups.tolist())) <= 8
