@@ -5,7 +5,7 @@ python benchmarks/critics.py [--seeds 1 2 3] [--out benchmarks/critics.md]
 The first part is `ppo-unified critics`: both kinds of critic train on the same rollouts of the policy at the start. The
 second part trains the presets with both kinds of critic for fewer iterations, and evaluates the last policy. Each
 finished comparison or run adds a line to a file with the name of OUT and the extension .jsonl, and is not repeated. The
-page OUT and its picture are written from this file.
+page OUT and docs/pictures/critics.svg are written from this file.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from ppo_unified.training.session import load_adapter
 ROLLOUTS = {"arithmetic": 34, "sentiment": 18}  # two of them are held out
 ITERATIONS = {"arithmetic": 40, "sentiment": 20}  # of the complete trainings
 EPISODES = 500
+PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "critics.svg"
 UNSEEN_SEED = 1_000_000  # far from the seeds of the evaluations during training
-BRIEF = {"eval": {"every_steps": 0, "episodes": 1, "at_start": False}, "log": {"samples_every": 0}}
+BRIEF: dict[str, Any] = {"eval": {"every_steps": 0, "episodes": 1, "at_start": False}, "log": {"samples_every": 0}}
 COLORS = {"independent": "#0072b2", "shared": "#d55e00", ALONE: "#999999"}  # Okabe-Ito
 PAGE = """\
 # Independent against shared critic
@@ -46,7 +47,7 @@ explained variance is that of the rewards that followed. "value loss alone" is a
 The KL is that of the policy to its start, per response. Numbers are means over seeds. The difference is paired by
 seed; its 95 % interval uses Student's t distribution.
 
-![Explained variance by rollouts seen](critics.svg)
+![Explained variance by rollouts seen](../docs/pictures/critics.svg)
 
 | preset | critic | rollouts seen | explained variance | KL of the policy | trained weights | seeds |
 |---|---|---|---|---|---|---|
@@ -75,8 +76,8 @@ def compare_on_same_rollouts(preset: str, seed: int) -> dict[str, Any]:
 
 
 def train(preset: str, seed: int, critic: str) -> dict[str, Any]:
-    llm = {"critic": critic}
-    config = load_preset(preset, seed=seed, llm=llm, total_iterations=ITERATIONS[preset], **BRIEF)
+    changes: dict[str, Any] = {"seed": seed, "llm": {"critic": critic}, "total_iterations": ITERATIONS[preset]}
+    config = load_preset(preset, **changes, **BRIEF)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         finished = Run(run(config, runs=Path(folder)).path)
@@ -145,7 +146,7 @@ def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     parts = {"same": "\n".join(same), "verdicts": "\n".join(verdicts), "trained": "\n".join(trained)}
     page = PAGE.format(**parts, differences="\n".join(paired), episodes=EPISODES, **ITERATIONS)
     path.write_text(page.rstrip() + "\n", encoding="utf-8")
-    path.with_suffix(".svg").write_text(draw(found), encoding="utf-8")
+    PICTURE.write_text(draw(found), encoding="utf-8")
 
 
 def draw(found: Mapping[str, Mapping[str, Any]]) -> str:

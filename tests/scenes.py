@@ -253,7 +253,7 @@ def _make_many_reviews(iteration: int, step: int) -> StoredIteration:
     """Return 120 responses. The more of a response the critic has seen, the better it predicts the score."""
     rng = np.random.default_rng(3)
     responses = [
-        Response(known.prompt, known.tokens[: rng.integers(3, 8)], round(float(rng.normal(0.4, 0.6)), 2))
+        Response(known.prompt, known.tokens[: int(rng.integers(3, 8))], round(float(rng.normal(0.4, 0.6)), 2))
         for known in ENGLISH * 24
     ]
     stored = make_token_iteration(responses, iteration, step)

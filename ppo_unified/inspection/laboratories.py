@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from ppo_unified.inspection.critic import CriticReport, examine_critic, trajectory
 from ppo_unified.inspection.critic_text import critic_sections, trajectory_section
@@ -19,7 +19,6 @@ from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 class Laboratory:
     """A report on one stored iteration. Subclasses compute it in `of`, which can take a second."""
 
-    name: ClassVar[str]
     stored: StoredIteration
     samples: list[Sample]
 
@@ -45,7 +44,6 @@ class Laboratory:
 class CriticMicroscope(Laboratory):
     """How well V_old predicted the rewards that followed."""
 
-    name: ClassVar[str] = "critic"
     stored: StoredIteration
     samples: list[Sample]
     report: CriticReport
@@ -69,7 +67,6 @@ class CriticMicroscope(Laboratory):
 class KLLaboratory(Laboratory):
     """The estimates of the KL to the reference model and, if the run has several rewards, the rewards by KL."""
 
-    name: ClassVar[str] = "kl"
     stored: StoredIteration
     samples: list[Sample]
     report: KLReport

@@ -39,8 +39,12 @@ def valid_numbers(stored: StoredIteration, *names: str) -> list[Array]:
     finite numbers."""
     found = []
     for name in names:
-        x = stored.columns[name]
-        if x.dtype.kind not in "biuf" or not np.isfinite(own := x[stored.columns["mask"]].astype(np.float64)).all():
+        x = stored.columns.get(name)
+        if (
+            x is None
+            or x.dtype.kind not in "biuf"
+            or not np.isfinite(own := x[stored.columns["mask"]].astype(np.float64)).all()
+        ):
             raise UsageError(
                 f"{stored.where}: column {name}: expected finite numbers, got others; choose another --iteration"
             )
