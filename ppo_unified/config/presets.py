@@ -17,7 +17,7 @@ from ppo_unified.errors import UsageError, did_you_mean
 from ppo_unified.text import print_err
 
 RUN_CONFIG = "config.toml"  # the name of the options in a run folder; their `preset` names the run's target
-ABOUT = ("title", "score", "time")  # the keys of [about] that lists of presets show
+ABOUT = ("title", "score", "time", "group")  # the keys of [about] that lists of presets show
 
 
 class PresetSummary(NamedTuple):
@@ -28,6 +28,7 @@ class PresetSummary(NamedTuple):
     title: str
     score: str  # the expected score
     time: str  # the expected duration
+    group: str  # description of the presets that belong together, or ""
 
 
 class PresetDifference(NamedTuple):
@@ -44,7 +45,8 @@ def preset_files() -> dict[str, Path]:
 
 
 def list_presets() -> Iterator[PresetSummary]:
-    """Yield all presets. A preset of an installed package whose file is invalid is skipped with a warning."""
+    """Yield all presets, those of a group last. An invalid file of an installed package is skipped with a warning."""
+    grouped = []
     for name, path in preset_files().items():
         try:
             table = read_toml(path)
@@ -53,7 +55,13 @@ def list_presets() -> Iterator[PresetSummary]:
             continue
         about = table.get("about")
         texts = about if isinstance(about, dict) else {}
-        yield PresetSummary(name, *(str(part) for part in (table.get("kind", ""), *map(texts.get, ABOUT, [""] * 3))))
+        values = (table.get("kind", ""), *(texts.get(key, "") for key in ABOUT))
+        summary = PresetSummary(name, *map(str, values))
+        if summary.group:
+            grouped.append(summary)
+        else:
+            yield summary
+    yield from sorted(grouped, key=lambda summary: summary.group)
 
 
 def is_file(path: str | Path) -> bool:

@@ -145,7 +145,7 @@ def test_envs_json_holds_presets_and_option_schemas(run_command: Any) -> None:
     document = json.loads(run_command("envs", "--json")[1])
     names = {preset["name"] for preset in document["presets"]}
     assert {path.stem for path in Path(__file__).parents[2].glob("envs/presets/*.toml")} == names
-    assert all(preset.keys() == {"name", "kind", "title", "score", "time"} for preset in document["presets"])
+    assert all(preset.keys() == {"name", "kind", "title", "score", "time", "group"} for preset in document["presets"])
     schema = document["options"]["gym"]
     assert set(schema["properties"]) >= {"seed", "ppo", "optim", "gym", "policy"}
     assert schema["$defs"]["PPO"]["properties"]["clip"]["description"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -69,6 +70,25 @@ def test_every_preset_states_score_and_time() -> None:
         assert about.score
         assert about.time, about.name
     assert {about.name for about in list_presets()} >= {"cartpole", "lunarlander-continuous", "taxi"}
+
+
+def test_each_rung_of_the_ladder_changes_one_option() -> None:
+    ladder = [about.name for about in list_presets() if about.group]
+    assert ladder == [about.name for about in list_presets()][-9:]
+    options = [load_target(name).flatten() for name in ladder]
+    changes = [{k: after[k] for k in after if after[k] != before[k]} for before, after in pairwise(options)]
+    assert [change.pop("preset") for change in changes] == ladder[1:]
+    assert changes == [
+        {"ppo.advantage": "reward-to-go"},
+        {"ppo.advantage": "gae"},
+        {"ppo.lam": 0.0},
+        {"ppo.lam": 0.95},
+        {"ppo.epochs": 10},
+        {"ppo.objective": "ratio"},
+        {"ppo.objective": "penalty"},
+        {"ppo.objective": "clip"},
+    ]
+    assert options[-1]["ppo.normalize_advantages"] == "none"  # subtracting the mean would be a baseline
 
 
 def test_flags_override_the_preset() -> None:

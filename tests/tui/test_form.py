@@ -15,6 +15,7 @@ from textual.binding import BindingType
 from textual.pilot import Pilot
 from textual.widgets import Input, OptionList, Static
 
+from ppo_unified.config.presets import preset_files
 from tui.actions import actions_of, bindings
 from tui.new_run import form_model
 from tui.new_run.fields import GAP, LONG_VALUE, VALUE
@@ -235,11 +236,29 @@ def test_picker_shows_the_whole_title_of_each_target(size: tuple[int, int], tmp_
         app.open_picker()
         await pilot.pause()
         lines = screen_lines(app)
-        for choice in form_model.list_choices():
-            start = f" {choice.target:<24}  {choice.title}" if choice.target else f" {choice.title}"
+        for choice in form_model.fold_groups(form_model.list_choices()):
+            name = choice.target or (choice.search and f"{choice.search}...")
+            start = f" {name:<24}  {choice.title}" if name else f" {choice.title}"
             assert any(line.startswith(start) for line in lines), start
 
     drive(work, tmp_path, size)
+
+
+def test_group_of_presets_is_one_line_until_selected(tmp_path: Path) -> None:
+    async def work(pilot: Pilot[None], app: Host) -> None:
+        picker = app.open_picker()
+        await pilot.pause()
+        assert not any(choice.target.startswith("ladder-") for choice in picker.shown)
+        await pilot.press(*["up"] * 4)  # over two hints and "llm"
+        assert picker.current is not None
+        assert picker.current.title.endswith("(9 presets)")
+        await pilot.press("enter")
+        await pilot.pause()
+        assert [choice.target for choice in picker.shown] == [x for x in preset_files() if x.startswith("ladder-")]
+        await pilot.press("enter")
+        assert app.opened == ["ladder-1-return"]
+
+    drive(work, tmp_path, (80, 24))
 
 
 def test_picker_shows_both_ends_of_a_long_target(tmp_path: Path) -> None:

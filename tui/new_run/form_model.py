@@ -45,12 +45,14 @@ MATTERS = (  # important options, besides those that a preset sets
 
 
 class TargetChoice(NamedTuple):
-    """A line in the list of targets. An empty `target` marks a hint for the user to type one."""
+    """A line in the list of targets. An empty `target` marks a group of presets, or a hint for the user to type one."""
 
     target: str
     title: str
     score: str = ""
     time: str = ""
+    group: str = ""  # the group to which a preset belongs
+    search: str = ""  # the start of the names of a group's presets
 
 
 class Field(NamedTuple):
@@ -93,13 +95,29 @@ class Verdict:
 
 def list_choices() -> list[TargetChoice]:
     """Return all presets, the fastest first, followed by hints for other targets."""
-    found = [TargetChoice(about.name, about.title, about.score, about.time) for about in presets.list_presets()]
+    found = [TargetChoice(a.name, a.title, a.score, a.time, a.group) for a in presets.list_presets()]
     return [
         *sorted(found, key=lambda choice: choice.target != FIRST),
         TargetChoice("llm", "A Hugging Face model with your prompts and reward"),
         TargetChoice("", "Any Gymnasium environment: type its id or file (Name-v1, my_env.py:Name)"),
         TargetChoice("", "Any TOML file: type its path (runs/a1/config.toml)"),
     ]
+
+
+def fold_groups(choices: Sequence[TargetChoice]) -> list[TargetChoice]:
+    """Return the choices with one line in place of each group of presets, whose names begin with the same word."""
+    names: dict[str, list[str]] = {}
+    for choice in choices:
+        names.setdefault(choice.group, []).append(choice.target)
+    lines = []
+    for choice in choices:
+        members = names[choice.group] if choice.group else []
+        if not members:
+            lines.append(choice)
+        elif choice.target == members[0]:
+            start = choice.target.partition("-")[0] + "-"
+            lines.append(TargetChoice("", f"{choice.group} ({len(members)} presets)", search=start))
+    return lines
 
 
 def find_choice(target: str) -> TargetChoice:

@@ -131,6 +131,9 @@ class Picker(Screen[None]):
         choice = self.current
         if choice is None:
             return
+        if choice.search:
+            self.query_one(SearchBox).value = choice.search
+            return
         if not choice.target:
             self._show_text(f"{choice.title}. Type it into the search box above.", problem=True)
             return
@@ -149,9 +152,11 @@ def match_choices(choices: list[TargetChoice], text: str) -> list[TargetChoice]:
     """Return the choices that contain every word of the text. Choices whose names start with the text come first.
 
     If no choice contains every word, return those whose names contain the letters of the text in the same order. If
-    the text itself is a valid target, it comes before all choices.
+    the text itself is a valid target, it comes before all choices. Without a text, each group of presets is one line.
     """
     words, text = text.lower().split(), text.strip()
+    if not words:
+        return form_model.fold_groups(choices)
     found = [choice for choice in choices if all(word in _words(choice) for word in words)]
     found.sort(key=lambda choice: bool(words) and not choice.target.startswith(text.lower()))
     if not found:
@@ -197,8 +202,8 @@ def _is_subsequence(name: str, letters: str) -> bool:
 
 def _line(choice: TargetChoice, name: int, width: int) -> Content:
     """Format a choice for a list of `width` columns, `name` of them for the target. A hint has no target."""
-    room, title = width - FRAME, clean(choice.title)
-    if not choice.target:
+    room, title, start = width - FRAME, clean(choice.title), choice.target or (choice.search and f"{choice.search}...")
+    if not start:
         return Content(pad(title, room).rstrip())
-    target = Content.styled(pad(elide(clean(choice.target), name), name), "bold")
+    target = Content.styled(pad(elide(clean(start), name), name), "bold")
     return Content.assemble(target, " " * GAP, pad(title, max(8, room - name - GAP)).rstrip())
