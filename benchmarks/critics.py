@@ -32,6 +32,7 @@ from ppo_unified.training.session import load_adapter
 ROLLOUTS = {"arithmetic": 34, "sentiment": 18}  # two of them are held out
 ITERATIONS = {"arithmetic": 40, "sentiment": 20}  # of the complete trainings
 EPISODES = 500
+KEPT = Path(__file__).with_suffix(".jsonl")
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "critics.svg"
 UNSEEN_SEED = 1_000_000  # far from the seeds of the evaluations during training
 BRIEF: dict[str, Any] = {"eval": {"every_steps": 0, "episodes": 1, "at_start": False}, "log": {"samples_every": 0}}
@@ -116,6 +117,18 @@ def differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]
         seeds = sorted(scores["independent"].keys() & scores["shared"].keys())
         if len(seeds) > 1:
             found[preset] = interval(np.array([scores["independent"][s] - scores["shared"][s] for s in seeds]))
+    return found
+
+
+def study_numbers() -> dict[str, str | int | float]:
+    """Return the numbers of the pages in docs/study, named "critics.PRESET.QUANTITY"."""
+    rows = [json.loads(line) for line in KEPT.read_text(encoding="utf-8").splitlines()]
+    scores, found = differences(rows), dict[str, str | int | float]()
+    for preset, summary in summaries(rows).items():
+        alone = float(np.mean(summary["policy_kl"][ALONE]))
+        found |= {f"critics.{preset}.seeds": len(summary["policy_kl"][ALONE]), f"critics.{preset}.kl_alone": alone}
+        for quantity, difference in (("explained", summary["difference"]), ("score", scores[preset])):
+            found |= {f"critics.{preset}.{quantity}_{name}": difference[name] for name in ("mean", "low", "high")}
     return found
 
 
