@@ -26,10 +26,15 @@ DARK = {
     "watch": "watch",
     "inspector": "inspector",
     "inspector-what-if": "what if",
+    "inspector-critic": "critic microscope",
+    "inspector-kl": "KL laboratory",
     "inspector-episode": "episode",
 }
 LIGHT = {"runs": "list of runs"}
 STUDY = {"inspector-study": "study mode", "inspector-study-zh": "study mode in Chinese"}  # in the first two sizes
+
+SMALL = {"inspector-critic": "critic microscope", "inspector-kl": "KL laboratory"}  # also at 80x24 and 120x40
+
 
 GALLERY = ROOT / "build" / "pictures"
 
@@ -48,7 +53,9 @@ def main() -> None:
             paint_screens(ROOT / "docs" / "pictures", SIZE, "ppo-dark", "", DARK)
             paint_screens(ROOT / "docs" / "pictures", SIZE, "ppo-light", "-light", LIGHT)
             for columns, lines in SIZES[:2]:
-                paint_screens(ROOT / "docs" / "pictures", (columns, lines), "ppo-dark", f"-{columns}x{lines}", STUDY)
+                paint_screens(
+                    ROOT / "docs" / "pictures", (columns, lines), "ppo-dark", f"-{columns}x{lines}", SMALL | STUDY
+                )
             for columns, lines in SIZES:
                 for theme in ("dark", "light"):
                     paint_screens(GALLERY, (columns, lines), f"ppo-{theme}", f"-{columns}x{lines}-{theme}")

@@ -175,6 +175,8 @@ def _make(runs: Path, scene: Scene, rng: np.random.Generator) -> None:
     writer.close()
     _write_status(run, scene, config.kind, config.total_steps, curves["eval/score"][3::4], steps[3::4])
     if config.kind == "llm":
+        many = POINTS * 3 // 4
+        samples.write(run, _make_many_reviews(many, int(steps[many - 1])))
         for iteration in (POINTS // 2, POINTS):
             samples.append_responses(run, int(steps[iteration - 1]), iteration, RESPONSES)
             responses = REVIEWS if iteration < POINTS else CHINESE
@@ -226,7 +228,7 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
     score[-1] = scene.high
     back = scene.low + spread * (risen + rng.normal(0, 0.05, POINTS)) * 0.96
     cpu, speed = rng.normal(97, 1.5, POINTS), scene.step / scene.took_s
-    return {
+    curves = {
         "eval/score": score,
         "episode/return": back,
         "episode/length": np.abs(back) + 20,
@@ -241,6 +243,31 @@ def _curves(scene: Scene, rng: np.random.Generator) -> dict[str, np.ndarray]:
         "system/memory_gb": 0.41 + 0.02 * x,
         "time/steps_per_second": speed * (1 + rng.normal(0, 0.02, POINTS)),
     }
+    if scene.preset == "sentiment":
+        gold = np.minimum(score, 0.6) - 0.2 * np.maximum(x - 0.6, 0) + rng.normal(0, 0.03, POINTS)
+        curves |= {"reward/sentiment": score, "reward/sentiment-gold": gold, "ref/kl_full": 9 * x}
+    return curves
+
+
+def _make_many_reviews(iteration: int, step: int) -> StoredIteration:
+    """Return 120 responses. The more of a response the critic has seen, the better it predicts the score."""
+    rng = np.random.default_rng(3)
+    responses = [
+        Response(known.prompt, known.tokens[: int(rng.integers(3, 8))], round(float(rng.normal(0.4, 0.6)), 2))
+        for known in ENGLISH * 24
+    ]
+    stored = make_token_iteration(responses, iteration, step)
+    columns, mask = stored.columns, stored.columns["mask"]
+    score = columns["score"].sum(1, keepdims=True)
+    known = np.clip(0.25 * mask.cumsum(1) - 0.25, 0, 0.9)
+    columns["value"] = (known * score + (1 - known) * 0.4 + rng.normal(0, 0.2, mask.shape)).astype(np.float32)
+    columns["next_value"] = np.where(columns["continues"], np.roll(columns["value"], -1, 1), 0)
+    full = 0.05 * rng.lognormal(0, 0.5, mask.shape)
+    log_ratio = full + np.sqrt(2 * full) * rng.normal(0, 1, mask.shape)  # the mean of k1 and of k3 is `full`
+    columns |= {"kl": log_ratio, "kl_full": full, "logprob_ref": columns["logprob_old"] - log_ratio}
+    steps = formulas.Steps(*(columns[name] for name in ("reward", "value", "next_value", "continues", "mask")))
+    columns["advantage"] = formulas.gae(steps, stored.gamma, stored.lam)
+    return stored
 
 
 def _make_samples(scene: Scene, config: RunConfig, rng: np.random.Generator) -> StoredIteration:
@@ -433,7 +460,11 @@ async def _visit_inspector(pilot: Pilot[None], app: Terminal, list_: RunList, lo
     list_.move_to("sentiment-s1")
     await pilot.press("i")
     await look("inspector-chinese", "iteration 80", "A used")
-    await pilot.press("left_curly_bracket")
+    await pilot.press("left_curly_bracket", "2")
+    await look("inspector-critic", "iteration 60", "Explained variance of V")
+    await pilot.press("3")
+    await look("inspector-kl", "Estimates of the KL")
+    await pilot.press("1", "left_curly_bracket")
     await look("inspector", "iteration 40", "A used")
     await pilot.press("g")
     await look("inspector-study", "A: GAE")

@@ -47,6 +47,7 @@ NEEDS: dict[str, str] = {  # condition of a screen -> what an action needs, for 
     "valid": "needs valid options",
     "ungrouped": "needs ungrouped seeds",
     "sample": "needs a stored iteration",
+    "reference": "needs an iteration with the KL to a reference model",
     "iterations": "needs several stored iterations",
     "study": "needs the study text",
     "epochs": "needs an iteration whose epochs are stored",

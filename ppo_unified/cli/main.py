@@ -41,6 +41,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "play": "Watch a run's policy act, or talk to a language model",
     "inspect": "Print advantages, ratios and other quantities of stored steps",
     "what-if": "Repeat a stored update with other options, without new samples",
+    "critics": "Compare an independent and a shared critic on the same rollouts",
     "compare": "Compare the options and scores of runs",
     "export": "Export a run's policy for use without this program",
     "reward-model": "Train a reward model on preference pairs, for llm.reward",
@@ -51,7 +52,7 @@ COMMANDS = {  # name -> help; each command's module has the functions `add_argum
     "doctor": "Check the installation and suggest fixes",
 }
 # Commands that accept --section.key flags, which `run` receives as a list -> the name of the positional argument
-WITH_FLAGS = {"train": "TARGET", "sweep": "TARGET", "resume": "RUN", "what-if": "RUN"}
+WITH_FLAGS = {"train": "TARGET", "sweep": "TARGET", "resume": "RUN", "what-if": "RUN", "critics": "TARGET"}
 
 
 def make_parser() -> Parser:

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent
 LANGUAGES = {"en": "English", "zh": "中文"}
 PLACEHOLDER = re.compile(r"\{\{([\w.-]+)(?::([^{}]+))?\}\}")
 _SECTION = re.compile(r"^## (.+) \{#([\w-]+)\}$", re.M)
+_SAME = re.compile(r"= (\S+) = \1$")  # the numbers of a formula are its result, for example of A at the last step
 _LINK = re.compile(r"\[([^\]]+)\]\((/?)([^)]+)\)")
 
 TOPICS = {  # name of a formula or quantity in the inspector -> page and section about it
@@ -111,7 +112,7 @@ def plain_blocks(section: Section, numbers: Mapping[str, Number], live: Mapping[
             continue
         text = fill(block, {**numbers, **live})
         if text.startswith("```"):
-            found.append(Block(True, text.split("\n")[1:-1]))
+            found.append(Block(True, [_SAME.sub(r"= \1", line) for line in text.split("\n")[1:-1]]))
         else:
             spans = _LINK.sub(lambda link: link[1] + f" ({link[3]})" * bool(link[2]), text).split("`")
             spans[::2] = [span.replace("*", "") for span in spans[::2]]  # not in code, where * is a sign of a formula

@@ -302,6 +302,9 @@ MISTAKES = {
     ("pole", "--sample", "-1"): r"--sample: expected 'all' or a sample of iteration 2 .*, got '-1'$",
     ("pole", "--sample", "x"): r"--sample: expected 'all' or a sample of iteration 2 .*, got 'x'$",
     ("pole", "--json", "--html", "x.html"): r"inspect: expected --json or --html, got both; remove one of them$",
+    ("pole", "--critic", "--kl"): r"expected one of --critic, --kl and --html, got --critic and --kl; remove one$",
+    ("pole", "--kl"): r"the samples contain no KL to a reference model .*; expected a run of a language model$",
+    ("pole", "--critic", "--serve"): r"--critic has no effect with --serve; omit it$",
     ("pole", "--html", "missing/x.html"): r"--html missing/x.html: cannot write the page \(.*\); choose another path$",
     (
         "pole",
@@ -331,10 +334,24 @@ def test_damaged_sample_file_is_a_one_line_error(tmp_path: Path, capsys: pytest.
     assert document(tmp_path, capsys, "run", "--iteration", "1")["iteration"] == 1
 
 
+def test_critic_shows_the_same_numbers_as_text_and_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = document(runs, capsys, "pole", "--critic", "--sample", "all")
+    report, steps = found["critic"], document(runs, capsys, "pole", "--sample", "all")["each"]
+    last = [sample["steps"][-1] for sample in steps]
+    ended = sum(step["next_value"] == 0 and not step["continues"] for step in last)
+    assert (report["samples"], report["excluded_samples"]) == (ended, len(last) - ended)
+    assert [len(one["value"]) for one in found["each"]] == [len(sample["steps"]) for sample in steps]
+    code, out, err = command(runs, capsys, "inspect", "pole", "--critic")
+    assert (code, err) == (0, "")
+    assert f"{report['overall']['steps']:,} steps of {report['samples']} episodes" in " ".join(out.split())
+    assert "Sample 0: what the critic expected" in out
+
+
 def test_inspect_imports_no_torch(runs: Path) -> None:
     code = (
         "import sys; from ppo_unified.cli.main import main;"
-        f"main(['inspect', 'pole', '--json', '--runs', {str(runs)!r}]); print('torch' in sys.modules, file=sys.stderr)"
+        f"main(['inspect', 'pole', '--critic', '--json', '--runs', {str(runs)!r}]);"
+        "print('torch' in sys.modules, file=sys.stderr)"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stderr == "False\n"

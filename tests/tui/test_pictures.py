@@ -44,6 +44,8 @@ KEPT = (
     "inspector-study",
     "inspector-study-zh",
     "inspector-what-if",
+    "inspector-critic",
+    "inspector-kl",
     "inspector-episode",
 )
 UPDATE = bool(os.environ.get("PPO_UPDATE_SCREENS"))

@@ -46,12 +46,13 @@ class CursorActions(PanesScreen):
         self._act(lambda inspection: inspection.select_step(1 << 30))
 
     def action_line_down(self) -> None:
-        self._move_lines(1)
+        self.move_lines(1)
 
     def action_line_up(self) -> None:
-        self._move_lines(-1)
+        self.move_lines(-1)
 
-    def _move_lines(self, sign: int) -> None:
+    def move_lines(self, sign: int) -> None:
+        """Move the cursor half a page down (1) or up (-1)."""
         if inspection := self.need():
             pane = self.steps_pane()
             inspection.select_step(pane.step_by_lines(sign * max(1, pane.size.height // 2)))

@@ -10,6 +10,8 @@ from tui.inspector.lines import Line
 from tui.inspector.shown import Shown
 from tui.runs.entries import Entry
 
+HEADING = "inspect"  # name of the view with the steps of a sample; a low screen omits it
+
 
 def format_head(
     name: str,
@@ -18,6 +20,7 @@ def format_head(
     numbers: Sequence[int],
     sample: Sequence[str],
     width: int,
+    view_name: str = HEADING,
 ) -> Line:
     """Return the run, the iteration, the moment, and the given facts of the sample.
 
@@ -28,7 +31,7 @@ def format_head(
     facts += [clean(entry.state)] if entry is not None else []
     head = clean(name)
     head = " " + pad(head, min(display_width(head), max(12, width // 3)))
-    text = " > inspect" if not sample else ""
+    text = f" > {view_name}" if not sample or view_name != HEADING else ""
     for fact in facts:
         if display_width(head + text + fact) + 3 <= width:
             text += f"   {fact}"

@@ -11,8 +11,9 @@ from textual.widgets import Static
 from ppo_unified.runs.folder import Run
 from tui.inspector.formula_pane import FormulaPane
 from tui.inspector.frame_pane import FramePane, has_frames
-from tui.inspector.head import format_head, format_sample
+from tui.inspector.head import HEADING, format_head, format_sample
 from tui.inspector.inspection import Inspection
+from tui.inspector.laboratory_pane import LaboratoryPane
 from tui.inspector.lines import LinesPane, LineWidget
 from tui.inspector.probability_pane import ProbabilityPane
 from tui.inspector.sample_pane import SamplePane
@@ -52,6 +53,7 @@ class PanesScreen(Screen[None]):
         self.awaited = 0  # the iteration from which on a new one is shown when it is stored, or 0
         self.what_if = False  # the what-if pane is open
         self.study = False  # the study pane is open
+        self.view_name = HEADING  # of the tab, in the header
         self._list_hidden = self._list_full = False  # by the user: beside the sample, in a narrow screen
         self._layout = LAYOUTS[0]
 
@@ -75,6 +77,7 @@ class PanesScreen(Screen[None]):
                     yield ProbabilityPane("probabilities")
                 yield WordsPane("words")
                 yield StudyPane("study")
+        yield LaboratoryPane("laboratory")
         yield StatusRow()
 
     @property
@@ -206,7 +209,8 @@ class PanesScreen(Screen[None]):
         inspection, shown = self.inspection, self.shown()
         low = self.size.height < LOW and inspection is not None and shown is not None
         sample = format_sample(inspection, shown) if low and inspection and shown else []
-        head = format_head(self.run_folder.name, entry, inspection, self.numbers, sample, max(20, self.size.width))
+        width, name = max(20, self.size.width), self.run_folder.name
+        head = format_head(name, entry, inspection, self.numbers, sample, width, self.view_name)
         self.query_one("#head", LineWidget).set_line(head)
 
     def action_list(self) -> None:

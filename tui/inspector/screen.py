@@ -11,17 +11,19 @@ from textual.message import Message
 from textual.widgets import Static
 
 from ppo_unified.errors import UsageError
+from ppo_unified.inspection.settings import has_reference
 from ppo_unified.runs import samples
 from ppo_unified.runs.folder import ACTIVE
 from ppo_unified.text import clean
 from tui.action import Place
 from tui.actions import actions_of, bindings, is_write_action
 from tui.folder_scanner import stamp_if_any
-from tui.inspector.explanation import EXPLANATION, LEGEND
+from tui.inspector.explanation import LEGEND
 from tui.inspector.frame_pane import FramePane
 from tui.inspector.inspection import Inspection, View
 from tui.inspector.sample_pane import SamplePane
-from tui.inspector.study_actions import STUDY_KEYS, StudyActions
+from tui.inspector.study_actions import STUDY_KEYS
+from tui.inspector.tabs import TabActions
 from tui.services import Services
 from tui.store import Changes, Store
 
@@ -29,7 +31,7 @@ LOOK_S = 0.5  # interval between checks for new iterations
 OPTIONS = frozenset(action.name for action in actions_of("what_if"))
 
 
-class InspectorScreen(StudyActions):
+class InspectorScreen(TabActions):
     """Shows the stored iterations of one run. New iterations are announced in the header and do not replace the shown
     one, except after "sample now".
     """
@@ -55,7 +57,7 @@ class InspectorScreen(StudyActions):
         yield from super().compose()
 
     def on_mount(self) -> None:
-        self.query_one("#body").display = False
+        self.query_one("#body").display = self.query_one("#laboratory").display = False
         self.set_interval(LOOK_S, self._poll)
         self.app.theme_changed_signal.subscribe(self, lambda _: self.update_panes())
         self._update_list()
@@ -123,7 +125,7 @@ class InspectorScreen(StudyActions):
             return
         self.inspection = message.found
         self.query_one("#notice").display = False
-        self.query_one("#body").display = True
+        self.show_tab()
         self.query_one(SamplePane).inspection = self.inspection
         self.arrange_panes()
         self.refresh_bindings()
@@ -158,6 +160,7 @@ class InspectorScreen(StudyActions):
         """The conditions of actions that hold."""
         holds = {
             "sample": self.inspection is not None,
+            "reference": self.inspection is not None and has_reference(self.inspection.stored),
             "iterations": len(self.numbers) > 1,
             "epochs": self.inspection is not None and len(self.inspection.moments) > 1,
             "active": self._is_active(),
@@ -169,29 +172,32 @@ class InspectorScreen(StudyActions):
     # help
 
     def explain(self) -> str:
-        """Return the explanation of the screen for the help dialog."""
-        return EXPLANATION
+        """Return the explanation of the tab for the help dialog."""
+        return self.tab.explanation
 
     def legend(self) -> tuple[tuple[str, dict[str, str]], ...]:
         """Return the meanings of names and signs for the help dialog."""
-        return LEGEND
+        return LEGEND if self.tab.laboratory is None else ()
 
     # actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Disable the actions of closed panes, and those that the what-if pane replaces while it is open."""
+        """Disable actions that have no effect: those of a closed pane, those that the what-if pane replaces
+        while it is open, and those that the tab does not need."""
         if self.services.readonly and is_write_action(action):
             return False
         if action in OPTIONS:
             return self.what_if
         if action in STUDY_KEYS:
             return self.study
-        return not (self.what_if and action in ("sample_next", "sample_previous"))
+        if self.leaves_out(action):
+            return False
+        return not (self.what_if and (action in ("sample_next", "sample_previous") or action.startswith("tab_")))
 
     def action_back(self) -> None:
         if self.what_if:
             self.action_what_if()
-        elif self.study:
+        elif self.study and not self.leaves_out("study"):
             self.action_study()
         elif self.is_list_alone:
             self.action_list()
