@@ -32,7 +32,7 @@ from ppo_unified.engine.batch import pack_rows
 SHARE = 0.7  # of the available memory that ppo.microbatch_columns = "auto" may use
 FRAGMENTATION = 0.2  # memory for gaps between tensors, relative to the tensors; an update may leave larger gaps
 LARGEST = {"cpu": 8192, "cuda": 65536}  # the largest number of columns that "auto" can choose
-TIMED_S, TIMED_COLUMNS = 0.02, 256  # a pass is timed with at least this many columns, and more until it takes so long
+TIMED_S, TIMED_COLUMNS = 0.2, 256  # a pass is timed with at least this many columns, and more until it takes so long
 
 
 @dataclass(frozen=True)
