@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ladder import RUNGS, Row, preset_of
 
+from envs.gym.options import GymConfig
 from envs.gym.vector import GymAdapter
 from ppo_unified import ActorCritic, Rollout, load_preset, run
 from ppo_unified.engine.ppo import backward, make_batch, make_learner, train
@@ -41,6 +42,7 @@ def measure_curve(rung: str, seed: int) -> dict[str, Any]:
 def make_state(seed: int, iterations: int) -> tuple[ActorCritic, float, float]:
     """Train the last rung for some iterations. Return its policy, the factor of its rewards, and its mean return."""
     config = load_preset(preset_of("clip"), seed=seed)
+    assert isinstance(config, GymConfig)
     adapter = GymAdapter(config, torch.device("cpu"))
     learner = make_learner(adapter.policy, config.ppo, config.optim, config.total_steps, seed=seed)
     training, policy = train(adapter, learner), deepcopy(adapter.policy)
@@ -58,6 +60,7 @@ def collect(policy: ActorCritic, factor: float, seed: int, count: int) -> list[R
     All rewards are multiplied by the same factor, because the presets' running statistics change between rollouts.
     """
     config = load_preset(preset_of("clip"), seed=seed, gym={"normalize_reward": False})
+    assert isinstance(config, GymConfig)
     adapter = GymAdapter(config, torch.device("cpu"))
     adapter.policy.load_state_dict(policy.state_dict())
     rollouts = []
