@@ -45,8 +45,8 @@ PAGE = """\
 One policy, the one at the start of the preset, collects all rollouts. Both kinds of critic train on the same rollouts
 in the same order with the complete loss, and are compared on the last two rollouts, on which neither was trained. The
 explained variance is that of the rewards that followed. "value loss alone" is a shared critic without the policy loss.
-The KL is that of the policy to its start, per response. Numbers are means over seeds. The difference is paired by
-seed; its 95 % interval uses Student's t distribution.
+The KL is KL(start, policy) per response, between the initial policy and the updated one. Numbers are means over seeds.
+The difference is paired by seed; its 95 % interval uses Student's t distribution.
 
 ![Explained variance by rollouts seen](../docs/pictures/critics.svg)
 

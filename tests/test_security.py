@@ -380,7 +380,18 @@ def test_dynamic_imports_are_limited() -> None:
     found = {where.partition(":")[0] for where, _, name in calls() if name.endswith(("import_module", "preload"))}
     commands = {
         f"ppo_unified/cli/{name}.py"
-        for name in ("common", "main", "policy", "regress", "run_training", "standby", "train", "tui", "what_if")
+        for name in (
+            "common",
+            "critics",
+            "main",
+            "policy",
+            "regress",
+            "run_training",
+            "standby",
+            "train",
+            "tui",
+            "what_if",
+        )
     }
     assert found <= commands | {
         "ppo_unified/__init__.py",

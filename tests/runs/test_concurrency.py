@@ -108,6 +108,8 @@ from ppo_unified.runs.signals import StopRequest
 from ppo_unified.runs.folder import Run
 run, stop = Run(Path(sys.argv[1])), StopRequest()
 run.acquire()
+while not (run.path / "run.json").exists():
+    time.sleep(0.02)
 status = run.read_status()
 with stop.handle_signals():
     stop.show_in(run)

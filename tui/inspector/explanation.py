@@ -24,26 +24,28 @@ the step under the cursor. Press [ to see the same step in each epoch of the upd
 options, and g for a text about each formula."""
 CRITIC_EXPLANATION = """\
 This screen shows how well the critic predicts. Before each step, it predicts the sum of rewards that is still to \
-come: V. What really followed is known only at the end: G.
+come: V. What really followed is known only at the end; it is called G.
 
-1. The explained variance is 1 - var(G - V) / var(G): 1 is a perfect prediction, 0 is no better than a constant, and a \
-negative number is worse than a constant. Early tokens are hard to predict, because most of the response is unknown.
+1. The explained variance is 1 - var(G - V) / var(G): 1 means that V is right up to a constant (see \
+calibration); 0 is no better than a constant, and a negative number is worse. Early tokens are hard to predict, \
+because most of the response is unknown.
 2. Each number has a 95 % interval. The steps of one response have nearly the same G, so responses are counted, not \
 steps.
 3. Calibration: among steps with similar V, the mean of G should be close to V. If V is outside the interval, the \
-critic is too optimistic or too pessimistic there.
+critic is too optimistic or too pessimistic there. By chance alone, about one group in twenty is outside.
 4. The last table shows one sample. Select it with the up and down keys, and the step with the left and right keys."""
 KL_EXPLANATION = """\
 This screen computes all estimates of the KL between the policy and the reference model on the same tokens. d is the \
 log-prob of a token under the policy minus that under the reference.
 
-1. k1 is d. Its mean is the KL, but single values can be negative. |k1| is never negative, but its mean is too large.
-2. k2 is d^2 / 2, and k3 is exp(-d) - 1 + d. Both are never negative. The mean of k3 is the KL. full is the exact KL, \
+1. k1 is d. Single values can be negative. |k1| is never negative, but its mean is too large.
+2. k2 is d^2 / 2, and k3 is exp(-d) - 1 + d. Both are never negative. full is the exact KL, \
 summed over all tokens of the vocabulary.
-3. All this is true only if the tokens are sampled from the policy itself. The second table shows how far each mean \
-moves if a truncated sampler (top-k, top-p) draws the tokens.
+3. The means of k1 and k3 equal the KL only if the policy itself samples the tokens. full does not depend on the \
+sampled token. The second table shows how far each mean moves if a truncated sampler (top-k, top-p) draws the tokens.
 4. If the run has several rewards, a table shows them by the square root of the KL. A reward with weight 0 is not \
-trained. If the trained reward still rises and the other one does not, the policy exploits the reward model."""
+trained. If the trained reward still rises and the other one does not, this is a sign that the policy \
+exploits the reward model."""
 QUANTITIES = {  # name -> meaning, the most important first
     "A": "> 0: the rest went better than the critic predicted; < 0: worse",
     "V": "the critic's prediction of the sum of the rewards still to come",
