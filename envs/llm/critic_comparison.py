@@ -172,4 +172,9 @@ def _evaluate(policy: TokenPolicy, rollouts: Sequence[Rollout], gamma: float, co
         log_ratio = torch.where(mask, logprobs - rollout.logprobs, 0.0)
         kl.append((log_ratio.exp() - 1 - log_ratio).sum(1)[mask.any(1)])
     target, error = torch.cat(targets), torch.cat(errors)
+    if not target.var() > 0:
+        raise UsageError(
+            f"expected rewards that differ between the held-out responses, got {float(target.mean()):.4g} at every "
+            "token; choose another policy or reward"
+        )
     return float(1 - error.var() / target.var()), float(torch.cat(kl).mean())

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
                 f"{options.target}: expected a language model, such as the preset arithmetic, got kind {config.kind!r}"
             )
         config = _apply_flags(config, rest, options)
+        config = config if source else preparation.complete(config)[0]  # after the flags, on which 'auto' depends
         results = [compare(config.model_copy(update={"seed": seed}), source, options.rollouts) for seed in seeds]
     report = summarize(results)
     if options.json:
@@ -77,8 +78,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _find_target(word: str, folder: Any) -> tuple[RunConfig, Run | None]:
     """Return the options of a preset, a file or a run, and the run."""
     if word in presets.preset_files() or word.endswith(".toml"):
-        config, _ = preparation.complete(presets.load_target(word))
-        return config, None
+        return presets.load_target(word), None
     run = find(word, folder)
     return presets.from_file(run.config), run
 

@@ -23,7 +23,7 @@ from ppo_unified.runs.stored_iteration import Sample, StoredIteration
 
 GROUPS, BINS = 8, 10  # most groups of positions or lengths, and bins of V
 WHY = (
-    "V is compared with the sum of rewards that really followed, not with the lambda target A + V_old: that target "
+    "V is compared with the sum of rewards that really followed, not with the training target A + V_old: that target "
     "contains V_old, so a critic that agrees with itself would look good."
 )
 
@@ -163,7 +163,7 @@ def _explained_variance(totals: Array) -> Array:
     n, g, gg, e, ee = np.moveaxis(totals, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance, left = gg / n - (g / n) ** 2, ee / n - (e / n) ** 2
-        return np.asarray(np.where(variance > 1e-12, 1 - left / variance, np.nan))
+        return np.asarray(np.where(variance > 1e-10 * gg / n, 1 - left / variance, np.nan))  # below, it is rounding
 
 
 def _ratio(x: Array, y: Array) -> Array:
@@ -172,9 +172,14 @@ def _ratio(x: Array, y: Array) -> Array:
 
 
 def trajectory(stored: StoredIteration, sample: Sample) -> dict[str, list[Any]]:
-    """Return a sample's steps: `column`, V and V', the rewards that followed (G), the error G - V, and A."""
-    place = sample.row, sample.columns
-    value, g = stored.columns["value"][place], followed(stored)[place]
+    """Return a sample's steps: `column`, V and V', the rewards that followed (G), the error G - V, and A.
+
+    G is NaN if the episode did not end in a terminal state, because it would contain a value estimate.
+    """
+    place, last = (sample.row, sample.columns), (sample.row, sample.columns[-1])
+    ended = not stored.columns["continues"][last] and stored.columns["next_value"][last] == 0
+    value = stored.columns["value"][place]
+    g = followed(stored)[place] if ended else np.full(len(value), np.nan)
     steps = {
         "column": sample.columns,
         "reward": stored.columns["reward"][place],

@@ -33,8 +33,8 @@ def critic_sections(stored: StoredIteration, report: CriticReport, canvas: Canva
     overall = report.overall
     facts = [
         f"Explained variance {format_value(overall.explained.value)} (95 % interval "
-        f"{format_interval(overall.explained)}) over {overall.steps:,} {unit} of {report.samples:,} {whole}. 1 is a "
-        "perfect prediction; 0 is no better than a constant."
+        f"{format_interval(overall.explained)}) over {overall.steps:,} {unit} of {report.samples:,} {whole}. 1 "
+        "means that V is right up to a constant; 0 is no better than a constant."
     ]
     if report.logged is not None:
         facts.append(f"The run logged {format_value(report.logged)}, against its training target.")
@@ -104,7 +104,8 @@ def _calibration_lines(report: CriticReport, unit: str, canvas: Canvas) -> list[
     text = (
         "Steps with similar V: the mean of V, and the mean of the rewards that really followed. Where V is outside the "
     )
-    text += "interval, the critic is biased. In the plot, V marks the prediction."
+    text += "interval, the critic is probably biased; by chance alone, about one group in twenty is outside. "
+    text += "In the plot, V marks the prediction."
     return [*lines, *paragraph(text, canvas)]
 
 

@@ -21,7 +21,7 @@ KL_ESTIMATES: dict[str, Callable[[Array], Array]] = {  # functions of log(pi / p
     "k1": lambda log_ratio: log_ratio,
     "abs": np.abs,
     "k2": lambda log_ratio: 0.5 * np.square(log_ratio),
-    "k3": lambda log_ratio: np.exp(-log_ratio) - 1 + log_ratio,
+    "k3": lambda log_ratio: np.expm1(-log_ratio) + log_ratio,  # exact even near 0, so it is never negative
 }
 
 

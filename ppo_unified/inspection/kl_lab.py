@@ -23,9 +23,9 @@ ESTIMATES = (*KL_ESTIMATES, "full")
 TOP_K, TOP_P = (1, 2, 3), 0.9
 LARGEST = 100  # nats; k3 grows exponentially
 WHY = (
-    "k1 and k3 are unbiased only if the tokens are sampled from the policy itself. A truncated sampler q never draws "
-    "unlikely tokens, but the log-probs are still those of the whole policy. Then E[ref/pi] is not 1 but "
-    "ref(kept)/pi(kept), and k3 = k1 + ref/pi - 1 is off by the difference."
+    "k1 and k3 are unbiased only if the policy itself samples the tokens. A truncated sampler never draws unlikely "
+    "tokens, but the log-probs are those of the complete policy. The mean of k1 is then usually too high. The mean of "
+    "k3 is that of k1 plus ref(kept)/pi(kept) - 1, because the mean of ref/pi is no longer 1."
 )
 
 

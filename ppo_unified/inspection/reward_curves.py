@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from ppo_unified.config.presets import from_file
 from ppo_unified.inspection.sample_statistics import Mean
 from ppo_unified.inspection.sections import (
     Canvas,
@@ -31,9 +31,8 @@ KL = "ref/kl_full"  # per response
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive iterations of a run."""
+    """Consecutive logged iterations of a run, up to the step `last`."""
 
-    first: int
     last: int
     root_kl: float  # square root of the mean KL per response
     scores: dict[str, Mean]
@@ -69,11 +68,14 @@ def read_reward_curves(run: Run, stored: StoredIteration) -> RewardCurves | None
     reader = EventReader(run.path)
     reader.poll()
     series = {tag: (found.steps, found.values) for tag, found in reader.series.items()}
-    return reward_curves(series, stored)
+    return reward_curves(series, stored.step, from_file(run.config).watched_scores) if KL in series else None
 
 
-def reward_curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], stored: StoredIteration) -> RewardCurves | None:
-    """Return the rewards up to a stored iteration. `series` contains the steps and values of each metric."""
+def reward_curves(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray]], end: int, watched: Sequence[str]
+) -> RewardCurves | None:
+    """Return the rewards up to the step `end`. `series` contains the steps and values of each metric, and `watched` the
+    metrics of the rewards with weight 0. Points that are not finite are ignored."""
     names = [
         tag.removeprefix("reward/")
         for tag in series
@@ -83,25 +85,18 @@ def reward_curves(series: Mapping[str, tuple[np.ndarray, np.ndarray]], stored: S
         return None
     steps, kl = series[KL]
     columns = {name: dict(zip(*(x.tolist() for x in series[f"reward/{name}"]), strict=True)) for name in names}
-    known = np.array([all(step in x for x in columns.values()) for step in steps.tolist()], bool)
-    common = np.flatnonzero(known & (steps <= stored.step))
+    known = [all(math.isfinite(x.get(step, math.nan)) for x in columns.values()) for step in steps.tolist()]
+    common = np.flatnonzero(np.array(known, bool) & (steps <= end) & np.isfinite(kl))
     if len(common) < 2 * PARTS:
         return None
-    gold = [name for name in names if _weight(stored.options.get("llm", {}), name) == 0]
+    gold = [name for name in names if f"reward/{name}" in watched]
     parts = []
     for chosen in np.array_split(common, PARTS):
         at = steps[chosen].tolist()
         scores = {name: _mean([columns[name][step] for step in at]) for name in sorted(names)}
         root = math.sqrt(max(0.0, float(kl[chosen].mean())))
-        parts.append(Part(int(chosen[0]) + 1, int(chosen[-1]) + 1, root, scores))
+        parts.append(Part(int(at[-1]), root, scores))
     return RewardCurves(sorted(set(names) - set(gold)), sorted(gold), parts)
-
-
-def _weight(llm: Mapping[str, Any], name: str) -> float | None:
-    """Return the weight of a reward, or None if it is unknown."""
-    sources, weights = llm.get("reward") or [], llm.get("reward_weights") or []
-    known = zip(sources, weights, strict=False)
-    return next((weight for source, weight in known if str(source).rstrip("/").rpartition("/")[2] == name), None)
 
 
 def _mean(values: Sequence[float]) -> Mean:
@@ -113,7 +108,7 @@ def reward_section(curves: RewardCurves, canvas: Canvas) -> Section:
     """Return the table of the rewards by KL, and where a trained reward still rises while another one stops."""
     names = [*curves.proxy, *curves.gold]
     rows = [
-        {"iterations": f"{part.first}-{part.last}", "sqrt KL": format_value(part.root_kl)}
+        {"to step": f"{part.last:,}", "sqrt KL": format_value(part.root_kl)}
         | {name: format_mean(part.scores[name]) for name in names}
         for part in curves.parts
     ]
@@ -145,12 +140,15 @@ def _plots(curves: RewardCurves, names: Sequence[str], width: int) -> list[str]:
 def _verdict(curves: RewardCurves, gold: str) -> str:
     number, last = curves.stops(gold), curves.parts[-1]
     if number is None:
-        return f"{gold} does not stop before the trained reward does."
+        return (
+            "No part of the run shows a trained reward that still rises (by more than two standard errors) while "
+            f"{gold} does not."
+        )
     part = curves.parts[number]
     changes = [f"{name} {_signed(last.scores[name].value - part.scores[name].value)}" for name in (*curves.proxy, gold)]
     return (
-        f"From iterations {part.first}-{part.last} (sqrt KL {format_value(part.root_kl)}) to the end, the trained "
-        f"reward still rises, but {gold} does not: {', '.join(changes)}."
+        f"From the part up to step {part.last:,} (sqrt KL {format_value(part.root_kl)}) to the last part, the trained "
+        f"reward rises, but no significant rise of {gold} was found: {', '.join(changes)}."
     )
 
 

@@ -69,9 +69,12 @@ def _quantities(step: Step) -> Iterator[tuple[str, Number]]:
     settings, columns = step.settings, step.stored.columns
     yield from (("V", step["value"]), ("V_next", step["next_value"]))
     yield from (("log_old", step["logprob_old"]), ("log_new", step["logprob"]))
-    yield from (("p_old", _probability(step["logprob_old"])), ("p_new", _probability(step["logprob"])))
     if "logprob_ref" in columns:
-        yield from (("log_ref", step["logprob_ref"]), ("p_ref", _probability(step["logprob_ref"])))
+        yield "log_ref", step["logprob_ref"]
+    if "action" not in columns or columns["action"].dtype.kind in "biu":  # other actions have densities
+        for name in ("old", "ref") if "logprob_ref" in columns else ("old",):
+            yield f"p_{name}", _probability(step[f"logprob_{name}"])
+        yield "p_new", _probability(step["logprob"])
     if "entropy" in step.recomputed.columns:
         yield "entropy", step["entropy"]
     for name in ("gamma", "lam", "clip", "kl_coef"):

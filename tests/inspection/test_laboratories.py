@@ -207,13 +207,15 @@ def test_proxy_that_rises_while_gold_stops_is_found() -> None:
     proxy = np.linspace(0, 4, count) + rng.normal(0, 0.05, count)
     gold = np.minimum(np.linspace(0, 4, count), 2) + rng.normal(0, 0.05, count)
     series = {"reward/sentiment": proxy, "reward/sentiment-gold": gold, "reward/score": proxy, "ref/kl_full": steps / 9}
-    stored = replace(make_token_iteration(ENGLISH), step=count)
-    curves = reward_curves({name: (steps, x) for name, x in series.items()}, stored)
+    proxy[3] = np.nan  # ignored
+    watched = ["reward/sentiment-gold"]
+    curves = reward_curves({name: (7 * steps, x) for name, x in series.items()}, 7 * count, watched)
     assert curves is not None
     assert (curves.proxy, curves.gold) == (["sentiment"], ["sentiment-gold"])
     assert curves.stops("sentiment-gold") == PARTS // 2
-    assert "still rises, but sentiment-gold does not" in format_sections([reward_section(curves, Canvas(300))])
-    assert reward_curves({"reward/sentiment": (steps, proxy), "ref/kl_full": (steps, steps)}, stored) is None
+    assert curves.parts[-1].last == 7 * count
+    assert "no significant rise of sentiment-gold was found" in format_sections([reward_section(curves, Canvas(300))])
+    assert reward_curves({"reward/sentiment": (steps, proxy), "ref/kl_full": (steps, steps)}, count, watched) is None
 
 
 def test_sections_fit_the_width() -> None:
@@ -225,3 +227,12 @@ def test_sections_fit_the_width() -> None:
             lines = ["".join(text for text, _ in line) for section in sections for line in section.lines]
             assert max(map(display_width, lines)) <= canvas.width
             assert canvas.unicode or not set("─●│±") & set("".join(lines))
+
+
+def test_rewards_after_an_unfinished_sample_are_unknown() -> None:
+    stored = make_token_iteration(ENGLISH)
+    sample = stored.samples()[0]
+    assert np.isfinite(critic.trajectory(stored, sample)["followed"]).all()
+    stored.columns["next_value"][sample.row, sample.columns[-1]] = 0.5  # a time limit ended it
+    assert np.isnan(critic.trajectory(stored, sample)["followed"]).all()
+    assert np.isnan(critic.trajectory(stored, sample)["error"]).all()

@@ -8,6 +8,7 @@ from textual import events
 
 from ppo_unified.inspection.laboratories import Laboratory
 from ppo_unified.inspection.sections import Canvas, Section
+from ppo_unified.terminal.chat import wrap_text
 from ppo_unified.text import display_width
 from tui.inspector.lines import Line, Span, StripWidget
 
@@ -23,7 +24,7 @@ class LaboratoryPane(StripWidget):
         self._found: Laboratory | str = ""
         self._number = self._step = self._top = self._count = 0
         self._unicode = True
-        self._sections: tuple[object, list[Section]] = (None, [])  # of the iteration, and for what they were made
+        self._sections: tuple[Laboratory | None, Canvas, list[Section]] = None, Canvas(0), []
 
     def show(self, found: Laboratory | str, number: int = 0, step: int = 0, unicode: bool = True) -> None:
         """Show a laboratory with one step of one sample, or a message."""
@@ -45,7 +46,7 @@ class LaboratoryPane(StripWidget):
 
     def paint(self, width: int, height: int) -> Sequence[Line]:
         if isinstance(self._found, str):
-            return [[(f" {self._found}", "")]]
+            return [[(f" {line}", "")] for line in wrap_text(self._found, max(1, width - 2))]
         columns = max(1, min(2, (width - 2 + GAP) // (COLUMN + GAP)))
         each = (width - 2 - GAP * (columns - 1)) // columns
         lines = place_sections(self._make_sections(self._found, each), each, columns, self._unicode)
@@ -61,10 +62,10 @@ class LaboratoryPane(StripWidget):
     def _make_sections(self, found: Laboratory, width: int) -> list[Section]:
         """Return the sections. Those of the iteration are made again only if the width changes."""
         canvas = Canvas(width, self._unicode)
-        made_for, sections = self._sections
-        if made_for != (id(found), canvas):
+        made_from, made_for, sections = self._sections
+        if made_from is not found or made_for != canvas:
             sections = found.sections(canvas)
-            self._sections = (id(found), canvas), sections
+            self._sections = found, canvas, sections
         return [*sections, found.sample_section(self._number, canvas, self._step, STEPS)]
 
 

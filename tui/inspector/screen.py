@@ -188,10 +188,10 @@ class InspectorScreen(TabActions):
             return False
         if action in OPTIONS:
             return self.what_if
-        if action in STUDY_KEYS:
-            return self.study
         if self.leaves_out(action):
             return False
+        if action in STUDY_KEYS:
+            return self.study
         return not (self.what_if and (action in ("sample_next", "sample_previous") or action.startswith("tab_")))
 
     def action_back(self) -> None:
@@ -199,7 +199,7 @@ class InspectorScreen(TabActions):
             self.action_what_if()
         elif self.study and not self.leaves_out("study"):
             self.action_study()
-        elif self.is_list_alone:
+        elif self.is_list_alone and not self.leaves_out("list"):
             self.action_list()
         else:
             self.app.pop_screen()
