@@ -171,10 +171,15 @@ def _evaluate(policy: TokenPolicy, rollouts: Sequence[Rollout], gamma: float, co
         errors.append((followed - values)[mask])
         log_ratio = torch.where(mask, logprobs - rollout.logprobs, 0.0)
         kl.append((log_ratio.exp() - 1 - log_ratio).sum(1)[mask.any(1)])
-    target, error = torch.cat(targets), torch.cat(errors)
-    if not target.var() > 0:
+    return explained_variance(torch.cat(targets), torch.cat(errors)), float(torch.cat(kl).mean())
+
+
+def explained_variance(target: Tensor, error: Tensor) -> float:
+    """Return 1 - var(error) / var(target). Raises UsageError if all targets are equal, apart from rounding."""
+    variance = target.var()
+    if not variance > 1e-10 * target.square().mean():
         raise UsageError(
             f"expected rewards that differ between the held-out responses, got {float(target.mean()):.4g} at every "
             "token; choose another policy or reward"
         )
-    return float(1 - error.var() / target.var()), float(torch.cat(kl).mean())
+    return float(1 - error.var() / variance)

@@ -63,6 +63,7 @@ def _cut(lines: list[Line], height: int, page: str) -> list[Line]:
 
 def topics_of(shown: Shown) -> list[str]:
     """Return the formulas and quantities of a step that have a section, in the order of the formulas."""
-    names = {line.name for line in explain(_step(shown))} | {"V"}
+    names = {line.name for line in explain(_step(shown))}
+    names |= {"V"} if shown.now.settings.baseline == "critic" else set()
     names |= {"entropy"} if quantity(shown.stored, shown.now, "entropy") is not None else set()
     return [topic for topic in TOPICS if topic in names]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from envs.llm.adapter import LLMAdapter
-from envs.llm.critic_comparison import VARIANTS, CriticCurve, compare_critics
+from envs.llm.critic_comparison import VARIANTS, CriticCurve, compare_critics, explained_variance
 from ppo_unified.cli import critics
 from ppo_unified.cli.main import main
 from ppo_unified.errors import UsageError
@@ -65,6 +65,13 @@ def test_wrong_options_are_reported(folder: Path) -> None:
         next(compare_critics(make_config(folder), {}, 2, CPU))
     with pytest.raises(UsageError, match="lora_rank: expected 0, got 2"):
         next(compare_critics(make_config(folder, {"lora_rank": 2}), {}, 5, CPU))
+
+
+def test_equal_rewards_are_reported() -> None:
+    error = torch.linspace(0, 1, 1000)
+    assert explained_variance(2 * error, error) == pytest.approx(0.75)
+    with pytest.raises(UsageError, match=r"expected rewards that differ .* got 0.1 at every token"):
+        explained_variance(torch.full((1000,), 0.1), error)
 
 
 def result(explained: float, kl: float) -> dict[str, Any]:
