@@ -173,7 +173,7 @@ MUTANTS = [
     Mutant("recurrent: critic's rows start from zero", RECURRENT, "obs[STATE][:, 0, self", "0 * obs[STATE][:, 0, self"),
     Mutant("recurrent: evaluations keep states of earlier episodes", EVAL, "player.start_episode(i)", "pass"),
     Mutant("inspector: kl k2 not halved", FORMULAS, "0.5 * np.square(log_ratio)", "np.square(log_ratio)"),
-    Mutant("inspector: kl k3 inverted", FORMULAS, "np.exp(-log_ratio) - 1 + log_ratio", "np.exp(log_ratio) - 1 - log_ratio"),
+    Mutant("inspector: kl k3 inverted", FORMULAS, "np.expm1(-log_ratio) + log_ratio", "np.expm1(log_ratio) - log_ratio"),
     Mutant("inspector: kl inverted", FORMULAS, "(logprobs - ref_logprobs)", "(ref_logprobs - logprobs)"),
     Mutant("inspector: kl rewarded", FORMULAS, "np.where(mask, -coef * kl, 0)", "np.where(mask, coef * kl, 0)"),
     Mutant("inspector: score at the first token", FORMULAS, "np.arange(len(mask)), last_steps(mask)]", "np.arange(len(mask)), mask.argmax(1)]"),
