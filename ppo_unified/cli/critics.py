@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of rollouts, including two held out (default: 12)",
     )
     parser.add_argument(
-        "--seeds", type=integer, nargs="+", default=[1, 2, 3], metavar="N", help="seeds, at least two (default: 1 2 3)"
+        "--seeds", type=integer, nargs="+", default=[1, 2, 3], metavar="N", help="2 to 10 seeds (default: 1 2 3)"
     )
     add_json(parser)
     add_runs_folder(parser)
@@ -161,7 +161,7 @@ def _verdict(difference: Mapping[str, float], kl: Mapping[str, Sequence[float]],
     else:
         first = f"Neither critic predicts clearly better: independent minus shared explained variance is {mean:.3f}"
     own, shared, alone = (
-        f"{np.mean(kl[kind]):.3g} ({min(kl[kind]):.2g} to {max(kl[kind]):.2g})" for kind in (*KINDS, ALONE)
+        f"{np.mean(kl[kind]):.3g} (seeds: {min(kl[kind]):.2g} to {max(kl[kind]):.2g})" for kind in (*KINDS, ALONE)
     )
     return (
         f"{first} (95 % interval {low:.3f} to {high:.3f}, {seeds} seeds). The updates moved the policy by a KL of "

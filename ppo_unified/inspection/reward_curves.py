@@ -47,8 +47,8 @@ class RewardCurves:
     parts: list[Part]
 
     def stops(self, gold: str) -> int | None:
-        """Return the first part from which on a trained reward still rises by more than two standard errors, but
-        `gold` does not; None if there is none."""
+        """Return the number of the first part after which a trained reward rises by more than two standard errors and
+        `gold` does not. Return None if there is no such part."""
         last = self.parts[-1]
         for number, part in enumerate(self.parts[:-1]):
             still = any(_rise(part.scores[name], last.scores[name]) > 2 for name in self.proxy)
